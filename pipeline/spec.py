@@ -1,0 +1,338 @@
+"""What is computed: frozen descriptions, their validation, and the keys that name results.
+
+A key is sha256 over the canonical JSON of *all* fields of a description, so a field that is added
+later cannot be forgotten. How fast or where something runs never enters here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import UserError
+
+FORMAT_VERSION = 1  # of the feature file; another number means another meaning of the bytes
+
+# VGG16's convolutional base, configuration D of Simonyan & Zisserman, https://arxiv.org/abs/1409.1556,
+# table 1: every layer and its number of channels, in the order of the forward pass. A max pooling
+# follows the last convolution of each block.
+CONV_LAYERS: dict[str, int] = {
+    "block1_conv1": 64,
+    "block1_conv2": 64,
+    "block2_conv1": 128,
+    "block2_conv2": 128,
+    "block3_conv1": 256,
+    "block3_conv2": 256,
+    "block3_conv3": 256,
+    "block4_conv1": 512,
+    "block4_conv2": 512,
+    "block4_conv3": 512,
+    "block5_conv1": 512,
+    "block5_conv2": 512,
+    "block5_conv3": 512,
+}
+
+# Every tap (a layer and a global pooling over its height and width) and its number of columns.
+TAP_COLUMNS: dict[str, int] = {
+    **{f"{layer}.avg": channels for layer, channels in CONV_LAYERS.items()},
+    "block3_pool.max": 256,
+    "block4_pool.max": 512,
+    "block5_pool.max": 512,
+    "block5_pool.avg": 512,
+}
+TOP_TAPS = ("block5_pool.avg",)  # what Keras calls include_top=False, pooling="avg"
+ALL_TAPS = tuple(TAP_COLUMNS)
+
+INTERPOLATIONS = ("bicubic",)
+PRECISIONS = ("float32", "bfloat16")
+MIN_IMAGE_SIZE = 32  # below it the fifth pooling has nothing left to pool
+MAX_IMAGE_SIZE = 1024  # about 5 GB of activations for a single batch of 16; beyond it, surely a slip
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys, no spaces and no NaN: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def digest_of(value: Any) -> str:
+    """sha256, in hex, of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
+
+
+def parse_taps(text: str) -> tuple[str, ...]:
+    """Read ``all``, ``top`` or ``NAME,NAME…`` into tap names, in network order, each once.
+
+    Raises
+    ------
+    UserError
+        When a name is not a tap, or there is none.
+    """
+    if text == "all":
+        return ALL_TAPS
+    if text == "top":
+        return TOP_TAPS
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in TAP_COLUMNS]
+    if unknown or not names:
+        found = ", ".join(repr(name) for name in unknown) or repr(text)
+        raise UserError(
+            f"The taps parameter must be 'all', 'top' or a comma-separated list of tap names. Got {found}. "
+            f"The names are {', '.join(ALL_TAPS)}."
+        )
+    return order_taps(names)
+
+
+def order_taps(names: Iterable[str]) -> tuple[str, ...]:
+    """Sort tap names into network order and drop repeats, so that equal sets have equal keys."""
+    wanted = set(names)
+    return tuple(tap for tap in ALL_TAPS if tap in wanted)
+
+
+def columns_of(taps: Iterable[str]) -> int:
+    """Number of feature columns of some taps together."""
+    return sum(TAP_COLUMNS[tap] for tap in taps)
+
+
+def check_image_size(size: int) -> int:
+    """Return an image size (pixels a side) that VGG16 can take, or raise UserError."""
+    if not MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE:
+        raise UserError(
+            f"The image size parameter must be between {MIN_IMAGE_SIZE} and {MAX_IMAGE_SIZE} pixels: VGG16 "
+            f"halves an image five times. Got {size}. Take 64 for CIFAR-10, or 32 for its own size."
+        )
+    return size
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Every input that changes a feature's value, and nothing else.
+
+    Attributes
+    ----------
+    dataset : str
+        The data set's name.
+    dataset_digest : str
+        sha256, in hex, over the data set's images, labels and class names.
+    weights_digest : str
+        sha256, in hex, over the network's kernels and biases.
+    image_size : int
+        Height and width, in pixels, at which the network sees an image.
+    interpolation : str
+        How an image gets to that size.
+    taps : tuple of str
+        The layers and poolings kept, in network order.
+    precision : str
+        ``float32`` or ``bfloat16``: what the convolutions compute in.
+    limit : int or None
+        Only the first so many rows of each split; None for all.
+    format_version : int
+        Of the feature file.
+    """
+
+    dataset: str
+    dataset_digest: str
+    weights_digest: str
+    image_size: int
+    interpolation: str
+    taps: tuple[str, ...]
+    precision: str
+    limit: int | None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        check_image_size(self.image_size)
+        for name, value, allowed in (
+            ("interpolation", self.interpolation, INTERPOLATIONS),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if value not in allowed:
+                raise UserError(f"The {name} parameter must be one of {', '.join(allowed)}. Got {value!r}.")
+        if not self.taps or self.taps != order_taps(self.taps):
+            raise UserError(f"The taps parameter must name known taps in network order. Got {self.taps!r}.")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"The limit parameter must be at least 1 row. Got {self.limit}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as plain JSON values."""
+        fields = dataclasses.asdict(self)
+        return {**fields, "taps": list(self.taps)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> FeatureSpec:
+        """Rebuild a spec from `to_dict`'s result.
+
+        Raises
+        ------
+        UserError
+            When a field is missing, unknown or of another type.
+        """
+        types = {
+            "dataset": str,
+            "dataset_digest": str,
+            "weights_digest": str,
+            "image_size": int,
+            "interpolation": str,
+            "taps": list,
+            "precision": str,
+            "limit": (int, type(None)),
+            "format_version": int,
+        }
+        if set(fields) != set(types):
+            odd = ", ".join(sorted(set(fields) ^ set(types)))
+            raise UserError(f"A feature spec must have the fields {', '.join(types)}. Missing or unknown: {odd}.")
+        for name, kind in types.items():
+            if not isinstance(fields[name], kind) or isinstance(fields[name], bool):  # type: ignore[arg-type]
+                raise UserError(f"The {name} field of a feature spec has the wrong type: {fields[name]!r}.")
+        return cls(**{**fields, "taps": tuple(str(tap) for tap in fields["taps"])})
+
+    def key(self) -> str:
+        """sha256, in hex, over the canonical JSON of all fields."""
+        return digest_of(self.to_dict())
+
+    @property
+    def stem(self) -> str:
+        """File name, without ending, of the cache that holds these features."""
+        return f"{self.family}{self.key()[:12]}"
+
+    @property
+    def family(self) -> str:
+        """What the names of all caches of this data set and size begin with."""
+        return f"{safe_name(self.dataset)}-vgg16-{self.image_size}px-"
+
+    def differences(self, other: FeatureSpec) -> list[str]:
+        """One phrase for each field in which ``other`` differs, naming the field and both values."""
+        return [
+            f"{field.name}: {_short(getattr(self, field.name))} here, {_short(getattr(other, field.name))} there"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != getattr(other, field.name)
+        ]
+
+    def serves(self, asked: FeatureSpec) -> bool:
+        """Whether a cache of this spec holds everything that ``asked`` asks for."""
+        return set(asked.taps) <= set(self.taps) and dataclasses.replace(self, taps=asked.taps) == asked
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a classifier that a user can fix.
+
+    Attributes
+    ----------
+    name : str
+        scikit-learn's own name for the parameter, where it is one of scikit-learn's.
+    kind : type
+        int, float, or tuple for a comma-separated list of int.
+    default : object
+        The value used; None where it is chosen on validation.
+    least : float
+        The smallest value allowed.
+    help : str
+    """
+
+    name: str
+    kind: type
+    default: Any
+    least: float
+    help: str
+
+    @property
+    def flag(self) -> str:
+        """The command-line flag of the option."""
+        return "--" + self.name.replace("_", "-")
+
+
+CLASSIFIER_OPTIONS: dict[str, tuple[Option, ...]] = {
+    "logistic": (
+        Option("C", float, None, 1e-12, "inverse of the L2 strength; chosen on validation when left out"),
+        Option("max_iter", int, 1000, 1, "solver iterations at most"),
+        Option("tol", float, 1e-4, 1e-12, "the solver stops when no gradient component is larger"),
+    ),
+    "mlp": (
+        Option("hidden_layer_sizes", tuple, (256,), 1, "units of each hidden layer, comma-separated"),
+        Option("alpha", float, None, 0, "L2 strength; chosen on validation when left out"),
+        Option("learning_rate_init", float, 2e-4, 1e-12, "Adam's step size"),
+        Option("max_epochs", int, 100, 1, "epochs at most"),
+        Option("patience", int, 3, 1, "epochs without a lower validation loss before stopping"),
+    ),
+}
+
+
+def classifier_options(classifier: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option of a classifier: the value given, else the default (None: chosen on validation).
+
+    Raises
+    ------
+    UserError
+        When the classifier is unknown, an option is not its own, or a value is too small.
+    """
+    if classifier not in CLASSIFIER_OPTIONS:
+        raise UserError(f"The classifier parameter must be one of {', '.join(CLASSIFIER_OPTIONS)}. Got {classifier!r}.")
+    options = {option.name: option for option in CLASSIFIER_OPTIONS[classifier]}
+    for name, value in given.items():
+        if name not in options:
+            own = ", ".join(option.flag for option in options.values())
+            raise UserError(
+                f"The {'--' + name.replace('_', '-')} option is not one of the classifier {classifier}, which has "
+                f"{own}. Leave it out, or choose another --classifier."
+            )
+        values = value if isinstance(value, tuple) else (value,)
+        if not values or any(not math.isfinite(item) or item < options[name].least for item in values):
+            raise UserError(
+                f"The {options[name].flag} option must be a number of at least {options[name].least:g}. Got {value!r}."
+            )
+    return {name: given.get(name, option.default) for name, option in options.items()}
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Every input that changes a stage-two result.
+
+    Attributes
+    ----------
+    features : str
+        `FeatureSpec.key` of the features used (of exactly the taps used, whatever the file holds besides).
+    dataset : str
+        The data set's name.
+    classifier : str
+        The classifier's name.
+    options : dict
+        As `classifier_options` gives them.
+    seed : int
+        Seed of the split, of the initial weights and of the shuffling.
+    protocol : int
+        Version of the selection protocol; another number means that the same inputs give another result.
+    """
+
+    features: str
+    dataset: str
+    classifier: str
+    options: Mapping[str, Any]
+    seed: int
+    protocol: int
+
+    @property
+    def name(self) -> str:
+        """The run's name: data set, classifier, 8 hex digits of the run key."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        key = digest_of({**fields, "options": dict(self.options)})
+        return f"{safe_name(self.dataset)}-{self.classifier}-{key[:8]}"
+
+
+def safe_name(name: str) -> str:
+    """A name fit for a file name on every system: letters, digits, dot, underscore, hyphen."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
+
+
+def _short(value: Any) -> str:
+    """A value for a message: digests by their first 12 digits, long lists by their length."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
+        return f"{value[:12]}…"
+    if isinstance(value, tuple):
+        return f"{len(value)} taps ({', '.join(value[:3])}{', …' if len(value) > 3 else ''})"
+    return repr(value)

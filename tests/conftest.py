@@ -1,0 +1,74 @@
+"""Shared parts of the tests: small real files, and real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA_DIR = Path(os.environ.get("DATA_DIR") or ROOT / "data").resolve()
+WEIGHTS_FILE = DATA_DIR / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+HAS_CIFAR10 = (DATA_DIR / "cifar-10-batches-bin" / "test_batch.bin").exists()
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "data" in item.keywords and not HAS_CIFAR10:
+            item.add_marker(pytest.mark.skip(reason="no CIFAR-10 in $DATA_DIR"))
+        if "weights" in item.keywords and not WEIGHTS_FILE.exists():
+            item.add_marker(pytest.mark.skip(reason="no VGG16 weights in $DATA_DIR"))
+
+
+@pytest.fixture(autouse=True)
+def _no_keras_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What lies in the home of whoever runs the tests must not change their outcome."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path_factory.getbasetemp() / "no-keras-home"))
+
+
+@pytest.fixture
+def run() -> Run:
+    """Run ``python -m pipeline`` as a real process, as a user would."""
+
+    def start(
+        *arguments: object, env: Mapping[str, str] | None = None, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pipeline", *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return start
+
+
+def assert_user_error(done: subprocess.CompletedProcess[str], *words: str) -> str:
+    """A user's error is one paragraph on stderr and exit status 2."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    (paragraph,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.stderr.rstrip().endswith(paragraph), "the error comes last"
+    for word in words:
+        assert word in paragraph
+    return paragraph
+
+
+@pytest.fixture(scope="session")
+def records() -> np.ndarray:
+    """CIFAR-10's six batches in miniature content but real size: uint8 (6, 10000, 3073)."""
+    generator = np.random.default_rng(0)
+    batches = generator.integers(0, 256, (6, 10_000, 3073), dtype=np.uint8)
+    batches[:, :, 0] = np.arange(10_000) % 10
+    return batches

@@ -1,0 +1,138 @@
+"""The key covers every input, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import UserError
+from pipeline.extract import FeatureOptions
+from pipeline.spec import ALL_TAPS, TAP_COLUMNS, FeatureSpec, RunSpec, classifier_options, columns_of, parse_taps
+
+SPEC = FeatureSpec(
+    dataset="cifar10",
+    dataset_digest="a" * 64,
+    weights_digest="b" * 64,
+    image_size=64,
+    interpolation="bicubic",
+    taps=ALL_TAPS,
+    precision="float32",
+    limit=None,
+)
+OTHER: dict[str, Any] = {
+    "dataset": "digits",
+    "dataset_digest": "c" * 64,
+    "weights_digest": "d" * 64,
+    "image_size": 65,
+    "interpolation": "nearest",
+    "taps": ("block5_pool.avg",),
+    "precision": "bfloat16",
+    "limit": 100,
+    "format_version": 2,
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(FeatureSpec)])
+def test_every_field_changes_the_key(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.spec.INTERPOLATIONS", ("bicubic", "nearest"))
+    assert field in OTHER, "a new field needs another value here"
+    other = dataclasses.replace(SPEC, **{field: OTHER[field]})
+    assert other.key() != SPEC.key()
+    (difference,) = SPEC.differences(other)
+    assert difference.startswith(f"{field}: ")
+
+
+def test_run_options_are_not_in_the_key() -> None:
+    fields = {field.name for field in dataclasses.fields(FeatureSpec)}
+    assert not fields & {"batch_size", "threads", "data_dir", "features_dir"}
+    assert {field.name for field in dataclasses.fields(FeatureOptions)} - fields == {"data_dir", "features_dir", "weights"}
+
+
+def test_key_is_stable() -> None:
+    """Another key for the same spec would orphan every cache there is."""
+    assert SPEC.key() == "21b6bb5e682d4e06c051e3e37d5b11a51f85dec180f88ee3e40968a87ad25427"
+    assert json.loads(json.dumps(SPEC.to_dict())) == SPEC.to_dict()
+    assert FeatureSpec.from_dict(json.loads(json.dumps(SPEC.to_dict()))) == SPEC
+
+
+@given(st.lists(st.sampled_from(ALL_TAPS), min_size=1))
+def test_taps_are_a_set(names: list[str]) -> None:
+    taps = parse_taps(",".join(names))
+    assert set(taps) == set(names)
+    assert taps == parse_taps(",".join(reversed(names)))
+    assert columns_of(taps) == sum(TAP_COLUMNS[tap] for tap in set(names))
+
+
+def test_tap_words() -> None:
+    assert parse_taps("all") == ALL_TAPS
+    assert parse_taps("top") == ("block5_pool.avg",)
+    assert columns_of(ALL_TAPS) == 6016
+    for wrong in ("", ",", "block6_conv1.avg", "top,all"):
+        with pytest.raises(UserError, match="taps"):
+            parse_taps(wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 16}, "between 32 and"),
+        ({"image_size": 0}, "between 32 and"),
+        ({"precision": "float64"}, "precision"),
+        ({"limit": 0}, "limit"),
+        ({"taps": ()}, "taps"),
+        ({"taps": ("block5_pool.avg", "block1_conv1.avg")}, "network order"),
+    ],
+)
+def test_invalid_specs_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(SPEC, **change)
+
+
+@pytest.mark.parametrize("field", list(OTHER))
+def test_a_damaged_spec_is_refused(field: str) -> None:
+    fields = SPEC.to_dict()
+    with pytest.raises(UserError, match=field):
+        FeatureSpec.from_dict({name: value for name, value in fields.items() if name != field})
+    with pytest.raises(UserError, match=field):
+        FeatureSpec.from_dict({**fields, field: 1.5})
+    with pytest.raises(UserError, match="extra"):
+        FeatureSpec.from_dict({**fields, "extra": 1})
+
+
+def test_more_taps_serve_fewer() -> None:
+    top = dataclasses.replace(SPEC, taps=("block5_pool.avg",))
+    assert SPEC.serves(top)
+    assert not top.serves(SPEC)
+    assert not dataclasses.replace(SPEC, image_size=32).serves(top)
+
+
+def test_run_key_covers_every_input() -> None:
+    run = RunSpec("f", "digits", "logistic", classifier_options("logistic", {}), 0, 1)
+    names = {
+        run.name,
+        dataclasses.replace(run, features="g").name,
+        dataclasses.replace(run, dataset="cifar10").name,
+        dataclasses.replace(run, classifier="mlp").name,
+        dataclasses.replace(run, options=classifier_options("logistic", {"C": 1.0})).name,
+        dataclasses.replace(run, seed=1).name,
+        dataclasses.replace(run, protocol=2).name,
+    }
+    assert len(names) == 7
+    assert dataclasses.replace(run, options=classifier_options("logistic", {"max_iter": 1000})).name == run.name
+
+
+def test_classifier_options_are_checked() -> None:
+    for classifier, given_options, message in [
+        ("svm", {}, "one of logistic, mlp"),
+        ("logistic", {"alpha": 1.0}, "--alpha option is not one of the classifier logistic"),
+        ("logistic", {"C": 0.0}, "--C option must be"),
+        ("logistic", {"C": float("nan")}, "--C option must be"),
+        ("mlp", {"hidden_layer_sizes": (8, 0)}, "--hidden-layer-sizes option must be"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            classifier_options(classifier, given_options)
