@@ -1,0 +1,383 @@
+"""Stage one: decide whether the features are there, can be gone on with, or must be computed; then act.
+
+python -m pipeline features --dataset cifar10 --image-size 64
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import datasets, hardware, store, weights
+from pipeline.errors import Interrupted, UserError, file_errors
+from pipeline.progress import Progress, format_bytes, format_seconds
+from pipeline.spec import TAP_COLUMNS, FeatureSpec, check_image_size, columns_of, parse_taps
+
+log = logging.getLogger("pipeline")
+
+# Found by measuring 64, 128, 256 and 512 at 64 pixels: the rate is flat, the memory is not.
+BATCH_SIZE = 128
+INTERPOLATION = "bicubic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions:
+    """What `features` and `train` are asked for, as on the command line."""
+
+    dataset: str = "cifar10"
+    data_dir: Path = Path("data")
+    features_dir: Path = Path("features")
+    image_size: int = 64
+    weights: str = "imagenet"
+    precision: str = "auto"
+    taps: str = "all"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        check_image_size(self.image_size)
+        parse_taps(self.taps)
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise UserError(f"The precision parameter must be auto, float32 or bfloat16. Got {self.precision!r}.")
+        if self.dataset not in datasets.NAMES:
+            raise UserError(f"The dataset parameter must be one of {', '.join(datasets.NAMES)}. Got {self.dataset!r}.")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"The limit parameter must be at least 1 row. Got {self.limit}.")
+
+
+def extract(options: FeatureOptions, *, batch_size: int = BATCH_SIZE) -> Path:
+    """Make sure that the features asked for are in a valid cache, and return its path.
+
+    Parameters
+    ----------
+    options : FeatureOptions
+    batch_size : int
+        Images that go through the network together; changes memory and speed, never what is asked for.
+
+    Raises
+    ------
+    UserError
+        When an input is faulty, or what is on disk under the cache's name is not a valid cache.
+    Interrupted
+        On SIGINT or SIGTERM.
+    """
+    if not 1 <= batch_size <= store.PART_ROWS:
+        raise UserError(f"The batch size parameter must be between 1 and {store.PART_ROWS}. Got {batch_size}.")
+    dataset = datasets.load(options.dataset, options.data_dir, download=True)
+    specs = candidate_specs(options, dataset.digest, _row_counts(dataset), weights_digest(options))
+    hit = find(options.features_dir, specs)
+    if hit is not None:
+        store.Build(options.features_dir, hit.spec, hit.rows).tidy(_say_waiting)
+    else:
+        hit = _build(options, dataset, specs[0], batch_size)
+    if hit is not None:
+        _say_valid(hit)
+        return hit.path
+    return options.features_dir / f"{specs[0].stem}.h5"
+
+
+# --- deciding ---------------------------------------------------------------------------------
+
+
+def weights_digest(options: FeatureOptions) -> str:
+    """Digest of the weights asked for. That of the ImageNet ones is known without having them."""
+    if options.weights == "imagenet":
+        return weights.IMAGENET_DIGEST
+    return _weights(options).digest
+
+
+def _weights(options: FeatureOptions) -> weights.Weights:
+    return weights.resolve(
+        options.weights, options.data_dir, read_arrays=store.read_arrays, fetch_with_keras=_fetch_with_keras
+    )
+
+
+def _fetch_with_keras() -> None:
+    with quiet_stderr():
+        from pipeline import vgg16  # late: it loads TensorFlow
+
+    vgg16.download_weights()
+
+
+def candidate_specs(
+    options: FeatureOptions, dataset_digest: str, rows: Mapping[str, int], weights_digest: str
+) -> list[FeatureSpec]:
+    """Specs that satisfy the options, the one to compute first.
+
+    ``auto`` is satisfied by either precision, and computed in bfloat16 where the processor has it.
+
+    Raises
+    ------
+    UserError
+        When bfloat16 is asked for on a processor without it, or the limit does not fit the data set.
+    """
+    limit = options.limit
+    if limit is not None:
+        if limit > max(rows.values()):
+            raise UserError(
+                f"The limit parameter must not go beyond the data set: {options.dataset} has {rows['train']:,} rows to "
+                f"train and {rows['test']:,} to test. Got {limit:,}. Leave it out to take all."
+            )
+        if limit == max(rows.values()):
+            limit = None  # nothing is left out, so these are the same features
+    if options.precision == "auto":
+        precisions = ["bfloat16", "float32"] if hardware.has_bfloat16() else ["float32", "bfloat16"]
+    else:
+        precisions = [options.precision]
+    return [
+        FeatureSpec(
+            dataset=options.dataset,
+            dataset_digest=dataset_digest,
+            weights_digest=weights_digest,
+            image_size=options.image_size,
+            interpolation=INTERPOLATION,
+            taps=parse_taps(options.taps),
+            precision=precision,
+            limit=limit,
+        )
+        for precision in precisions
+    ]
+
+
+def find(folder: Path, specs: list[FeatureSpec]) -> store.Cache | None:
+    """Open the first cache that serves one of the specs; None when there is none.
+
+    Raises
+    ------
+    CacheError
+        When one has the right name but does not verify: it is refused, not replaced.
+    """
+    with file_errors("read the features", folder):
+        for spec in specs:
+            path = store.find_cache(folder, spec)
+            if path is not None:
+                return store.open_cache(path, spec)
+    return None
+
+
+def _say_valid(cache: store.Cache) -> None:
+    log.info(
+        "%s is valid: %s, %s columns, made %s; nothing to compute",
+        cache.path,
+        format_bytes(cache.size),
+        f"{columns_of(cache.spec.taps):,}",
+        cache.created,
+    )
+    say_untrained(cache.provenance["weights"])
+
+
+def _say_waiting(holder: str) -> None:
+    log.info("waiting for %s, which is computing the same features", holder)
+
+
+def say_untrained(label: str) -> None:
+    """Warn wherever features of the untrained network are made or used."""
+    if label == "random":
+        log.warning("warning: these features come from random, untrained weights: no result of theirs is VGG16's")
+
+
+# --- acting -----------------------------------------------------------------------------------
+
+
+def _row_counts(dataset: datasets.Dataset) -> dict[str, int]:
+    return {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
+
+
+def _build(
+    options: FeatureOptions, dataset: datasets.Dataset, spec: FeatureSpec, batch_size: int
+) -> store.Cache | None:
+    """Compute a cache; return None, or the cache when another process made it in the meantime."""
+    if spec.precision == "bfloat16" and not hardware.has_bfloat16():
+        raise UserError(
+            "The precision parameter must be auto or float32 on this processor: it has no bfloat16 instructions (AMX "
+            "or AVX512-BF16), and TensorFlow would compute float32 under the name of bfloat16. Got 'bfloat16'."
+        )
+    splits = {
+        name: datasets.Split(split.images[: spec.limit], split.labels[: spec.limit])
+        for name, split in (("train", dataset.train), ("test", dataset.test))
+    }
+    for name, split in splits.items():
+        if len(split.labels) < len(dataset.class_names):
+            raise UserError(
+                f"The limit parameter must leave at least as many rows as classes: {len(dataset.class_names)} in "
+                f"{dataset.name}. Got {len(split.labels)} rows of {name}."
+            )
+    build = store.Build(options.features_dir, spec, {name: len(split.labels) for name, split in splits.items()})
+    kept = f"The parts that are finished are kept in {build.parts_folder}."
+    with file_errors("write the features", options.features_dir, kept), build.hold(_say_waiting):
+        made_meanwhile = find(options.features_dir, [spec])
+        if made_meanwhile is not None:
+            return made_meanwhile
+        _check_space(build)
+        _compute(options, dataset, splits, build, batch_size)
+    return None
+
+
+def _check_space(build: store.Build) -> None:
+    """Refuse to begin what the disk cannot hold: the parts and, for a moment, the final file."""
+    there = sum(entry.stat().st_size for entry in build.parts_folder.glob("*")) if build.parts_folder.exists() else 0
+    needed = int(2.05 * build.feature_bytes) - there  # 5 % for HDF5's own and the labels
+    free = shutil.disk_usage(build.folder).free
+    if free < needed:
+        raise UserError(
+            f"The disk of {build.folder} has {format_bytes(free)} free; computing these features takes "
+            f"{format_bytes(needed)} ({format_bytes(build.feature_bytes)} for the result, as much again for the parts "
+            f"until it is complete). Free some space, choose fewer --taps, or another disk with --features-dir."
+        )
+
+
+def _compute(
+    options: FeatureOptions,
+    dataset: datasets.Dataset,
+    splits: Mapping[str, datasets.Split],
+    build: store.Build,
+    batch_size: int,
+) -> None:
+    spec = build.spec
+    total = sum(build.rows.values())
+    done = 0
+    build.prepare()
+    network = _weights(options)
+    say_untrained(network.label)
+    log.info(
+        "computing %s features of %s at %d px in %s, weights %s",
+        f"{columns_of(spec.taps):,}", f"{total:,} images", spec.image_size, spec.precision, network.label,
+    )  # fmt: skip
+    try:
+        extractor: Callable[..., Any] | None = None
+        resumed = 0
+        with Progress("features", total, "images") as progress:
+            for part in build.parts:
+                if _load(build, part):
+                    resumed += part.stop - part.start
+                    progress.skip(part.stop - part.start)
+                else:
+                    if extractor is None:
+                        if resumed:
+                            log.info("going on where an earlier run stopped: %s rows are there", f"{resumed:,}")
+                        extractor = _make_extractor(network, spec, splits[part.split].images[:2])
+                    images = splits[part.split].images[part.start : part.stop]
+                    began = time.monotonic()
+                    features = _forward(extractor, images, spec, batch_size, progress)
+                    build.add(part, features, time.monotonic() - began)
+                done += part.stop - part.start
+        rate = total / max(build.seconds, 1e-9)
+        _finish(build, dataset, splits, network, batch_size, rate)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Interrupted. {done:,} of {total:,} rows are kept in {build.parts_folder}. Run the same command again to "
+            f"go on from there."
+        ) from None
+    log.info(
+        "%s: %s, %s columns of %d taps, %s images in %s (%.0f images/s)",
+        build.target, format_bytes(build.target.stat().st_size), f"{columns_of(spec.taps):,}", len(spec.taps),
+        f"{total:,}", format_seconds(build.seconds), rate,
+    )  # fmt: skip
+
+
+def _load(build: store.Build, part: store.Part) -> bool:
+    """Take over an earlier run's part, or say why it must be computed again."""
+    try:
+        return build.load(part)
+    except store.CacheError as error:
+        log.warning("warning: a part of an earlier run is computed again. %s", str(error).partition(". It was")[0])
+        return False
+
+
+def _make_extractor(network: weights.Weights, spec: FeatureSpec, sample: NDArray[np.uint8]) -> Callable[..., Any]:
+    """Compile the graph, and prove its precision on a few images."""
+    log.info("loading TensorFlow")
+    with quiet_stderr():
+        from pipeline import vgg16  # late: only a run that computes needs it
+
+        extractor = vgg16.Extractor(
+            network.layers,
+            spec.taps,
+            image_size=spec.image_size,
+            interpolation=spec.interpolation,
+            precision=spec.precision,
+        )
+        extractor.check_precision(sample)
+    return extractor
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Hold back what native code writes to stderr in the block; show it only if the block fails.
+
+    TensorFlow's C++ side greets before any of its log levels apply.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as spool:
+        os.dup2(spool.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            sys.stderr.flush()
+            spool.seek(0)
+            os.write(kept, spool.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _forward(
+    extractor: Callable[..., Any],
+    images: NDArray[np.uint8],
+    spec: FeatureSpec,
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, NDArray[np.float16]]:
+    """Features of a part's images, batch by batch."""
+    result = {tap: np.full((len(images), TAP_COLUMNS[tap]), np.nan, np.float16) for tap in spec.taps}
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        for tap, values in extractor(batch).items():
+            result[tap][start : start + len(batch)] = values
+        progress.update(len(batch))
+    # Preallocated with an impossible value, then asserted gone: every row was written.
+    for tap, values in result.items():
+        if np.isnan(values).any():
+            raise AssertionError(f"rows of {tap} were not written")
+    return result
+
+
+def _finish(
+    build: store.Build,
+    dataset: datasets.Dataset,
+    splits: Mapping[str, datasets.Split],
+    network: weights.Weights,
+    batch_size: int,
+    rate: float,
+) -> None:
+    attributes = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "images_per_second": rate,
+        "versions": {package: version(package) for package in ("tensorflow", "keras", "numpy", "h5py")},
+        "provenance": {
+            "dataset_source": dataset.source,
+            "official": dataset.official,
+            "weights": network.label,
+            "weights_source": network.source,
+            "batch_size": batch_size,
+            **hardware.describe(),
+        },
+    }
+    log.info("joining %d parts", len(build.parts))
+    build.finish({name: split.labels for name, split in splits.items()}, dataset.class_names, attributes)
