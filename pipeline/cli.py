@@ -1,0 +1,216 @@
+"""The command line: commands, flags, exit codes.
+
+Everything heavy is imported after the arguments have been understood, so help and mistakes cost nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pipeline.errors import Interrupted, UserError
+from pipeline.spec import CLASSIFIER_OPTIONS
+
+log = logging.getLogger("pipeline")
+
+EXIT_USER, EXIT_INTERRUPTED = 2, 130
+PROGRAM = "python -m pipeline"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one paragraph instead of printing the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:].rstrip('.')}. '{self.prog} --help' lists what there is.")
+
+
+def _number(kind: type) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"it must be {what}. Got {text!r}") from None
+
+    return parse
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"it must be whole numbers separated by commas. Got {text!r}") from None
+
+
+def _add_feature_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("features")
+    group.add_argument("--dataset", default="cifar10", metavar="NAME", help="cifar10 or digits")
+    group.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="data sets and weights")
+    group.add_argument("--features-dir", type=Path, default=Path("features"), metavar="DIR", help="feature caches")
+    group.add_argument(
+        "--image-size", type=_number(int), default=64, metavar="PX", help="height and width the network sees"
+    )
+    group.add_argument(
+        "--weights", default="imagenet", metavar="NAME|FILE", help="imagenet, random (untrained) or a Keras file"
+    )
+    group.add_argument(
+        "--precision",
+        default="auto",
+        metavar="NAME",
+        help="auto (bfloat16 where the processor has it), float32, bfloat16",
+    )
+    group.add_argument("--taps", default="all", metavar="NAMES", help="all, top, or names separated by commas")
+    group.add_argument("--limit", type=_number(int), metavar="N", help="only the first N rows of each split")
+    group.add_argument(
+        "--batch-size", type=_number(int), metavar="N", help="images that go through the network together"
+    )
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    show_defaults = argparse.ArgumentDefaultsHelpFormatter
+    parser = _Parser(
+        prog=PROGRAM,
+        description="VGG16 features once, classifiers as often as you like.",
+        epilog=f"'{PROGRAM} COMMAND --help' lists a command's flags.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    features = commands.add_parser(
+        "features", help="stage one: push all images through VGG16 once", formatter_class=show_defaults
+    )
+    _add_feature_flags(features)
+    features.set_defaults(run=_run_features)
+
+    train = commands.add_parser(
+        "train", help="stage two: train a classifier on the cached features", formatter_class=show_defaults
+    )
+    _add_feature_flags(train)
+    _add_training_flags(train)
+    train.set_defaults(run=_run_train)
+
+    demo = commands.add_parser(
+        "demo", help="both stages on scikit-learn's digits, in about a minute", formatter_class=show_defaults
+    )
+    _add_feature_flags(demo)
+    _add_training_flags(demo)
+    demo.set_defaults(run=_run_demo, dataset="digits")
+
+    inspect = commands.add_parser(
+        "inspect", help="what a feature file holds, and whether it verifies", formatter_class=show_defaults
+    )
+    inspect.add_argument("file", type=Path, metavar="FILE.h5")
+    inspect.add_argument("--verify", action="store_true", help="exit with status 2 on any fault")
+    _add_feature_flags(inspect)
+    inspect.set_defaults(run=_run_inspect)
+    return parser
+
+
+def _add_training_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument("--classifier", default="logistic", metavar="NAME", help=", ".join(CLASSIFIER_OPTIONS))
+    group.add_argument("--models-dir", type=Path, default=Path("models"), metavar="DIR", help="fitted classifiers")
+    group.add_argument("--output-dir", type=Path, default=Path("output"), metavar="DIR", help="reports and figures")
+    group.add_argument("--seed", type=_number(int), default=0, metavar="N", help="of the split and the shuffling")
+    group.add_argument("--force", action="store_true", help="compute a run again that is there")
+    for classifier, options in CLASSIFIER_OPTIONS.items():
+        own = parser.add_argument_group(f"options of {classifier}")
+        for option in options:
+            default = ",".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default
+            own.add_argument(
+                option.flag,
+                dest=f"option_{option.name}",
+                type=_numbers if option.kind is tuple else _number(option.kind),
+                default=argparse.SUPPRESS,
+                metavar="N,N…" if option.kind is tuple else "X" if option.kind is float else "N",
+                help=option.help + (f" (default: {default})" if default is not None else ""),
+            )
+
+
+def _feature_options(arguments: argparse.Namespace) -> Any:
+    from pipeline.extract import FeatureOptions
+
+    names = ("dataset", "data_dir", "features_dir", "image_size", "weights", "precision", "taps", "limit")
+    return FeatureOptions(**{name: getattr(arguments, name) for name in names})
+
+
+def _train_options(arguments: argparse.Namespace) -> Any:
+    from pipeline.train import TrainOptions
+
+    prefix = "option_"
+    given = {name.removeprefix(prefix): value for name, value in vars(arguments).items() if name.startswith(prefix)}
+    names = ("classifier", "models_dir", "output_dir", "seed", "force")
+    return TrainOptions(options=given, **{name: getattr(arguments, name) for name in names})
+
+
+def _extract(options: Any, arguments: argparse.Namespace) -> None:
+    from pipeline import extract
+
+    extract.extract(options, batch_size=arguments.batch_size or extract.BATCH_SIZE)
+
+
+def _run_features(arguments: argparse.Namespace) -> None:
+    _extract(_feature_options(arguments), arguments)
+
+
+def _run_train(arguments: argparse.Namespace) -> None:
+    from pipeline import train
+
+    place = train.train(_feature_options(arguments), _train_options(arguments))
+    sys.stdout.write(train.closing(place))
+
+
+def _run_demo(arguments: argparse.Namespace) -> None:
+    """Both stages; when no pretrained weights can be had, with untrained ones, and that is said."""
+    from dataclasses import replace
+
+    from pipeline import train
+    from pipeline.weights import WeightsUnavailable
+
+    options, training = _feature_options(arguments), _train_options(arguments)
+    try:
+        _extract(options, arguments)
+    except WeightsUnavailable as error:
+        log.warning("warning: %s", error)
+        log.warning("warning: going on with an untrained network, so that there is something to see")
+        options = replace(options, weights="random")
+        _extract(options, arguments)
+    sys.stdout.write(train.closing(train.train(options, training)))
+
+
+def _run_inspect(arguments: argparse.Namespace) -> None:
+    from pipeline import inspection
+
+    sys.stdout.write(inspection.inspect(arguments.file, _feature_options(arguments), must_verify=arguments.verify))
+
+
+def _interrupt(signal_number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0 done, 2 the user can mend it, 130 interrupted."""
+    from pipeline.progress import ConsoleHandler
+
+    if not log.handlers:
+        log.addHandler(ConsoleHandler(sys.stderr))
+        log.setLevel(logging.INFO)
+        log.propagate = False
+    signal.signal(signal.SIGTERM, _interrupt)  # like SIGINT: stop cleanly, and say how to go on
+    try:
+        arguments = _build_parser().parse_args(argv)
+        arguments.run(arguments)
+    except UserError as error:
+        log.error("error: %s", error)
+        return EXIT_USER
+    except Interrupted as stop:
+        log.error("%s", stop)
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        log.error("Interrupted. Nothing was left half-written; run the same command again to do it anew.")
+        return EXIT_INTERRUPTED
+    return 0

@@ -1,0 +1,179 @@
+"""Numbers to pictures: PNG files that can go into a thesis as they are.
+
+The colours are Okabe and Ito's, which colour-blind readers can tell apart
+(https://jfly.uni-koeln.de/color/), and no line is told from another by colour alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # before pyplot: there may be no display
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from numpy.typing import NDArray
+
+DPI = 150
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+STYLE: Any = {  # matplotlib types the keys of such a mapping one by one
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    "figure.constrained_layout.use": True,
+}
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def history(
+    unit: str, steps: Sequence[int], curves: Mapping[str, Sequence[float]], kept: int, title: str, chance: int
+) -> bytes:
+    """Loss and accuracy after every step, training and validation, as PNG bytes.
+
+    Parameters
+    ----------
+    unit : str
+        What a step is: ``epoch`` or ``iteration``.
+    steps : sequence of int
+    curves : mapping
+        ``train_loss``, ``train_accuracy``, ``validation_loss``, ``validation_accuracy``, a value a step;
+        losses in nats, accuracies between 0 and 1.
+    kept : int
+        The step whose model was kept.
+    title : str
+    chance : int
+        Number of classes; guessing has a loss of its logarithm, which bounds the axis of the loss.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.8))
+        marker = "o" if len(steps) <= 40 else None
+        for axis, what in zip(axes, ("loss", "accuracy"), strict=True):
+            for split, colour, line in (("train", BLUE, "-"), ("validation", ORANGE, "--")):
+                axis.plot(
+                    steps,
+                    curves[f"{split}_{what}"],
+                    color=colour,
+                    linestyle=line,
+                    linewidth=1.8,
+                    marker=marker,
+                    markersize=3,
+                    label={"train": "training", "validation": "validation"}[split],
+                )
+            if kept != steps[-1]:
+                axis.axvline(kept, color=GREY, linewidth=1, linestyle=":", label=f"kept: {unit} {kept}")
+            axis.set_xlabel(unit)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            axis.legend()
+        axes[0].set_ylabel("mean cross-entropy (nats)")
+        axes[0].set_ylim(0, 1.05 * min(np.log(chance) * 1.3, _highest(curves, "loss")))
+        axes[1].set_ylabel("accuracy")
+        axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        figure.suptitle(title, fontsize=11)
+        return _png(figure)
+
+
+def _highest(curves: Mapping[str, Sequence[float]], what: str) -> float:
+    return max(max(values) for name, values in curves.items() if name.endswith(what))
+
+
+def learning_curve(
+    sizes: Sequence[int], train: NDArray[np.float64], validation: NDArray[np.float64], title: str
+) -> bytes:
+    """Accuracy against training-set size, as PNG bytes.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Training rows.
+    train, validation : ndarray, float (sizes, seeds)
+        Accuracies between 0 and 1.
+    title : str
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6.4, 4.2))
+        seeds = train.shape[1]
+        for values, colour, line, marker, label in (
+            (train, BLUE, "-", "o", "training"),
+            (validation, ORANGE, "--", "s", "validation"),
+        ):
+            mean, spread = values.mean(axis=1), values.std(axis=1, ddof=1 if seeds > 1 else 0)
+            axis.fill_between(sizes, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+            axis.plot(
+                sizes, mean, color=colour, linestyle=line, marker=marker, markersize=4, linewidth=1.8, label=label
+            )
+        axis.set_xscale("log")
+        axis.set_xticks(list(sizes), [f"{size:,}" for size in sizes])
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.tick_params(axis="x", which="minor", length=0)
+        axis.set_xlabel("training rows (logarithmic scale)")
+        axis.set_ylabel("accuracy")
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axis.legend(title=f"mean ± 1 s.d. of {seeds} seeds", alignment="left")
+        axis.set_title(title)
+        return _png(figure)
+
+
+def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], title: str) -> bytes:
+    """Share of each true class predicted as each class, as PNG bytes.
+
+    Parameters
+    ----------
+    counts : ndarray, int (classes, classes)
+        Rows: true class. Columns: predicted class.
+    class_names : sequence of str
+    title : str
+    """
+    classes = len(class_names)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = 100 * counts / np.maximum(totals, 1)
+    labels = [name if len(name) <= 24 else name[:23] + "…" for name in class_names]
+    with_numbers = classes <= 25
+    inches = (
+        float(np.clip(0.52 * classes + 1.8, 4.5, 16)) if with_numbers else float(np.clip(0.16 * classes + 2, 7, 24))
+    )
+    with plt.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
+        figure, axis = plt.subplots(figsize=(inches + 1.0, inches))
+        image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        small = 6 if not with_numbers else 9
+        axis.set_xticks(range(classes), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=small)
+        axis.set_yticks(range(classes), labels, fontsize=small)
+        axis.set_xlabel("predicted class")
+        axis.set_ylabel("true class")
+        axis.set_title(title)
+        if with_numbers:
+            _annotate(axis, shares)
+        bar = figure.colorbar(image, ax=axis, shrink=0.8)
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
+        bar.set_label("share of the true class")
+        return _png(figure)
+
+
+def _annotate(axis: Axes, shares: NDArray[np.float64]) -> None:
+    for row, column in np.ndindex(*shares.shape):
+        share = shares[row, column]
+        if share == 0:
+            continue  # an empty cell says zero, and leaves the eye to what is there
+        text = f"{share:.0f}" if share >= 0.95 else "<1"
+        colour = "white" if share > 55 else "black"
+        axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)

@@ -1,0 +1,87 @@
+"""Tell in one screen what a feature file holds, how it was made, and whether it verifies.
+
+python -m pipeline inspect features/FILE.h5 --verify
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import datasets, extract, store
+from pipeline.extract import FeatureOptions
+from pipeline.progress import Progress, format_bytes
+from pipeline.spec import TAP_COLUMNS, columns_of
+
+
+def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> str:
+    """Describe a feature file.
+
+    Parameters
+    ----------
+    path : Path
+    asked : FeatureOptions
+        What to compare it with: the answer says which fields of the spec differ.
+    must_verify : bool
+        Whether a fault is an error instead of a line of the answer.
+
+    Raises
+    ------
+    CacheError
+        When the file has a fault and must verify, or is so damaged that nothing can be said of it.
+    """
+    fault = ""
+    try:
+        size = path.stat().st_size if path.is_file() else 0
+        with Progress("verifying", size, "B", scale=True) as progress:
+            cache = store.verify(path, progress.update)
+    except store.CacheError as error:
+        if must_verify:
+            raise
+        fault = str(error)
+        cache = store.describe_unverified(path)
+    spec, made = cache.spec, cache.provenance
+    rows = ", ".join(f"{count:,} {split}" for split, count in cache.rows.items())
+    taps = ", ".join(f"{tap} ({TAP_COLUMNS[tap]})" for tap in spec.taps)
+    names = ", ".join(cache.class_names[:12]) + (
+        f", … ({len(cache.class_names)})" if len(cache.class_names) > 12 else ""
+    )
+    weights = {"random": "random: untrained, seeded"}.get(str(made.get("weights")), str(made.get("weights")))
+    official = "the official files" if made.get("official") is True else "NOT the official files"
+    versions = ", ".join(f"{package} {number}" for package, number in cache.versions.items())
+    setup = f"{made.get('processor')}, {made.get('cores')} cores, batches of {made.get('batch_size')}"
+    digests = 2 * (len(spec.taps) + 1) + 2
+    lines = {
+        "file": f"{path} ({format_bytes(cache.size)}, format {spec.format_version})",
+        "key": spec.key(),
+        "verifies": f"NO: {fault}"
+        if fault
+        else f"yes, all {digests} digests (whole file, labels, class names, features)",
+        "data": f"{spec.dataset}, {official}, from {made.get('dataset_source')}",
+        "": f"digest {spec.dataset_digest}",
+        "rows": rows + (f" (the first {spec.limit:,} of each split)" if spec.limit else ""),
+        "classes": names,
+        "weights": f"{weights}, from {made.get('weights_source')}",
+        " ": f"digest {spec.weights_digest}",
+        "images": f"{spec.image_size}×{spec.image_size} px, {spec.interpolation}; computed in {spec.precision}",
+        "columns": f"{columns_of(spec.taps):,} float16: {taps}",
+        "made": f"{cache.created}, {cache.images_per_second:.0f} images/s",
+        "by": f"{setup}; {versions}",
+        "asked for": _compare(cache, asked),
+    }
+    return "".join(f"{name.strip():<11}{value}\n" for name, value in lines.items())
+
+
+def _compare(cache: store.Cache, asked: FeatureOptions) -> str:
+    """How the file differs from what the same options would ask of ``features``."""
+    try:
+        dataset = datasets.load(asked.dataset, asked.data_dir, download=False)
+        digest, rows = dataset.digest, {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
+        unknown = ""
+    except datasets.NotFoundHere:
+        digest, rows = cache.spec.dataset_digest, {"train": 2**62, "test": 2**62}
+        unknown = f" (the data's digest not compared: {asked.dataset} is not in {asked.data_dir})"
+    specs = extract.candidate_specs(asked, digest, rows, extract.weights_digest(asked))
+    if any(cache.spec.serves(spec) for spec in specs):
+        return f"this file serves it{unknown}"
+    differences = min((spec.differences(cache.spec) for spec in specs), key=len)
+    return f"this file does not serve it ('here' is asked, 'there' the file): {'; '.join(differences)}{unknown}"

@@ -1,0 +1,132 @@
+"""What a run leaves: its folder in output/, its two files in models/, and finding both again."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import files
+from pipeline.spec import safe_name
+
+RUN_FILES = (
+    "report.txt",
+    "metrics.json",
+    "history.csv",
+    "history.png",
+    "learning_curve.csv",
+    "learning_curve.png",
+    "confusion_matrix.png",
+    "predictions.csv",
+)
+PICTURES = tuple(name for name in RUN_FILES if name.endswith(".png"))
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """Where a run's results are.
+
+    Attributes
+    ----------
+    name : str
+        The run's name.
+    output_dir, models_dir : Path
+    """
+
+    name: str
+    output_dir: Path
+    models_dir: Path
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder."""
+        return self.output_dir / safe_name(self.name)
+
+    @property
+    def model(self) -> Path:
+        """The fitted pipeline, for joblib."""
+        return self.models_dir / f"{safe_name(self.name)}.joblib"
+
+    @property
+    def description(self) -> Path:
+        """What the model file holds."""
+        return self.model.with_suffix(".json")
+
+
+def to_json(value: Any) -> bytes:
+    """Readable JSON, as bytes, ending in a line feed."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def to_csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> bytes:
+    """CSV as bytes, with line feeds."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8")
+
+
+def find(place: RunPlace) -> Mapping[str, Any] | None:
+    """Metrics of a run that is complete; None when anything of it is missing or was changed."""
+    try:
+        metrics = json.loads((place.folder / "metrics.json").read_bytes())
+        description = json.loads(place.description.read_bytes())
+        with open(place.model, "rb") as stream:
+            intact = hashlib.file_digest(stream, "sha256").hexdigest() == description["sha256"]
+        complete = all((place.folder / name).is_file() for name in RUN_FILES)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    same_run = metrics.get("run") == description.get("run") == place.name
+    # --force replaces model and folder one after the other: a crash in between leaves two runs' halves.
+    if not (intact and complete and same_run and metrics.get("created") == description.get("created")):
+        return None
+    return dict(metrics)
+
+
+def save(place: RunPlace, contents: Mapping[str, bytes], model: bytes, description: Mapping[str, Any]) -> None:
+    """Write a run: first the model, then its description, then the folder, which appears complete.
+
+    A run is found by its folder, so one that was killed on the way here does not exist.
+
+    Parameters
+    ----------
+    place : RunPlace
+    contents : mapping
+        Bytes of each of `RUN_FILES`.
+    model : bytes
+        The fitted pipeline, as joblib writes it.
+    description : mapping
+        Goes beside the model; the model's sha256 and the run's name are added.
+
+    Raises
+    ------
+    OSError
+        When the file system refuses.
+    """
+    if set(contents) != set(RUN_FILES):
+        raise AssertionError(f"a run leaves {RUN_FILES}, not {tuple(contents)}")
+    files.make_folder(place.models_dir)
+    files.make_folder(place.output_dir)
+    remove_leftovers(place)
+    digest = hashlib.sha256(model).hexdigest()
+    files.write_atomically(place.model, model)
+    files.write_atomically(place.description, to_json({"run": place.name, **description, "sha256": digest}))
+    with files.new_folder(place.folder) as folder:
+        for name, content in contents.items():
+            files.write_atomically(folder / name, content)
+
+
+def remove_leftovers(place: RunPlace) -> None:
+    """Remove what killed runs of the same name left unfinished."""
+    for folder in (place.models_dir, place.output_dir):
+        for entry in folder.glob(f".{safe_name(place.name)}.*"):
+            if entry.is_dir():
+                files.remove_folder(entry)
+            else:
+                files.unlink(entry)

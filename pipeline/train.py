@@ -1,0 +1,392 @@
+"""Stage two: choose on validation, refit on all of train, score test once, leave a result.
+
+python -m pipeline train --classifier logistic --taps all
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import datasets, extract, report, store
+from pipeline.errors import UserError, file_errors
+from pipeline.extract import FeatureOptions
+from pipeline.progress import Progress, format_seconds
+from pipeline.report import RunPlace
+from pipeline.spec import FeatureSpec, RunSpec, classifier_options, columns_of
+
+if TYPE_CHECKING:
+    from pipeline.protocol import LearningCurve, Selection
+
+log = logging.getLogger("pipeline")
+
+PROTOCOL = 1  # part of a run's key: raise it when the same inputs give another result
+MAX_SEED = 2**32 - 1  # what numpy's legacy generator, which scikit-learn uses, accepts
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What `train` is asked for, besides the features."""
+
+    classifier: str = "logistic"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    models_dir: Path = Path("models")
+    output_dir: Path = Path("output")
+    seed: int = 0
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        classifier_options(self.classifier, self.options)
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UserError(f"The seed parameter must be between 0 and {MAX_SEED}. Got {self.seed}.")
+
+
+def train(features: FeatureOptions, options: TrainOptions) -> RunPlace:
+    """Make sure that the run asked for is there, and return where.
+
+    Parameters
+    ----------
+    features : FeatureOptions
+        Which features; they must be in a cache.
+    options : TrainOptions
+
+    Raises
+    ------
+    UserError
+        When there is no cache, it does not verify, or the labels do not allow the protocol.
+    Interrupted
+        On SIGINT or SIGTERM.
+    """
+    start = time.monotonic()
+    path, asked = find_features(features)
+    resolved = classifier_options(options.classifier, options.options)
+    run = RunSpec(asked.key(), asked.dataset, options.classifier, resolved, options.seed, PROTOCOL)
+    place = RunPlace(run.name, options.output_dir, options.models_dir)
+    if not options.force and report.find(place) is not None:
+        log.info("%s is there already: nothing to compute (--force computes it again)", place.folder)
+        return place
+    with file_errors("read the features", path):
+        cache = store.open_cache(path, asked)
+    extract.say_untrained(cache.provenance["weights"])
+    if cache.provenance["official"] is not True:
+        log.warning("warning: these features come from files that are not the official %s", asked.dataset)
+    contents, model, description = _compute(cache, asked, place, options, resolved, start)
+    with file_errors("write the results", place.output_dir, "The feature cache is as it was."):
+        report.save(place, contents, model, description)
+    return place
+
+
+# --- finding the features ---------------------------------------------------------------------
+
+
+def find_features(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
+    """Path of the cache that serves the options, and the spec of exactly what is asked of it.
+
+    Stage two needs the features, not the images: where the data set is not on this machine, the one
+    cache of its name is used.
+
+    Raises
+    ------
+    UserError
+        When there is no such cache, or more than one.
+    """
+    try:
+        dataset = datasets.load(options.dataset, options.data_dir, download=False)
+    except datasets.NotFoundHere:
+        return _find_without_data(options)
+    rows = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
+    specs = extract.candidate_specs(options, dataset.digest, rows, extract.weights_digest(options))
+    for spec in specs:
+        path = store.find_cache(options.features_dir, spec)
+        if path is not None:
+            return path, spec
+    raise _no_cache(options)
+
+
+def _find_without_data(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
+    endless = {"train": 2**62, "test": 2**62}
+    found = []
+    for asked in extract.candidate_specs(options, "", endless, extract.weights_digest(options)):
+        for path in sorted(options.features_dir.glob(f"{asked.family}*.h5")):
+            try:
+                held = store.peek_spec(path)
+            except store.CacheError as error:
+                log.warning("warning: %s", error)
+                continue
+            spec = dataclasses.replace(asked, dataset_digest=held.dataset_digest)
+            if held.serves(spec):
+                found.append((path, spec))
+    digests = {spec.dataset_digest for _, spec in found}
+    if len(digests) > 1:
+        names = ", ".join(path.name for path, _ in found)
+        raise UserError(
+            f"{options.dataset} itself is not in {options.data_dir}, and {options.features_dir} holds features of "
+            f"{len(digests)} different data sets of that name: {names}. Name the data's folder with --data-dir, or "
+            f"move the others away."
+        )
+    if not found:
+        raise _no_cache(options)
+    log.info("%s itself is not in %s: using the features that are there", options.dataset, options.data_dir)
+    return found[0]
+
+
+def _no_cache(options: FeatureOptions) -> UserError:
+    given = [
+        f"--{item.name.replace('_', '-')} {getattr(options, item.name)}"
+        for item in dataclasses.fields(options)
+        if getattr(options, item.name) != item.default
+    ]
+    command = " ".join(["python -m pipeline features", *given])
+    return UserError(
+        f"There is no feature cache in {options.features_dir} for what was asked: {options.dataset} at "
+        f"{options.image_size} px, weights {options.weights}, precision {options.precision}, taps {options.taps}, "
+        f"limit {options.limit or 'none'}. Make it with '{command}' ('make train' does so by itself)."
+    )
+
+
+# --- computing a run --------------------------------------------------------------------------
+
+
+def _load(cache: store.Cache, split: str, taps: tuple[str, ...]) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    size = cache.rows[split] * columns_of(taps) * store.FEATURE_DTYPE.itemsize
+    with Progress(f"reading {split}", size, "B", scale=True) as progress:
+        features = store.read_features(cache, split, taps, progress=progress.update)
+    return features, store.read_labels(cache, split)
+
+
+def _compute(
+    cache: store.Cache,
+    asked: FeatureSpec,
+    place: RunPlace,
+    options: TrainOptions,
+    resolved: Mapping[str, Any],
+    start: float,
+) -> tuple[dict[str, bytes], bytes, dict[str, Any]]:
+    """Run the protocol; return the run folder's files, the model file and its description."""
+    import joblib  # late, like all that follows: a run that is there is shown without loading scikit-learn
+    import sklearn
+    from sklearn.metrics import classification_report
+    from sklearn.metrics import confusion_matrix as count_confusions
+
+    from pipeline import figures, history, protocol
+
+    # Stage one refused whatever is not finite: checking a gigabyte again at every step would cost half the time.
+    sklearn.set_config(assume_finite=True)
+    name, classes, taps = options.classifier, cache.class_names, asked.taps
+    clock = _Clock(start)
+    features, labels = _load(cache, "train", taps)
+    data = history.Data(features, labels)
+    clock.lap("load")
+    log.info("%s on %s features of %s rows", name, f"{features.shape[1]:,}", f"{features.shape[0]:,}")
+    selection = protocol.select(name, resolved, data, options.seed, classes)
+    log.info(
+        "chosen on validation: %s (accuracy %.2f %%, log loss %.4f)",
+        _describe(selection.params), 100 * selection.validation[1], selection.validation[0],
+    )  # fmt: skip
+    clock.lap("search")
+    curve = protocol.learning_curve(name, selection.params, data, options.seed, classes)
+    clock.lap("evaluate")
+    model = protocol.refit(name, selection.params, data, options.seed)
+    del data, features  # standardised in place by the refit: no longer what they were
+    clock.lap("fit")
+    test_features, test_labels = _load(cache, "test", taps)
+    clock.lap("load")
+    probabilities = model.predict_proba(test_features)  # the one time that the test split is looked at
+    predicted = model.classes_[probabilities.argmax(axis=1)]
+    test_loss = history.cross_entropy(probabilities, np.searchsorted(model.classes_, test_labels))
+    test_accuracy = float(np.mean(predicted == test_labels))
+    shared = {"labels": np.arange(len(classes)), "target_names": list(classes), "zero_division": 0}
+    per_class = classification_report(test_labels, predicted, output_dict=True, **shared)
+    text = classification_report(test_labels, predicted, digits=4, **shared)
+    confusions = count_confusions(test_labels, predicted, labels=np.arange(len(classes)))
+    clock.lap("evaluate")
+
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    title = _title(cache, asked, name)
+    metrics = {
+        "run": place.name,
+        "created": created,
+        "dataset": {
+            "name": asked.dataset,
+            "digest": asked.dataset_digest,
+            "official": cache.provenance["official"],
+        },
+        "features": {
+            "file": str(cache.path),
+            "key": cache.spec.key(),
+            "image_size": asked.image_size,
+            "precision": asked.precision,
+            "taps": list(taps),
+            "columns": columns_of(taps),
+            "weights": cache.provenance["weights"],
+            "limit": asked.limit,
+        },
+        "classifier": {"name": name, "params": selection.params},
+        "search": selection.trials,
+        "seed": options.seed,
+        "accuracy": {"train": selection.train[1], "validation": selection.validation[1], "test": test_accuracy},
+        "log_loss": {"train": selection.train[0], "validation": selection.validation[0], "test": test_loss},
+        "per_class": {
+            label: {
+                "precision": per_class[label]["precision"],
+                "recall": per_class[label]["recall"],
+                "f1": per_class[label]["f1-score"],
+                "support": int(per_class[label]["support"]),
+            }
+            for label in classes
+        },
+        "seconds": {},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("scikit-learn", "numpy", "scipy", "joblib")},
+            **{f"features_{package}": number for package, number in cache.versions.items()},
+        },
+    }
+    pictures = {
+        "history.png": _history_picture(selection, title, len(classes)),
+        "learning_curve.png": figures.learning_curve(curve.sizes, curve.train, curve.validation, title),
+        "confusion_matrix.png": figures.confusion_matrix(
+            confusions, classes, f"{title}\ntest accuracy {test_accuracy:.1%}"
+        ),
+    }
+    buffer = io.BytesIO()
+    joblib.dump(model, buffer, compress=3)
+    clock.lap("evaluate")
+    metrics["seconds"] = clock.seconds()
+    contents = {
+        "report.txt": _report_text(metrics, text).encode("utf-8"),
+        "metrics.json": report.to_json(metrics),
+        "history.csv": selection.history.to_csv().encode("utf-8"),
+        "learning_curve.csv": _curve_csv(curve),
+        "predictions.csv": report.to_csv(
+            ("index", "label", "predicted", "confidence"),
+            (
+                (index, classes[label], classes[guess], f"{confidence:.6f}")
+                for index, (label, guess, confidence) in enumerate(
+                    zip(test_labels, predicted, probabilities.max(axis=1), strict=True)
+                )
+            ),
+        ),
+        **pictures,
+    }
+    description = {
+        "created": created,
+        "spec": asked.to_dict(),
+        "taps": list(taps),
+        "classes": list(classes),
+        "classifier": metrics["classifier"],
+        "weights": cache.provenance["weights"],
+        "official": cache.provenance["official"],
+        "versions": metrics["versions"],
+    }
+    return contents, buffer.getvalue(), description
+
+
+class _Clock:
+    """Adds up wall-clock seconds under names."""
+
+    def __init__(self, start: float) -> None:
+        self._start = self._last = start
+        self._spent = dict.fromkeys(("load", "search", "fit", "evaluate"), 0.0)
+
+    def lap(self, name: str) -> None:
+        """Count the time since the last lap under ``name``."""
+        now = time.monotonic()
+        self._spent[name] += now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        """All laps and their total, in seconds, to milliseconds."""
+        return {
+            **{name: round(spent, 3) for name, spent in self._spent.items()},
+            "total": round(time.monotonic() - self._start, 3),
+        }
+
+
+# --- saying it --------------------------------------------------------------------------------
+
+
+def _describe(params: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in params.items()
+    )
+
+
+def caveats(official: bool, weights: str) -> list[str]:
+    """What everyone who reads a result must know about its inputs."""
+    notes = [] if official else ["data not the official files"]
+    return notes + (
+        [] if weights == "imagenet" else ["untrained weights" if weights == "random" else f"weights {weights}"]
+    )
+
+
+def _title(cache: store.Cache, asked: FeatureSpec, name: str) -> str:
+    columns = f"{columns_of(asked.taps):,} VGG16 columns at {asked.image_size} px"
+    parts = [asked.dataset, name, columns, *([] if asked.limit is None else [f"first {asked.limit:,} rows"])]
+    return " · ".join(parts + caveats(cache.provenance["official"] is True, cache.provenance["weights"]))
+
+
+def _history_picture(selection: Selection, title: str, classes: int) -> bytes:
+    from pipeline import figures  # late: it loads matplotlib
+
+    steps = selection.history.steps
+    names = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+    curves = {name: [getattr(step, name) for step in steps] for name in names}
+    return figures.history(
+        selection.history.unit, [step.step for step in steps], curves, selection.history.kept, title, classes
+    )
+
+
+def _curve_csv(curve: LearningCurve) -> bytes:
+    rows = (
+        (size, seed, f"{curve.train[index, seed]:.6f}", f"{curve.validation[index, seed]:.6f}")
+        for index, size in enumerate(curve.sizes)
+        for seed in range(curve.train.shape[1])
+    )
+    return report.to_csv(("rows", "seed", "train_accuracy", "validation_accuracy"), rows)
+
+
+def _report_text(metrics: Mapping[str, Any], table: str) -> str:
+    """scikit-learn's classification report of the test split, under what it is a report of."""
+    features, accuracy, loss = metrics["features"], metrics["accuracy"], metrics["log_loss"]
+    notes = caveats(metrics["dataset"]["official"] is True, features["weights"])
+    lines = [
+        f"{metrics['run']}  ({metrics['created']})",
+        f"data        {metrics['dataset']['name']}"
+        + (f", first {features['limit']:,} rows" if features["limit"] else ""),
+        f"features    VGG16 at {features['image_size']} px, {features['precision']}, {features['columns']:,} columns "
+        f"of {len(features['taps'])} {'tap' if len(features['taps']) == 1 else 'taps'}",
+        f"classifier  {metrics['classifier']['name']}: {_describe(metrics['classifier']['params'])}",
+        *([f"NOTE        {'; '.join(notes)}"] if notes else []),
+        "",
+        "            train  validation    test",
+        f"accuracy   {accuracy['train']:6.2%}      {accuracy['validation']:6.2%}  {accuracy['test']:6.2%}",
+        f"log loss   {loss['train']:6.4f}      {loss['validation']:6.4f}  {loss['test']:6.4f}",
+        "",
+        "Train and validation are scores of the model fitted on 90 % of the training rows; test is scored once, by the",
+        "chosen model refitted on all of them. The classes of the test split:",
+        "",
+        table.rstrip(),
+        "",
+        f"computed in {format_seconds(metrics['seconds']['total'])}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def closing(place: RunPlace) -> str:
+    """A run's report and the paths of its pictures, for the terminal."""
+    text = (place.folder / "report.txt").read_text(encoding="utf-8")
+    pictures = "\n".join(f"  {place.folder / name}" for name in report.PICTURES)
+    return f"{text}\npictures:\n{pictures}\nmodel:\n  {place.model}\n"
