@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import datasets, hardware, store, weights
+from pipeline import datasets, hardware, parts, store, weights
 from pipeline.errors import Interrupted, UserError, file_errors
 from pipeline.progress import Progress, format_bytes, format_seconds
 from pipeline.spec import TAP_COLUMNS, FeatureSpec, check_image_size, columns_of, parse_taps
@@ -74,13 +74,13 @@ def extract(options: FeatureOptions, *, batch_size: int = BATCH_SIZE) -> Path:
     Interrupted
         On SIGINT or SIGTERM.
     """
-    if not 1 <= batch_size <= store.PART_ROWS:
-        raise UserError(f"The batch size parameter must be between 1 and {store.PART_ROWS}. Got {batch_size}.")
+    if not 1 <= batch_size <= parts.PART_ROWS:
+        raise UserError(f"The batch size parameter must be between 1 and {parts.PART_ROWS}. Got {batch_size}.")
     dataset = datasets.load(options.dataset, options.data_dir, download=True)
     specs = candidate_specs(options, dataset.digest, _row_counts(dataset), weights_digest(options))
     hit = find(options.features_dir, specs)
     if hit is not None:
-        store.Build(options.features_dir, hit.spec, hit.rows).tidy(_say_waiting)
+        parts.Build(options.features_dir, hit.spec, hit.rows).tidy(_say_waiting)
     else:
         hit = _build(options, dataset, specs[0], batch_size)
     if hit is not None:
@@ -215,7 +215,7 @@ def _build(
                 f"The limit parameter must leave at least as many rows as classes: {len(dataset.class_names)} in "
                 f"{dataset.name}. Got {len(split.labels)} rows of {name}."
             )
-    build = store.Build(options.features_dir, spec, {name: len(split.labels) for name, split in splits.items()})
+    build = parts.Build(options.features_dir, spec, {name: len(split.labels) for name, split in splits.items()})
     kept = f"The parts that are finished are kept in {build.parts_folder}."
     with file_errors("write the features", options.features_dir, kept), build.hold(_say_waiting):
         made_meanwhile = find(options.features_dir, [spec])
@@ -226,7 +226,7 @@ def _build(
     return None
 
 
-def _check_space(build: store.Build) -> None:
+def _check_space(build: parts.Build) -> None:
     """Refuse to begin what the disk cannot hold: the parts and, for a moment, the final file."""
     there = sum(entry.stat().st_size for entry in build.parts_folder.glob("*")) if build.parts_folder.exists() else 0
     needed = int(2.05 * build.feature_bytes) - there  # 5 % for HDF5's own and the labels
@@ -243,7 +243,7 @@ def _compute(
     options: FeatureOptions,
     dataset: datasets.Dataset,
     splits: Mapping[str, datasets.Split],
-    build: store.Build,
+    build: parts.Build,
     batch_size: int,
 ) -> None:
     spec = build.spec
@@ -288,7 +288,7 @@ def _compute(
     )  # fmt: skip
 
 
-def _load(build: store.Build, part: store.Part) -> bool:
+def _load(build: parts.Build, part: parts.Part) -> bool:
     """Take over an earlier run's part, or say why it must be computed again."""
     try:
         return build.load(part)
@@ -359,7 +359,7 @@ def _forward(
 
 
 def _finish(
-    build: store.Build,
+    build: parts.Build,
     dataset: datasets.Dataset,
     splits: Mapping[str, datasets.Split],
     network: weights.Weights,

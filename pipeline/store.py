@@ -13,9 +13,8 @@ Layout of a finished file (any HDF5 tool reads it)::
 The line in front is an HDF5 user block, which HDF5 tools skip. It is what makes every single byte of the
 file verifiable *before* the HDF5 library parses it.
 
-While it is being built, ``<stem>.parts/`` holds one small complete file of the same kind for each
-`PART_ROWS` rows of a split. Neither libhdf5 nor a crash in the middle of its writes can spoil a file:
-the library only lays out metadata in memory, and all bytes reach the disk through `pipeline.files`.
+Neither libhdf5 nor a crash in the middle of its writes can spoil a file: the library only lays out metadata
+in memory, and all bytes reach the disk through `pipeline.files`. How a cache is built is in `pipeline.parts`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,10 +42,6 @@ SPLITS = ("train", "test")
 FEATURE_DTYPE = np.dtype("<f2")
 LABEL_DTYPES = (np.dtype("u1"), np.dtype("<i8"))
 
-# Rows of a part: a few seconds of work, so little is lost, and yet few enough files and fsyncs. It is
-# no option, and no multiple of the batch size, because a resumed run must meet the boundaries it left.
-PART_ROWS = 1024
-
 HEADER_SIZE = 512  # bytes; the smallest user block that HDF5 allows
 _HEADER = re.compile(rb"vgg16 feature file, format (\d+), sha256 of the bytes from 512 on: ([0-9a-f]{64})\n\0*")
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -57,7 +52,8 @@ class CacheError(UserError):
     """A feature file that must not be used; the message says which, why, and what to do."""
 
 
-def _refuse(path: Path, what: str) -> CacheError:
+def refuse(path: Path, what: str) -> CacheError:
+    """Give the error for a file that must not be used, because of ``what``."""
     return CacheError(
         f"The feature file {path} cannot be used: {what}. It was not changed. Delete it and run "
         f"'python -m pipeline features' with the same options to compute it again."
@@ -127,7 +123,7 @@ class _SparseMemory(io.RawIOBase):
 
 
 @dataclass(frozen=True)
-class _Planned:
+class Planned:
     """A data set to be: where, how large, and the sha256 its bytes will have."""
 
     name: str
@@ -136,8 +132,18 @@ class _Planned:
     sha256: str
 
 
-def _plan(name: str, array: NDArray[Any]) -> _Planned:
-    return _Planned(name, array.shape, array.dtype, array_digest(array))
+def plan(name: str, array: NDArray[Any]) -> Planned:
+    """Plan a data set for an array that is in memory."""
+    return Planned(name, array.shape, array.dtype, array_digest(array))
+
+
+def encode_names(names: Sequence[str]) -> NDArray[Any]:
+    """Class names as fixed-length UTF-8, which needs no object type and no heap in the file."""
+    encoded = [name.encode("utf-8") for name in names]
+    if any(b"\0" in name for name in encoded):
+        raise UserError("A class name must not hold the character U+0000, which HDF5 text ends at. Rename the class.")
+    width = max([len(name) for name in encoded] + [1])
+    return np.array(encoded, dtype=h5py.string_dtype("utf-8", width))
 
 
 def array_digest(array: NDArray[Any]) -> str:
@@ -145,7 +151,7 @@ def array_digest(array: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"").hexdigest()
 
 
-def _lay_out(attributes: Mapping[str, Any], plan: Sequence[_Planned]) -> tuple[_SparseMemory, dict[str, int]]:
+def _lay_out(attributes: Mapping[str, Any], plan: Sequence[Planned]) -> tuple[_SparseMemory, dict[str, int]]:
     """Build a file's metadata in memory; return it and the byte offset of each data set."""
     memory = _SparseMemory()
     offsets: dict[str, int] = {}
@@ -171,14 +177,15 @@ def _lay_out(attributes: Mapping[str, Any], plan: Sequence[_Planned]) -> tuple[_
     return memory, offsets
 
 
-class _Writer:
+class Writer:
     """Puts rows of planned data sets at their place in an open file."""
 
-    def __init__(self, descriptor: int, plan: Sequence[_Planned], offsets: Mapping[str, int]) -> None:
+    def __init__(self, descriptor: int, plan: Sequence[Planned], offsets: Mapping[str, int]) -> None:
         self._descriptor, self._offsets = descriptor, offsets
         self._plan = {item.name: item for item in plan}
 
     def rows(self, name: str, start: int, array: NDArray[Any]) -> None:
+        """Write rows ``start`` and following of a data set."""
         item = self._plan[name]
         if array.dtype != item.dtype or array.shape[1:] != item.shape[1:] or start + len(array) > item.shape[0]:
             raise AssertionError(f"{name}: rows {start}+{array.shape} {array.dtype} do not fit {item}")
@@ -187,12 +194,12 @@ class _Writer:
             files.write(self._descriptor, data.view(np.uint8).data, self._offsets[name] + start * data[0].nbytes)
 
 
-def _write_file(
+def write_file(
     target: Path,
     temporary: Path,
     attributes: Mapping[str, Any],
-    plan: Sequence[_Planned],
-    fill: Callable[[_Writer], None],
+    plan: Sequence[Planned],
+    fill: Callable[[Writer], None],
 ) -> None:
     """Write a complete file under a temporary name, seal it, and give it its name."""
     memory, offsets = _lay_out(attributes, plan)
@@ -202,7 +209,7 @@ def _write_file(
         for page, content in sorted(memory.pages.items()):
             start = page * memory.PAGE
             files.write(descriptor, bytes(content[: memory.size - start]), start)
-        fill(_Writer(descriptor, plan, offsets))
+        fill(Writer(descriptor, plan, offsets))
         os.ftruncate(descriptor, memory.size)
         files.write(descriptor, _header(file_digest(descriptor)), 0)
 
@@ -227,7 +234,7 @@ def file_digest(descriptor: int) -> str:
 
 
 @contextmanager
-def _verified(path: Path, *, trusting: bool = False) -> Iterator[h5py.File]:
+def verified(path: Path, *, trusting: bool = False) -> Iterator[h5py.File]:
     """Open a file for reading after every byte of it has been verified (unless ``trusting``).
 
     The verification, the parsing and the reading use one descriptor, so a file renamed over this one
@@ -243,7 +250,7 @@ def _verified(path: Path, *, trusting: bool = False) -> Iterator[h5py.File]:
             except (OSError, RuntimeError, ValueError, KeyError) as error:
                 if isinstance(error, OSError) and error.errno:
                     raise
-                raise _refuse(path, f"HDF5 cannot read it ({error})") from error
+                raise refuse(path, f"HDF5 cannot read it ({error})") from error
     except FileNotFoundError as error:
         raise CacheError(f"There is no feature file {path}. Check the path.") from error
     except IsADirectoryError as error:
@@ -255,63 +262,62 @@ def _check_bytes(path: Path, descriptor: int) -> None:
     match = _HEADER.fullmatch(head)
     if match is None:
         if head.startswith(_HDF5_SIGNATURE):
-            raise _refuse(path, "it is an HDF5 file, but not one that this program wrote, or it was edited since")
-        raise _refuse(path, f"its first {HEADER_SIZE} bytes are not a feature file's; found {head[:24]!r}")
+            raise refuse(path, "it is an HDF5 file, but not one that this program wrote, or it was edited since")
+        raise refuse(path, f"its first {HEADER_SIZE} bytes are not a feature file's; found {head[:24]!r}")
     if int(match[1]) != FORMAT_VERSION:
-        raise _refuse(path, f"its format_version is {int(match[1])}; this program reads {FORMAT_VERSION}")
+        raise refuse(path, f"its format_version is {int(match[1])}; this program reads {FORMAT_VERSION}")
     found, expected = file_digest(descriptor), match[2].decode()
     if found != expected:
-        raise _refuse(
+        raise refuse(
             path,
             f"it was truncated, edited or damaged after it was written (sha256 expected {expected[:12]}…, "
             f"found {found[:12]}…)",
         )
 
 
-def _members(path: Path, group: h5py.Group, expected: set[str]) -> None:
+def check_members(path: Path, group: h5py.Group, expected: set[str]) -> None:
     """Refuse a group whose members are not exactly the expected ones, or not plain links into this file."""
     found = set(group)
     if found != expected:
         odd = ", ".join(sorted(found ^ expected))
-        raise _refuse(path, f"{group.name} has missing or unexpected members: {odd}")
+        raise refuse(path, f"{group.name} has missing or unexpected members: {odd}")
     for name in sorted(found):
         kind = type(group.get(name, getlink=True)).__name__
         if kind != "HardLink":
-            raise _refuse(
-                path, f"{group.name.rstrip('/')}/{name} is a link of the kind {kind}, which is never followed"
-            )
+            raise refuse(path, f"{group.name.rstrip('/')}/{name} is a link of the kind {kind}, which is never followed")
 
 
-def _dataset(path: Path, parent: h5py.Group, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
+def array_dataset(path: Path, parent: h5py.Group, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
     """Return a member that is a plain array of the expected shape (None: any length), or refuse."""
     dataset = parent[name]
     where = f"{parent.name.rstrip('/')}/{name}"
     if not isinstance(dataset, h5py.Dataset):
-        raise _refuse(path, f"{where} is a group, not an array")
+        raise refuse(path, f"{where} is a group, not an array")
     layout = dataset.id.get_create_plist().get_layout()
     if dataset.is_virtual or dataset.external or layout != h5py.h5d.CONTIGUOUS:
-        raise _refuse(path, f"{where} is not stored in one piece in this file (virtual, external or chunked)")
+        raise refuse(path, f"{where} is not stored in one piece in this file (virtual, external or chunked)")
     if len(dataset.shape) != len(shape) or any(
         want is not None and want != have for want, have in zip(shape, dataset.shape, strict=True)
     ):
-        raise _refuse(path, f"{where} has the shape {dataset.shape}; expected {shape}")
+        raise refuse(path, f"{where} has the shape {dataset.shape}; expected {shape}")
     if dataset.dtype.hasobject or dataset.dtype.fields is not None:
-        raise _refuse(path, f"{where} has the type {dataset.dtype}, which is never read")
+        raise refuse(path, f"{where} has the type {dataset.dtype}, which is never read")
     if dataset.size and dataset.id.get_storage_size() != dataset.size * dataset.dtype.itemsize:
-        raise _refuse(path, f"{where} declares more than the file holds")
+        raise refuse(path, f"{where} declares more than the file holds")
     _text_attribute(path, dataset, "sha256")
     return dataset
 
 
-def _expect_dtype(path: Path, dataset: h5py.Dataset, allowed: Sequence[np.dtype[Any]]) -> None:
+def expect_dtype(path: Path, dataset: h5py.Dataset, allowed: Sequence[np.dtype[Any]]) -> None:
+    """Refuse a data set of any other type."""
     if dataset.dtype not in allowed:
-        raise _refuse(path, f"{dataset.name} has the type {dataset.dtype}; expected {' or '.join(map(str, allowed))}")
+        raise refuse(path, f"{dataset.name} has the type {dataset.dtype}; expected {' or '.join(map(str, allowed))}")
 
 
 def _text_attribute(path: Path, item: h5py.Group | h5py.Dataset, name: str) -> str:
     value = item.attrs.get(name)
     if not isinstance(value, str):
-        raise _refuse(path, f"the attribute {name!r} of {item.name} is missing or no text")
+        raise refuse(path, f"the attribute {name!r} of {item.name} is missing or no text")
     return value
 
 
@@ -320,14 +326,14 @@ def _json_attribute(path: Path, item: h5py.Group, name: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise _refuse(path, f"the attribute {name!r} is not JSON: {error}") from error
+        raise refuse(path, f"the attribute {name!r} is not JSON: {error}") from error
 
 
-def _read(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
+def read_proven(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
     """Read a whole data set and prove it by its digest."""
     array: NDArray[Any] = dataset[()]
     if array_digest(array) != dataset.attrs["sha256"]:
-        raise _refuse(path, f"{dataset.name} does not have the sha256 recorded with it")
+        raise refuse(path, f"{dataset.name} does not have the sha256 recorded with it")
     return array
 
 
@@ -336,11 +342,11 @@ def _read_spec(path: Path, file: h5py.File) -> FeatureSpec:
     try:
         spec = FeatureSpec.from_dict(fields)
     except (UserError, TypeError, AttributeError) as error:
-        raise _refuse(path, f"its spec is not valid ({error})") from error
+        raise refuse(path, f"its spec is not valid ({error})") from error
     if _text_attribute(path, file, "key") != spec.key():
-        raise _refuse(path, "its key is not the key of its spec")
+        raise refuse(path, "its key is not the key of its spec")
     if file.attrs.get("format_version") != FORMAT_VERSION or spec.format_version != FORMAT_VERSION:
-        raise _refuse(path, f"its format_version is {file.attrs.get('format_version')!r}; expected {FORMAT_VERSION}")
+        raise refuse(path, f"its format_version is {file.attrs.get('format_version')!r}; expected {FORMAT_VERSION}")
     return spec
 
 
@@ -397,19 +403,17 @@ def open_cache(path: Path, expected: FeatureSpec | None = None) -> Cache:
     CacheError
         When the file is absent, damaged, edited, of another format, or of another spec than expected.
     """
-    with _verified(path) as file:
+    with verified(path) as file:
         cache = _describe(path, file)
     if expected is not None and not cache.spec.serves(expected):
         differences = "; ".join(expected.differences(cache.spec))
-        raise _refuse(
-            path, f"it holds other features than asked for ('here' is asked, 'there' the file): {differences}"
-        )
+        raise refuse(path, f"it holds other features than asked for ('here' is asked, 'there' the file): {differences}")
     return cache
 
 
 def describe_unverified(path: Path) -> Cache:
     """Say what a file claims to hold; for people who want to know what a damaged one was."""
-    with _verified(path, trusting=True) as file:
+    with verified(path, trusting=True) as file:
         return _describe(path, file)
 
 
@@ -422,10 +426,10 @@ def verify(path: Path, progress: Callable[[int], None] = lambda count: None) -> 
         At the first fault.
     """
     cache = open_cache(path)
-    with _verified(path) as file:
+    with verified(path) as file:
         for split in SPLITS:
             for name in ("labels", *cache.spec.taps):
-                progress(_read(path, file[split][name]).nbytes)
+                progress(read_proven(path, file[split][name]).nbytes)
     for split in SPLITS:
         read_labels(cache, split)
     return cache
@@ -433,32 +437,32 @@ def verify(path: Path, progress: Callable[[int], None] = lambda count: None) -> 
 
 def _describe(path: Path, file: h5py.File) -> Cache:
     spec = _read_spec(path, file)
-    _members(path, file, {"class_names", *SPLITS})
+    check_members(path, file, {"class_names", *SPLITS})
     rows: dict[str, int] = {}
     dtypes = set()
     for split in SPLITS:
         if not isinstance(file[split], h5py.Group):
-            raise _refuse(path, f"/{split} is an array, not a group")
-        _members(path, file[split], {"labels", *spec.taps})
-        labels = _dataset(path, file[split], "labels", (None,))
-        _expect_dtype(path, labels, LABEL_DTYPES)
+            raise refuse(path, f"/{split} is an array, not a group")
+        check_members(path, file[split], {"labels", *spec.taps})
+        labels = array_dataset(path, file[split], "labels", (None,))
+        expect_dtype(path, labels, LABEL_DTYPES)
         rows[split] = len(labels)
         dtypes.add(labels.dtype)
         for tap in spec.taps:
-            features = _dataset(path, file[split], tap, (rows[split], TAP_COLUMNS[tap]))
-            _expect_dtype(path, features, (FEATURE_DTYPE,))
+            features = array_dataset(path, file[split], tap, (rows[split], TAP_COLUMNS[tap]))
+            expect_dtype(path, features, (FEATURE_DTYPE,))
     if len(dtypes) != 1:
-        raise _refuse(path, "the labels of its splits have different types")
-    names = _dataset(path, file, "class_names", (None,))
+        raise refuse(path, "the labels of its splits have different types")
+    names = array_dataset(path, file, "class_names", (None,))
     if names.dtype.kind != "S":
-        raise _refuse(path, f"/class_names has the type {names.dtype}; expected fixed-length text")
+        raise refuse(path, f"/class_names has the type {names.dtype}; expected fixed-length text")
     try:
-        class_names = tuple(name.decode("utf-8") for name in _read(path, names))
+        class_names = tuple(name.decode("utf-8") for name in read_proven(path, names))
     except UnicodeDecodeError as error:
-        raise _refuse(path, f"/class_names is not UTF-8: {error}") from error
+        raise refuse(path, f"/class_names is not UTF-8: {error}") from error
     rate = file.attrs.get("images_per_second")
     if not isinstance(rate, (float, np.floating)):
-        raise _refuse(path, "the attribute 'images_per_second' is missing or no number")
+        raise refuse(path, "the attribute 'images_per_second' is missing or no number")
     return Cache(
         path=path,
         spec=spec,
@@ -481,7 +485,7 @@ def peek_spec(path: Path) -> FeatureSpec:
     CacheError
         When not even that can be read.
     """
-    with _verified(path, trusting=True) as file:
+    with verified(path, trusting=True) as file:
         return _read_spec(path, file)
 
 
@@ -501,10 +505,10 @@ def find_cache(folder: Path, asked: FeatureSpec) -> Path | None:
 
 def read_labels(cache: Cache, split: str) -> NDArray[Any]:
     """Labels of a split, uint8 or int64 (n,), each within the class names."""
-    with _verified(cache.path) as file:
-        labels = _read(cache.path, file[split]["labels"])
+    with verified(cache.path) as file:
+        labels = read_proven(cache.path, file[split]["labels"])
     if labels.size and not 0 <= labels.min() <= labels.max() < len(cache.class_names):
-        raise _refuse(cache.path, f"a label of {split} is outside 0 to {len(cache.class_names) - 1}")
+        raise refuse(cache.path, f"a label of {split} is outside 0 to {len(cache.class_names) - 1}")
     return labels
 
 
@@ -540,233 +544,14 @@ def read_features(
     columns = [TAP_COLUMNS[tap] for tap in taps]
     result = np.empty((cache.rows[split], sum(columns)), np.float32)
     start = 0
-    with _verified(cache.path) as file:
+    with verified(cache.path) as file:
         for tap, width in zip(taps, columns, strict=True):
             # Cast while it is copied to its place: no second float32 array is ever made.
-            values = _read(cache.path, file[split][tap])
+            values = read_proven(cache.path, file[split][tap])
             result[:, start : start + width] = values
             start += width
             progress(values.nbytes)
     return result
-
-
-# --- building ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows ``start`` to ``stop`` of a split, the unit of work that is never done twice."""
-
-    split: str
-    start: int
-    stop: int
-
-    @property
-    def file_name(self) -> str:
-        """Name of the part's file in the folder of parts."""
-        return f"{self.split}-{self.start:08d}.h5"
-
-
-class Build:
-    """A cache in the making, in ``<stem>.parts`` beside its final place.
-
-    Use it under the lock that `hold` gives, part by part in the order of `parts`: `load` what an
-    earlier run left, or compute and `add`; then `finish`.
-    """
-
-    def __init__(self, folder: Path, spec: FeatureSpec, rows: Mapping[str, int]) -> None:
-        self.folder, self.spec, self.rows = folder, spec, dict(rows)
-        self.target = folder / f"{spec.stem}.h5"
-        self.parts_folder = folder / f"{spec.stem}.parts"
-        self._digests = {(split, tap): hashlib.sha256() for split in SPLITS for tap in spec.taps}
-        self._filled = dict.fromkeys(SPLITS, 0)
-        self.seconds = 0.0  # of computing, in this run and those before it
-
-    @property
-    def parts(self) -> list[Part]:
-        """All parts, in order: fixed by the numbers of rows alone."""
-        return [
-            Part(split, start, min(start + PART_ROWS, self.rows[split]))
-            for split in SPLITS
-            for start in range(0, self.rows[split], PART_ROWS)
-        ]
-
-    @property
-    def feature_bytes(self) -> int:
-        """Size of all features together, in bytes."""
-        columns = sum(TAP_COLUMNS[tap] for tap in self.spec.taps)
-        return sum(self.rows.values()) * columns * FEATURE_DTYPE.itemsize
-
-    @contextmanager
-    def hold(self, waiting: Callable[[str], None]) -> Iterator[None]:
-        """Be the only writer of this cache for the block; ``waiting`` is told who else is."""
-        files.make_folder(self.folder)
-        with files.lock(self.folder / f"{self.spec.stem}.lock", waiting):
-            yield
-
-    def prepare(self) -> None:
-        """Make the folder of parts, and remove what killed runs left unfinished in it."""
-        files.make_folder(self.parts_folder)
-        known = {part.file_name for part in self.parts}
-        for entry in self.parts_folder.iterdir():
-            if entry.name not in known:
-                files.unlink(entry)
-
-    def discard(self) -> None:
-        """Remove the folder of parts: the final file holds all that was in it."""
-        files.remove_folder(self.parts_folder)
-
-    def tidy(self, waiting: Callable[[str], None]) -> None:
-        """Remove what a run that was killed after the final rename left behind.
-
-        A file system that does not allow it is none of the reader's business: the cache is complete.
-        """
-        lock_file = self.folder / f"{self.spec.stem}.lock"
-        if not self.parts_folder.exists() and (not lock_file.exists() or files.is_locked(lock_file)):
-            return
-        with suppress(OSError), self.hold(waiting):
-            if self.target.exists():
-                self.discard()
-
-    def load(self, part: Part) -> bool:
-        """Take over a part that an earlier run left; False when there is none.
-
-        Raises
-        ------
-        CacheError
-            When there is one that does not verify.
-        """
-        path = self.parts_folder / part.file_name
-        if not path.exists():
-            return False
-        self._account(part, *self._read_part(part))
-        return True
-
-    def add(self, part: Part, features: Mapping[str, NDArray[np.float16]], seconds: float) -> None:
-        """Write a part, durably.
-
-        Parameters
-        ----------
-        part : Part
-        features : mapping
-            For each tap, float16 (rows of the part, columns).
-        seconds : float
-            How long computing it took.
-
-        Raises
-        ------
-        OSError
-            When the file system refuses; what was there before is as it was.
-        """
-        arrays = {tap: features[tap] for tap in self.spec.taps}
-        for tap, array in arrays.items():
-            if array.shape != (part.stop - part.start, TAP_COLUMNS[tap]) or array.dtype != FEATURE_DTYPE:
-                raise AssertionError(f"{tap}: {array.shape} {array.dtype} is not what {part} needs")
-        path = self.parts_folder / part.file_name
-        plan = [_plan(tap, array) for tap, array in arrays.items()]
-
-        def fill(writer: _Writer) -> None:
-            for tap, array in arrays.items():
-                writer.rows(tap, 0, array)
-
-        attributes = {**self._part_attributes(part), "seconds": seconds}
-        _write_file(path, files.temporary_path(path), attributes, plan, fill)
-        self._account(part, arrays, seconds)
-
-    def finish(
-        self,
-        labels: Mapping[str, NDArray[Any]],
-        class_names: Sequence[str],
-        attributes: Mapping[str, Any],
-        progress: Callable[[int], None] = lambda count: None,
-    ) -> None:
-        """Join the parts into the final file, which appears complete or not at all; remove the parts.
-
-        Parameters
-        ----------
-        labels : mapping of split to ndarray, uint8 or int64 (n,)
-        class_names : sequence of str
-        attributes : mapping
-            ``created``, ``images_per_second``, ``versions`` and ``provenance``, as `Cache` names them.
-        progress : callable
-            Told the number of rows joined, part by part.
-        """
-        if self._filled != self.rows:
-            raise AssertionError(f"rows filled {self._filled}, rows wanted {self.rows}")
-        names = _encode_names(class_names)
-        plan = [_plan("class_names", names)]
-        for split in SPLITS:
-            if labels[split].shape != (self.rows[split],) or labels[split].dtype not in LABEL_DTYPES:
-                raise AssertionError(f"{split} labels: {labels[split].shape} {labels[split].dtype}")
-            plan.append(_plan(f"{split}/labels", labels[split]))
-            for tap in self.spec.taps:
-                shape = (self.rows[split], TAP_COLUMNS[tap])
-                digest = self._digests[split, tap].hexdigest()
-                plan.append(_Planned(f"{split}/{tap}", shape, FEATURE_DTYPE, digest))
-
-        def fill(writer: _Writer) -> None:
-            writer.rows("class_names", 0, names)
-            for split in SPLITS:
-                writer.rows(f"{split}/labels", 0, labels[split])
-            for part in self.parts:
-                # Verified once more: hours may lie between a part's writing and this.
-                for tap, array in self._read_part(part)[0].items():
-                    writer.rows(f"{part.split}/{tap}", part.start, array)
-                progress(part.stop - part.start)
-
-        final = {
-            "spec": json.dumps(self.spec.to_dict()),
-            "key": self.spec.key(),
-            "format_version": FORMAT_VERSION,
-            "created": attributes["created"],
-            "images_per_second": float(attributes["images_per_second"]),
-            "versions": json.dumps(attributes["versions"]),
-            "provenance": json.dumps(attributes["provenance"]),
-        }
-        temporary = self.parts_folder / files.temporary_path(self.target).name
-        _write_file(self.target, temporary, final, plan, fill)
-        self.discard()
-
-    def _account(self, part: Part, arrays: Mapping[str, NDArray[Any]], seconds: float) -> None:
-        if part.start != self._filled[part.split]:
-            raise AssertionError(f"{part} came after row {self._filled[part.split]}")
-        for tap, array in arrays.items():
-            self._digests[part.split, tap].update(np.ascontiguousarray(array).view(np.uint8).data)
-        self._filled[part.split] = part.stop
-        self.seconds += seconds
-
-    def _part_attributes(self, part: Part) -> dict[str, Any]:
-        return {
-            "key": self.spec.key(),
-            "split": part.split,
-            "start": part.start,
-            "stop": part.stop,
-            "format_version": FORMAT_VERSION,
-        }
-
-    def _read_part(self, part: Part) -> tuple[dict[str, NDArray[Any]], float]:
-        path = self.parts_folder / part.file_name
-        with _verified(path) as file:
-            found = {name: file.attrs.get(name) for name in self._part_attributes(part)}
-            if found != self._part_attributes(part):
-                raise _refuse(path, f"it holds other rows or another run's: {found}")
-            seconds = float(file.attrs.get("seconds", 0.0))
-            _members(path, file, set(self.spec.taps))
-            arrays = {}
-            for tap in self.spec.taps:
-                dataset = _dataset(path, file, tap, (part.stop - part.start, TAP_COLUMNS[tap]))
-                _expect_dtype(path, dataset, (FEATURE_DTYPE,))
-                arrays[tap] = _read(path, dataset)
-        return arrays, seconds
-
-
-def _encode_names(names: Sequence[str]) -> NDArray[Any]:
-    """Class names as fixed-length UTF-8, which needs no object type and no heap in the file."""
-    encoded = [name.encode("utf-8") for name in names]
-    if any(b"\0" in name for name in encoded):
-        raise UserError("A class name must not hold the character U+0000, which HDF5 text ends at. Rename the class.")
-    width = max([len(name) for name in encoded] + [1])
-    return np.array(encoded, dtype=h5py.string_dtype("utf-8", width))
 
 
 # --- other people's HDF5 ----------------------------------------------------------------------

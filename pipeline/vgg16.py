@@ -84,6 +84,11 @@ class Extractor:
         self._eager = forward
         self._forward = tf.function(forward, reduce_retracing=True)
 
+    def raw(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """Features of a batch as the graph gives them: for each tap, float32 (n, columns)."""
+        outputs = self._forward(tf.constant(np.ascontiguousarray(images)))
+        return {tap: outputs[tap].numpy() for tap in self._taps}
+
     def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float16]]:
         """Features of a batch.
 
@@ -102,9 +107,8 @@ class Extractor:
         UserError
             When a feature is too large for float16, or not a number.
         """
-        outputs = self._forward(tf.constant(np.ascontiguousarray(images)))
         with np.errstate(over="ignore"):  # an overflow is found below, with its tap's name
-            features = {tap: value.numpy().astype(np.float16) for tap, value in outputs.items()}
+            features = {tap: values.astype(np.float16) for tap, values in self.raw(images).items()}
         for tap, values in features.items():
             if not np.isfinite(values).all():
                 raise UserError(

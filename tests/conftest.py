@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,9 +20,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "data" in item.keywords and not HAS_CIFAR10:
+        if item.get_closest_marker("data") and not HAS_CIFAR10:
             item.add_marker(pytest.mark.skip(reason="no CIFAR-10 in $DATA_DIR"))
-        if "weights" in item.keywords and not WEIGHTS_FILE.exists():
+        if item.get_closest_marker("weights") and not WEIGHTS_FILE.exists():
             item.add_marker(pytest.mark.skip(reason="no VGG16 weights in $DATA_DIR"))
 
 
@@ -63,12 +62,3 @@ def assert_user_error(done: subprocess.CompletedProcess[str], *words: str) -> st
     for word in words:
         assert word in paragraph
     return paragraph
-
-
-@pytest.fixture(scope="session")
-def records() -> np.ndarray:
-    """CIFAR-10's six batches in miniature content but real size: uint8 (6, 10000, 3073)."""
-    generator = np.random.default_rng(0)
-    batches = generator.integers(0, 256, (6, 10_000, 3073), dtype=np.uint8)
-    batches[:, :, 0] = np.arange(10_000) % 10
-    return batches

@@ -50,7 +50,11 @@ def test_every_field_changes_the_key(field: str, monkeypatch: pytest.MonkeyPatch
 def test_run_options_are_not_in_the_key() -> None:
     fields = {field.name for field in dataclasses.fields(FeatureSpec)}
     assert not fields & {"batch_size", "threads", "data_dir", "features_dir"}
-    assert {field.name for field in dataclasses.fields(FeatureOptions)} - fields == {"data_dir", "features_dir", "weights"}
+    assert {field.name for field in dataclasses.fields(FeatureOptions)} - fields == {
+        "data_dir",
+        "features_dir",
+        "weights",
+    }
 
 
 def test_key_is_stable() -> None:

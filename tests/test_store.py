@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import store
+from pipeline import parts, store
 from pipeline.errors import UserError
 from pipeline.spec import ALL_TAPS, TAP_COLUMNS, FeatureSpec, order_taps
 
@@ -58,10 +58,10 @@ def build(
     classes: tuple[str, ...] = CLASSES,
     dtype: Any = np.uint8,
     finish: bool = True,
-) -> tuple[store.Build, dict[tuple[str, str], np.ndarray], dict[str, np.ndarray]]:
+) -> tuple[parts.Build, dict[tuple[str, str], np.ndarray], dict[str, np.ndarray]]:
     features = random_features(spec, rows)
     labels = {split: (np.arange(count) % len(classes)).astype(dtype) for split, count in rows.items()}
-    making = store.Build(folder, spec, rows)
+    making = parts.Build(folder, spec, rows)
     with making.hold(pytest.fail):
         making.prepare()
         for part in making.parts:
@@ -103,7 +103,7 @@ def test_round_trip(
     folder = tmp_path_factory.mktemp("store")
     spec = make_spec(order_taps(taps))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "PART_ROWS", part)
+        patch.setattr(parts, "PART_ROWS", part)
         making, features, labels = build(
             folder, spec, {"train": train, "test": test}, classes=tuple(classes), dtype=dtype
         )
@@ -169,7 +169,7 @@ def test_truncated_or_flipped_anywhere_is_refused(tmp_path: Path, which: str) ->
             if which == "final":
                 store.open_cache(path)
             else:
-                store.Build(tmp_path, spec, rows).load(part)
+                parts.Build(tmp_path, spec, rows).load(part)
 
     for length in (0, 1, 511, 512, 600, len(good) // 2, len(good) - 1):
         path.write_bytes(good[:length])
@@ -186,7 +186,7 @@ def test_truncated_or_flipped_anywhere_is_refused(tmp_path: Path, which: str) ->
     if which == "final":
         store.verify(path)
     else:
-        assert store.Build(tmp_path, spec, rows).load(part)
+        assert parts.Build(tmp_path, spec, rows).load(part)
 
 
 def reseal(path: Path) -> None:
@@ -217,9 +217,9 @@ def _virtual(file: h5py.File) -> None:
 
 def _external_storage(file: h5py.File) -> None:
     del file["test/block5_pool.avg"]
-    file.create_dataset(
-        "test/block5_pool.avg", (7, 512), np.float16, external=[("/etc/passwd", 0, 7 * 1024)]
-    ).attrs["sha256"] = "0" * 64
+    file.create_dataset("test/block5_pool.avg", (7, 512), np.float16, external=[("/etc/passwd", 0, 7 * 1024)]).attrs[
+        "sha256"
+    ] = "0" * 64
 
 
 def _huge_shape(file: h5py.File) -> None:
@@ -324,7 +324,7 @@ def test_a_data_set_that_lost_its_digest_is_not_read(cache: Path) -> None:
 
 
 def test_labels_beyond_the_classes_are_refused(tmp_path: Path) -> None:
-    making = store.Build(tmp_path, make_spec(), {"train": 1, "test": 1})
+    making = parts.Build(tmp_path, make_spec(), {"train": 1, "test": 1})
     features = random_features(make_spec(), {"train": 1, "test": 1})
     with making.hold(pytest.fail):
         making.prepare()
@@ -365,7 +365,7 @@ def test_a_part_of_another_run_is_refused(tmp_path: Path) -> None:
     other, _, _ = build(tmp_path, make_spec(precision="bfloat16"), rows, finish=False)
     name = mine.parts[0].file_name
     (mine.parts_folder / name).write_bytes((other.parts_folder / name).read_bytes())
-    fresh = store.Build(tmp_path, make_spec(), rows)
+    fresh = parts.Build(tmp_path, make_spec(), rows)
     with pytest.raises(store.CacheError, match="another run's"):
         fresh.load(fresh.parts[0])
 
@@ -385,14 +385,14 @@ def test_class_names_with_nul_are_refused(tmp_path: Path) -> None:
 
 def test_parts_do_not_depend_on_anything_but_the_rows() -> None:
     rows = {"train": 2500, "test": 100}
-    parts = store.Build(Path("x"), make_spec(), rows).parts
-    assert [(part.split, part.start, part.stop) for part in parts] == [
+    fixed = parts.Build(Path("x"), make_spec(), rows).parts
+    assert [(part.split, part.start, part.stop) for part in fixed] == [
         ("train", 0, 1024),
         ("train", 1024, 2048),
         ("train", 2048, 2500),
         ("test", 0, 100),
     ]
-    assert store.Build(Path("y"), dataclasses.replace(make_spec(), image_size=64), rows).parts == parts
+    assert parts.Build(Path("y"), dataclasses.replace(make_spec(), image_size=64), rows).parts == fixed
 
 
 def test_read_arrays_follows_no_link_out_of_the_file(tmp_path: Path) -> None:

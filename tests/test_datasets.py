@@ -1,0 +1,435 @@
+"""CIFAR-10 in every form it comes in, and in forms that somebody made up."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import datasets
+from pipeline.errors import UserError
+
+ROWS = 100  # of a batch in these tests; the official 10,000 are read in the tests on real data
+BATCHES = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "CIFAR10_ROWS", ROWS)
+
+
+@pytest.fixture(scope="module")
+def records() -> np.ndarray:
+    """Six batches as the binary version stores them: uint8 (6, ROWS, 3073)."""
+    batches = np.random.default_rng(0).integers(0, 256, (6, ROWS, 3073), dtype=np.uint8)
+    batches[:, :, 0] = np.arange(ROWS) % 10
+    return batches
+
+
+def python2_pickle(pixels: np.ndarray, labels: list[int]) -> bytes:
+    """A batch as Python 2 pickled the official ones: protocol 2, byte strings, numpy.core."""
+
+    def text(value: bytes) -> bytes:
+        return b"T" + len(value).to_bytes(4, "little") + value
+
+    def integer(value: int) -> bytes:
+        return b"J" + value.to_bytes(4, "little")
+
+    dtype = b"cnumpy\ndtype\n" + text(b"u1") + integer(0) + integer(1) + b"\x87R"
+    dtype += (
+        b"(" + integer(3) + text(b"|") + b"NNN" + integer(-1 % (1 << 32)) + integer(-1 % (1 << 32)) + integer(0) + b"tb"
+    )
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + integer(0) + b"\x85" + text(b"b") + b"\x87R"
+    shape = integer(pixels.shape[0]) + integer(pixels.shape[1]) + b"\x86"
+    array += b"(" + integer(1) + shape + dtype + b"\x89" + text(pixels.tobytes()) + b"tb"
+    numbers = b"](" + b"".join(integer(label) for label in labels) + b"e"
+    return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + numbers + b"u."
+
+
+def batch_bytes(records: np.ndarray, form: str) -> list[tuple[str, bytes]]:
+    if form == "bin":
+        return [(f"{name}.bin", records[index].tobytes()) for index, name in enumerate(BATCHES)]
+    return [
+        (name, python2_pickle(records[index, :, 1:], records[index, :, 0].tolist()))
+        for index, name in enumerate(BATCHES)
+    ]
+
+
+def write_folder(folder: Path, records: np.ndarray, form: str) -> Path:
+    path = folder / f"cifar-10-batches-{form}"
+    path.mkdir(parents=True)
+    for name, content in batch_bytes(records, form):
+        (path / name).write_bytes(content)
+    return path
+
+
+def write_archive(
+    folder: Path, records: np.ndarray, form: str, extra: Callable[[tarfile.TarFile], None] | None = None
+) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ("cifar-10-binary.tar.gz" if form == "bin" else "cifar-10-python.tar.gz")
+    with gzip.open(path, "wb", compresslevel=1) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
+        if extra is not None:
+            extra(archive)
+        for name, content in batch_bytes(records, form):
+            add_member(archive, f"cifar-10-batches-{form}/{name}", content)
+    return path
+
+
+def add_member(
+    archive: tarfile.TarFile, name: str, content: bytes, kind: bytes = tarfile.REGTYPE, link: str = ""
+) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.type, member.linkname = len(content), kind, link
+    archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture(scope="module")
+def four_forms(records: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("forms")
+    write_folder(base / "bin folder", records, "bin")
+    write_archive(base / "bin archive", records, "bin")
+    write_folder(base / "py folder", records, "py")
+    write_archive(base / "py archive", records, "py")
+    return {name: base / name for name in ("bin folder", "bin archive", "py folder", "py archive")}
+
+
+def load(folder: Path) -> datasets.Dataset:
+    return datasets.load("cifar10", folder, download=False)
+
+
+def test_all_forms_give_the_same(four_forms: dict[str, Path], records: np.ndarray) -> None:
+    loaded = {name: load(folder) for name, folder in four_forms.items()}
+    assert len({dataset.digest for dataset in loaded.values()}) == 1
+    for dataset in loaded.values():
+        assert not dataset.official
+        assert dataset.train.images.shape == (5 * ROWS, 32, 32, 3)
+        assert dataset.test.images.shape == (ROWS, 32, 32, 3)
+        assert dataset.train.images.dtype == np.uint8
+        assert dataset.class_names[3] == "cat"
+        # Record ROWS + 7 is the eighth of the second batch: red plane first, each row by row.
+        record = records[1, 7]
+        assert dataset.train.labels[ROWS + 7] == record[0]
+        assert dataset.train.images[ROWS + 7, 4, 9].tolist() == [record[1 + c * 1024 + 4 * 32 + 9] for c in range(3)]
+        np.testing.assert_array_equal(dataset.test.images[:5], loaded["bin folder"].test.images[:5])
+
+
+def test_numpy_2_pickles_are_read_too(records: np.ndarray, tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for index, name in enumerate(BATCHES):
+        content = {"data": records[index, :, 1:], "labels": records[index, :, 0].tolist()}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    assert load(tmp_path).train.labels[11] == records[0, 11, 0]
+
+
+def test_unofficial_files_are_labelled(four_forms: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
+    load(four_forms["bin folder"])
+    assert "not the official CIFAR-10" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["bin folder", "bin archive", "py folder", "py archive"])
+def test_official_files_are_known(
+    four_forms: dict[str, Path], records: np.ndarray, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the hashes of the official files replaced by these files' own."""
+    if form.endswith("archive"):
+        (archive,) = four_forms[form].iterdir()
+        sha = hashlib.sha256(archive.read_bytes()).hexdigest()
+        monkeypatch.setattr(datasets, "_OFFICIAL_ARCHIVES", {archive.name: (sha, archive.stat().st_size)})
+    elif form.startswith("bin"):
+        own = {name: hashlib.sha256(records[index].tobytes()).hexdigest() for index, name in enumerate(BATCHES)}
+        monkeypatch.setattr(datasets, "_OFFICIAL_RECORDS", own)
+    else:
+        own = {name: hashlib.md5(content).hexdigest() for name, content in batch_bytes(records, "py")}
+        monkeypatch.setattr(datasets, "_OFFICIAL_PICKLES", own)
+    assert load(four_forms[form]).official
+
+
+def test_the_digest_covers_images_and_labels(records: np.ndarray, tmp_path: Path) -> None:
+    digests = set()
+    for number, (batch, row, byte) in enumerate([(0, 0, 0), (0, 0, 1), (5, ROWS - 1, 3072), (2, 5, 0)]):
+        changed = records.copy()
+        changed[batch, row, byte] = (int(changed[batch, row, byte]) + 1) % 10
+        write_folder(tmp_path / str(number), changed, "bin")
+        digests.add(load(tmp_path / str(number)).digest)
+    assert len(digests) == 4
+
+
+def test_keras_cache_is_found(
+    records: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, four_forms: dict[str, Path]
+) -> None:
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    with pytest.raises(datasets.NotFoundHere, match=r"cifar-10-binary\.tar\.gz"):
+        load(tmp_path / "data")
+    write_folder(tmp_path / "keras" / "datasets" / "cifar-10-batches-py-target", records, "py")
+    dataset = load(tmp_path / "data")
+    assert "keras" in dataset.source
+    assert dataset.digest == load(four_forms["bin folder"]).digest
+
+
+# --- faulty files -----------------------------------------------------------------------------
+
+
+def test_missing_batches(records: np.ndarray, tmp_path: Path) -> None:
+    (write_folder(tmp_path, records, "bin") / "data_batch_3.bin").unlink()
+    with pytest.raises(UserError, match=r"incomplete: data_batch_3\.bin missing"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_wrong_size(records: np.ndarray, tmp_path: Path, change: int) -> None:
+    path = write_folder(tmp_path, records, "bin") / "data_batch_3.bin"
+    size = ROWS * 3073
+    os.truncate(path, size + change)
+    with pytest.raises(UserError, match=rf"data_batch_3\.bin .* {size + change:,} bytes; expected {size:,}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["bin", "py"])
+def test_label_out_of_range(records: np.ndarray, tmp_path: Path, form: str) -> None:
+    changed = records.copy()
+    changed[4, 77, 0] = 10
+    write_folder(tmp_path, changed, form)
+    with pytest.raises(UserError, match=r"data_batch_5.* label 10"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["bin", "py"])
+def test_damaged_archives(four_forms: dict[str, Path], tmp_path: Path, form: str) -> None:
+    (archive,) = four_forms[f"{form} archive"].iterdir()
+    good = archive.read_bytes()
+    path = tmp_path / archive.name
+    cuts = [0, 10, len(good) // 3, len(good) - 9]
+    flips = [3, len(good) // 2, len(good) - 6]
+    for content in [good[:cut] for cut in cuts] + [good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :] for at in flips]:
+        path.write_bytes(content)
+        try:
+            load(tmp_path)
+        except UserError as error:
+            assert "faulty" in str(error) or "wrong size" in str(error)
+        else:  # a flip in gzip's own header (flags, time) leaves the content as it is
+            assert content[:10] != good[:10]
+
+
+def _dots(archive: tarfile.TarFile) -> None:
+    add_member(archive, "../../evil", b"x")
+    add_member(archive, "cifar-10-batches-bin/../../evil", b"x")
+
+
+def _absolute(archive: tarfile.TarFile) -> None:
+    add_member(archive, "/tmp/evil", b"x")
+
+
+def _device(archive: tarfile.TarFile) -> None:
+    add_member(archive, "cifar-10-batches-bin/fifo", b"", tarfile.FIFOTYPE)
+
+
+@pytest.mark.parametrize("extra", [_dots, _absolute, _device])
+def test_odd_members_are_never_unpacked(
+    records: np.ndarray, tmp_path: Path, extra: Callable[[tarfile.TarFile], None]
+) -> None:
+    write_archive(tmp_path, records, "bin", extra)
+    load(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["cifar-10-binary.tar.gz"]
+    assert not Path("/tmp/evil").exists()
+
+
+def _symlink(archive: tarfile.TarFile) -> None:
+    add_member(archive, "cifar-10-batches-bin/data_batch_1.bin", b"", tarfile.SYMTYPE, "/etc/passwd")
+
+
+def _hardlink(archive: tarfile.TarFile) -> None:
+    add_member(archive, "cifar-10-batches-bin/data_batch_1.bin", b"", tarfile.LNKTYPE, "test_batch.bin")
+
+
+def _duplicate(archive: tarfile.TarFile) -> None:
+    add_member(archive, "cifar-10-batches-bin/data_batch_1.bin", bytes(ROWS * 3073))
+
+
+def _huge(archive: tarfile.TarFile) -> None:
+    member = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
+    member.size = 1 << 50
+    archive.fileobj.write(member.tobuf())  # type: ignore[union-attr]
+
+
+def _sparse(archive: tarfile.TarFile) -> None:
+    """A GNU sparse member: 512 bytes in the archive that claim to be a gigabyte."""
+    member = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
+    member.size, member.type = 512, tarfile.GNUTYPE_SPARSE
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (0, 512)
+    header[483:495] = b"%011o\0" % (1 << 30)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    archive.fileobj.write(bytes(header) + bytes(512))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (_symlink, "no ordinary file"),
+        (_hardlink, "no ordinary file"),
+        (_duplicate, "twice"),
+        (_huge, "wrong size"),
+        (_sparse, "no ordinary file"),
+    ],
+)
+def test_hostile_members_are_refused(
+    records: np.ndarray, tmp_path: Path, extra: Callable[[tarfile.TarFile], None], message: str
+) -> None:
+    write_archive(tmp_path, records, "bin", extra)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    """600 MB of zeros in 3 MB, in a member that is not even wanted."""
+    with gzip.open(tmp_path / "cifar-10-binary.tar.gz", "wb", compresslevel=1) as stream:
+        member = tarfile.TarInfo("padding")
+        member.size = 600 << 20
+        stream.write(member.tobuf())
+        for _ in range(600):
+            stream.write(bytes(1 << 20))
+    with pytest.raises(UserError, match="unpacks to more than 512 MiB"):
+        load(tmp_path)
+
+
+class _Runs:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def _evaluates(marker: Path) -> bytes:
+    return f'c__builtin__\neval\n(S\'open("{marker}", "w")\'\ntR.'.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda marker: pickle.dumps({"data": _Runs(marker), "labels": []}),
+        _evaluates,
+        lambda marker: pickle.dumps([1, 2, 3]),
+        lambda marker: pickle.dumps({"labels": []}),
+        lambda marker: pickle.dumps({"data": np.zeros((ROWS, 3072), object), "labels": [0] * ROWS}),
+        lambda marker: pickle.dumps({"data": np.zeros((ROWS, 3071), np.uint8), "labels": [0] * ROWS}),
+        lambda marker: pickle.dumps({"data": np.zeros((ROWS, 3072), np.uint8), "labels": [0] * (ROWS - 1)}),
+        lambda marker: pickle.dumps({"data": np.zeros((ROWS, 3072), np.uint8), "labels": ["0"] * ROWS}),
+        lambda marker: b"\x80\x02",
+        lambda marker: b"",
+        lambda marker: b"cnumpy\nload\n(S'x'\ntR.",
+        lambda marker: b"\x80\x04\x8e" + (1 << 62).to_bytes(8, "little"),
+    ],
+    ids=["os.system", "eval", "list", "no data", "objects", "shape", "too few", "text", "cut", "empty", "load", "huge"],
+)
+def test_hostile_pickles_run_nothing(records: np.ndarray, tmp_path: Path, content: Callable[[Path], bytes]) -> None:
+    marker = tmp_path / "it ran"
+    folder = write_folder(tmp_path, records, "py")
+    (folder / "data_batch_2").write_bytes(content(marker))
+    with pytest.raises(UserError, match=r"data_batch_2 .*No code in it was run"):
+        load(tmp_path)
+    assert not marker.exists()
+
+
+# --- downloading ------------------------------------------------------------------------------
+
+
+def test_no_network_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "CIFAR10_URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    with pytest.raises(UserError, match="could not be downloaded from .*refused.*--data-dir|could not be downloaded"):
+        datasets.load("cifar10", tmp_path / "data", download=True)
+    assert not list((tmp_path / "data").iterdir())
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> object:
+    """A real web server on this machine, serving tmp_path/www."""
+    import http.server
+    import threading
+    from functools import partial
+
+    (tmp_path / "www").mkdir()
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "www")
+    handler.func.log_message = lambda *arguments: None  # type: ignore[attr-defined]
+    service = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=service.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{service.server_port}"
+    service.shutdown()
+    service.server_close()
+
+
+def test_download(server: str, four_forms: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (archive,) = four_forms["bin archive"].iterdir()
+    content = archive.read_bytes()
+    served = tmp_path / "www" / archive.name
+    served.write_bytes(content)
+    monkeypatch.setattr(datasets, "CIFAR10_URL", f"{server}/{archive.name}")
+    data = tmp_path / "data"
+
+    monkeypatch.setattr(datasets, "_OFFICIAL_ARCHIVES", {archive.name: ("0" * 64, len(content))})
+    with pytest.raises(UserError, match="not the official file"):
+        datasets.load("cifar10", data, download=True)
+    assert not list(data.iterdir())
+
+    monkeypatch.setattr(datasets, "_OFFICIAL_ARCHIVES", {archive.name: ("0" * 64, len(content) + 1)})
+    with pytest.raises(UserError, match=f"has {len(content):,} bytes; expected {len(content) + 1:,}"):
+        datasets.load("cifar10", data, download=True)
+    assert not list(data.iterdir())
+
+    sha = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(datasets, "_OFFICIAL_ARCHIVES", {archive.name: (sha, len(content))})
+    assert datasets.load("cifar10", data, download=True).official
+    assert [path.name for path in data.iterdir()] == [archive.name]
+
+
+# --- digits -----------------------------------------------------------------------------------
+
+
+def test_digits_are_scikit_learns(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    original = load_digits()
+    digits = datasets.load("digits", tmp_path, download=False)
+    assert digits.official
+    assert len(digits.train.labels) + len(digits.test.labels) == 1797
+    assert digits.train.images.shape[1:] == (32, 32, 3)
+    images = np.concatenate([digits.train.images, digits.test.images])
+    assert images.min() == 0
+    assert images.max() == 255
+    both = np.concatenate([digits.train.labels, digits.test.labels])
+    np.testing.assert_array_equal(np.bincount(both), np.bincount(original.target))
+    shares = np.bincount(digits.test.labels) / np.bincount(both)
+    assert (abs(shares - 0.2) < 0.01).all(), "stratified"
+    first = original.images[np.flatnonzero(original.target == 0)[4]]
+    np.testing.assert_array_equal(
+        digits.test.images[digits.test.labels == 0][0][::4, ::4, 0], np.rint(first * 255 / 16)
+    )
+
+
+def test_digits_load_without_scikit_learn() -> None:
+    """A cache hit on the digits must not pay for importing it."""
+    import subprocess
+
+    code = (
+        "import sys; from pathlib import Path; from pipeline import datasets\n"
+        "datasets.load('digits', Path('data'), download=False)\n"
+        "sys.exit('sklearn' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_unknown_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be one of cifar10, digits. Got 'cifar100'"):
+        datasets.load("cifar100", tmp_path, download=False)

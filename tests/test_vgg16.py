@@ -1,0 +1,148 @@
+"""The graph against an independent computation of VGG16, in numpy and float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from conftest import WEIGHTS_FILE
+
+from pipeline import hardware, store, weights
+from pipeline.errors import UserError
+from pipeline.spec import ALL_TAPS, CONV_LAYERS, TAP_COLUMNS
+
+pytestmark = pytest.mark.tensorflow
+
+
+def bicubic_matrix(size: int, target: int) -> np.ndarray:
+    """Keys' cubic convolution with a = -0.5, pixel centres at halves, edges repeated by renormalising."""
+    matrix = np.zeros((target, size))
+    for row in range(target):
+        at = (row + 0.5) * size / target - 0.5
+        left = int(np.floor(at))
+        for neighbour in range(left - 1, left + 3):
+            x = abs(at - neighbour)
+            weight = 1.5 * x**3 - 2.5 * x**2 + 1 if x <= 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
+            if 0 <= neighbour < size:
+                matrix[row, neighbour] += weight
+    return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def reference(images: np.ndarray, layers: Mapping[str, weights.Layer], size: int) -> dict[str, np.ndarray]:
+    """Every tap of VGG16, by the textbook: float64 (n, columns)."""
+    pixels = images.astype(np.float64)
+    if images.shape[1] != size:
+        resize = bicubic_matrix(images.shape[1], size)
+        pixels = np.einsum("ab,nbcd,ec->naed", resize, pixels, resize)
+    maps = pixels[..., ::-1] - np.array([103.939, 116.779, 123.68])
+    taps = {}
+    for layer in CONV_LAYERS:
+        kernel, bias = layers[layer]
+        padded = np.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        height, width = maps.shape[1:3]
+        maps = sum(
+            padded[:, row : row + height, column : column + width] @ kernel[row, column].astype(np.float64)
+            for row in range(3)
+            for column in range(3)
+        )
+        maps = np.maximum(maps + bias, 0)
+        taps[f"{layer}.avg"] = maps.mean(axis=(1, 2))
+        if layer in ("block1_conv2", "block2_conv2", "block3_conv3", "block4_conv3", "block5_conv3"):
+            n, height, width, channels = maps.shape
+            maps = maps.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+            taps[f"{layer[:6]}_pool.max"] = maps.max(axis=(1, 2))
+            taps[f"{layer[:6]}_pool.avg"] = maps.mean(axis=(1, 2))
+    return {tap: taps[tap] for tap in ALL_TAPS}
+
+
+def images(count: int) -> np.ndarray:
+    """Smooth pictures with edges: uint8 (count, 32, 32, 3)."""
+    generator = np.random.default_rng(3)
+    coarse = generator.integers(0, 256, (count, 4, 4, 3))
+    fine = generator.integers(-20, 21, (count, 32, 32, 3))
+    return np.clip(coarse.repeat(8, axis=1).repeat(8, axis=2) + fine, 0, 255).astype(np.uint8)
+
+
+def extractor(layers: Mapping[str, weights.Layer], size: int, precision: str, taps: tuple[str, ...] = ALL_TAPS):  # type: ignore[no-untyped-def]
+    from pipeline import vgg16
+
+    return vgg16.Extractor(layers, taps, image_size=size, interpolation="bicubic", precision=precision)
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found.astype(np.float64) - expected) / np.linalg.norm(expected))
+
+
+needs_bfloat16 = pytest.mark.skipif(not hardware.has_bfloat16(), reason="this processor has no bfloat16")
+
+# float16 storage rounds each value by up to 2**-11 = 0.05 %, so the graph's own outputs are compared for 1e-4.
+
+
+@pytest.mark.parametrize("size", [32, 48, 64])
+def test_float32_is_vgg16(size: int) -> None:
+    layers = weights.random_weights().layers
+    found = extractor(layers, size, "float32").raw(images(3))
+    expected = reference(images(3), layers, size)
+    assert set(found) == set(ALL_TAPS)
+    for tap, values in expected.items():
+        assert found[tap].shape == (3, TAP_COLUMNS[tap])
+        assert relative(found[tap], values) < 1e-4, tap
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float32", 1e-4), pytest.param("bfloat16", 0.02, marks=needs_bfloat16)]
+)
+@pytest.mark.parametrize("size", [32, 64])
+def test_golden_features_under_the_real_weights(size: int, precision: str, tolerance: float) -> None:
+    layers = weights.from_file(WEIGHTS_FILE, store.read_arrays).layers
+    network = extractor(layers, size, precision)
+    found, stored = network.raw(images(4)), network(images(4))
+    for tap, values in reference(images(4), layers, size).items():
+        assert relative(found[tap], values) < tolerance, tap
+        assert stored[tap].dtype == np.float16
+        assert relative(stored[tap], values) < tolerance + 2**-11, tap
+
+
+@pytest.mark.weights
+@needs_bfloat16
+def test_precision_is_what_it_says() -> None:
+    """bfloat16 features must differ from float32 ones, or they are float32 under another name."""
+    layers = weights.from_file(WEIGHTS_FILE, store.read_arrays).layers
+    exact = extractor(layers, 32, "float32")
+    exact.check_precision(images(2))
+    rounded = extractor(layers, 32, "bfloat16")
+    rounded.check_precision(images(2))
+    assert 1e-3 < relative(rounded.raw(images(8))["block5_pool.avg"], exact.raw(images(8))["block5_pool.avg"]) < 0.02
+    exact._precision = "bfloat16"
+    with pytest.raises(UserError, match="does not compute in the precision asked for"):
+        exact.check_precision(images(2))
+
+
+def test_one_tap_is_the_same_as_of_all() -> None:
+    layers = weights.random_weights().layers
+    every = extractor(layers, 32, "float32").raw(images(4))
+    for tap in ("block5_pool.avg", "block1_conv2.avg"):
+        one = extractor(layers, 32, "float32", (tap,)).raw(images(4))
+        assert list(one) == [tap]
+        np.testing.assert_allclose(one[tap], every[tap], rtol=1e-5, atol=1e-6)
+
+
+def test_strided_views_and_any_batch_give_the_same() -> None:
+    network = extractor(weights.random_weights().layers, 32, "float32", ("block5_pool.avg",))
+    pictures = images(5)
+    planes = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+    assert not planes.flags.c_contiguous
+    whole = network.raw(planes)["block5_pool.avg"]
+    single = np.concatenate([network.raw(pictures[i : i + 1])["block5_pool.avg"] for i in range(5)])
+    np.testing.assert_allclose(whole, single, rtol=1e-4, atol=1e-6)
+
+
+def test_an_overflow_names_its_tap() -> None:
+    layers = dict(weights.random_weights().layers)
+    kernel, bias = layers["block2_conv1"]
+    layers["block2_conv1"] = (kernel, bias + 1e5)
+    network = extractor(layers, 32, "float32", ("block1_conv2.avg", "block2_conv1.avg"))
+    with pytest.raises(UserError, match=r"block2_conv1\.avg gives a value beyond float16"):
+        network(images(1))
