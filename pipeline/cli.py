@@ -150,7 +150,8 @@ def _train_options(arguments: argparse.Namespace) -> Any:
 def _extract(options: Any, arguments: argparse.Namespace) -> None:
     from pipeline import extract
 
-    extract.extract(options, batch_size=arguments.batch_size or extract.BATCH_SIZE)
+    batch_size = extract.BATCH_SIZE if arguments.batch_size is None else arguments.batch_size
+    extract.extract(options, batch_size=batch_size)
 
 
 def _run_features(arguments: argparse.Namespace) -> None:

@@ -89,8 +89,28 @@ def find(place: RunPlace) -> Mapping[str, Any] | None:
     return dict(metrics)
 
 
+def prepare(place: RunPlace) -> None:
+    """Make both folders, prove that they can be written to, and clear away what killed runs left unfinished.
+
+    Raises
+    ------
+    OSError
+        When one cannot be made or written to.
+    """
+    for folder in (place.models_dir, place.output_dir):
+        files.make_folder(folder)
+        probe = files.temporary_path(folder / safe_name(place.name))
+        files.write_atomically(probe, b"")
+        files.unlink(probe)
+        for entry in folder.glob(f".{safe_name(place.name)}.*"):
+            if entry.is_dir():
+                files.remove_folder(entry)
+            else:
+                files.unlink(entry)
+
+
 def save(place: RunPlace, contents: Mapping[str, bytes], model: bytes, description: Mapping[str, Any]) -> None:
-    """Write a run: first the model, then its description, then the folder, which appears complete.
+    """Write a run into folders that `prepare` has made: first the model, then its description, then the folder, which appears complete.
 
     A run is found by its folder, so one that was killed on the way here does not exist.
 
@@ -111,22 +131,9 @@ def save(place: RunPlace, contents: Mapping[str, bytes], model: bytes, descripti
     """
     if set(contents) != set(RUN_FILES):
         raise AssertionError(f"a run leaves {RUN_FILES}, not {tuple(contents)}")
-    files.make_folder(place.models_dir)
-    files.make_folder(place.output_dir)
-    remove_leftovers(place)
     digest = hashlib.sha256(model).hexdigest()
     files.write_atomically(place.model, model)
     files.write_atomically(place.description, to_json({"run": place.name, **description, "sha256": digest}))
     with files.new_folder(place.folder) as folder:
         for name, content in contents.items():
             files.write_atomically(folder / name, content)
-
-
-def remove_leftovers(place: RunPlace) -> None:
-    """Remove what killed runs of the same name left unfinished."""
-    for folder in (place.models_dir, place.output_dir):
-        for entry in folder.glob(f".{safe_name(place.name)}.*"):
-            if entry.is_dir():
-                files.remove_folder(entry)
-            else:
-                files.unlink(entry)

@@ -82,6 +82,8 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunPlace:
     extract.say_untrained(cache.provenance["weights"])
     if cache.provenance["official"] is not True:
         log.warning("warning: these features come from files that are not the official %s", asked.dataset)
+    with file_errors("write the results", place.output_dir):
+        report.prepare(place)  # now, not after minutes of computing
     contents, model, description = _compute(cache, asked, place, options, resolved, start)
     with file_errors("write the results", place.output_dir, "The feature cache is as it was."):
         report.save(place, contents, model, description)

@@ -201,6 +201,7 @@ def contents(created: str) -> dict[str, bytes]:
 def test_a_run_is_found_only_when_it_is_whole(tmp_path: Path) -> None:
     place = report.RunPlace("r-1", tmp_path / "output", tmp_path / "models")
     assert report.find(place) is None
+    report.prepare(place)
     report.save(place, contents("now"), b"model", {"created": "now"})
     found = report.find(place)
     assert found is not None
@@ -225,6 +226,7 @@ def test_a_run_is_found_only_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_halves_of_two_runs_are_no_run(tmp_path: Path) -> None:
     place = report.RunPlace("r-1", tmp_path / "output", tmp_path / "models")
+    report.prepare(place)
     report.save(place, contents("now"), b"model", {"created": "now"})
     old = (place.folder / "metrics.json").read_bytes()
     report.save(place, contents("later"), b"model 2", {"created": "later"})

@@ -1,0 +1,228 @@
+"""Stand before and after every file operation of stage one, and let something happen there.
+
+The points are numbered in the order in which a run reaches them. Runs are real processes: forked, so that
+hundreds of them fit into a test, and with VGG16 replaced by a cheap deterministic function; `torture.py`
+and the tests of random kills run the real network instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import cli, extract, files, parts, store, weights
+from pipeline.spec import TAP_COLUMNS
+
+PRIMITIVES = (
+    "open_new", "reserve", "write", "fsync", "rename", "unlink", "sync_directory", "make_directory", "remove_directory",
+)  # fmt: skip
+ROWS = 10  # of each split
+PART_ROWS = 6  # small, so that a few images make several parts
+TAPS = ("block1_conv1.avg", "block2_conv1.avg")
+
+Act = Callable[[int], None]
+
+
+@dataclass
+class Outcome:
+    """How a child process ended: its exit status, or minus the signal that ended it, and what it said."""
+
+    status: int
+    said: str
+
+    @property
+    def is_user_error(self) -> bool:
+        """Status 2, one paragraph, no traceback."""
+        errors = [line for line in self.said.splitlines() if line.startswith("error: ")]
+        return self.status == 2 and len(errors) == 1 and "Traceback" not in self.said
+
+
+def in_child(work: Callable[[], int]) -> Outcome:
+    """Do some work in a forked process and wait for its end."""
+    with tempfile.TemporaryFile() as spool:
+        child = start_child(work, spool.fileno())
+        _, status = os.waitpid(child, 0)
+        spool.seek(0)
+        return Outcome(os.waitstatus_to_exitcode(status), spool.read().decode("utf-8", "replace"))
+
+
+def start_child(work: Callable[[], int], output: int) -> int:
+    """Start some work in a forked process, its output going to a descriptor; return the process number."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    status = 70
+    try:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        cli.log.handlers.clear()
+        status = work()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+class Points:
+    """Numbers the moments before and after every primitive, and acts at each."""
+
+    def __init__(self, act: Act) -> None:
+        self.count = 0
+        self.trace: list[tuple[str, str]] = []
+        self._act = act
+
+    def reach(self) -> None:
+        """Count one more point, and act."""
+        self.count += 1
+        self._act(self.count)
+
+    def wrap(self, name: str, primitive: Callable[..., Any]) -> Callable[..., Any]:
+        """Put a point before and one after a primitive."""
+
+        def wrapped(*arguments: Any) -> Any:
+            self.reach()
+            result = primitive(*arguments)
+            where = next((item.name for item in reversed(arguments) if isinstance(item, Path)), "")
+            self.trace.append((name, where))
+            self.reach()
+            return result
+
+        return wrapped
+
+
+@cache
+def _random_weights() -> weights.Weights:
+    return weights.random_weights()
+
+
+def _cheap_network(taps: tuple[str, ...]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Stand-in for VGG16: every column depends on every pixel."""
+
+    def forward(images: np.ndarray) -> dict[str, np.ndarray]:
+        level = images.reshape(len(images), -1).astype(np.float64)
+        mixed = level @ np.cos(np.arange(level.shape[1])) / 1000
+        return {tap: np.sin(mixed[:, None] * (1 + np.arange(TAP_COLUMNS[tap]))).astype(np.float16) for tap in taps}
+
+    return forward
+
+
+def install(act: Act, delay: Callable[[], None] = lambda: None) -> Points:
+    """Put the points into this process, and the cheap network in place of the real one."""
+    points = Points(act)
+    for name in PRIMITIVES:
+        setattr(files, name, points.wrap(name, getattr(files, name)))
+
+    def make(network: weights.Weights, spec: Any, sample: object) -> Any:
+        delay()
+        return _cheap_network(spec.taps)
+
+    random = _random_weights()
+    weights.random_weights = lambda: random
+    extract._make_extractor = make
+    parts.PART_ROWS = PART_ROWS
+    return points
+
+
+def arguments(folder: Path) -> list[str]:
+    """A small stage one."""
+    return [
+        "features", "--dataset", "digits", "--weights", "random", "--precision", "float32", "--image-size", "32",
+        "--limit", str(ROWS), "--batch-size", "6", "--taps", ",".join(TAPS), "--features-dir", str(folder),
+    ]  # fmt: skip
+
+
+def run(folder: Path, act: Act = lambda number: None, delay: Callable[[], None] = lambda: None) -> Outcome:
+    """Stage one in a child process, with something happening at its points."""
+    _random_weights()  # once, for all children
+
+    def work() -> int:
+        install(act, delay)
+        return cli.main(arguments(folder))
+
+    return in_child(work)
+
+
+def trace(folder: Path) -> list[tuple[str, str]]:
+    """All operations of an undisturbed stage one: name, and the file concerned."""
+    with tempfile.NamedTemporaryFile() as notes:
+
+        def work() -> int:
+            points = install(lambda number: None)
+            status = cli.main(arguments(folder))
+            Path(notes.name).write_text("".join(f"{name}\t{path}\n" for name, path in points.trace), encoding="utf-8")
+            return status
+
+        outcome = in_child(work)
+        if outcome.status:
+            raise AssertionError(outcome.said)
+        lines = Path(notes.name).read_text(encoding="utf-8").splitlines()
+    return [(name, path) for name, _, path in (line.partition("\t") for line in lines)]
+
+
+def kill_at(number: int) -> Act:
+    """SIGKILL at a point."""
+
+    def act(reached: int) -> None:
+        if reached == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return act
+
+
+def raise_at(number: int, code: int) -> Act:
+    """An OSError at a point."""
+
+    def act(reached: int) -> None:
+        if reached == number:
+            raise OSError(code, os.strerror(code))
+
+    return act
+
+
+ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    """Everything in the one finished cache of a folder, verified."""
+    (path,) = folder.glob("*.h5")
+    found = store.verify(path)
+    read = {}
+    for split in store.SPLITS:
+        read[f"{split}/labels"] = store.read_labels(found, split)
+        for tap in found.spec.taps:
+            read[f"{split}/{tap}"] = store.read_features(found, split, [tap])
+    return read
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    """Whether two caches hold the same arrays, bit for bit."""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and one[name].tobytes() == other[name].tobytes() for name in one
+    )
+
+
+def leftovers(folder: Path) -> list[str]:
+    """What lies in a folder besides a finished cache."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".h5")
+
+
+def never_half(folder: Path) -> None:
+    """What a reader finds at any moment: no cache, or one that verifies."""
+    for path in folder.glob("*.h5"):
+        store.verify(path)

@@ -1,0 +1,319 @@
+"""The command line as a user meets it: real processes, exit codes, one paragraph for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import faults
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT, Run, assert_user_error
+
+from pipeline import cli, parts, report, store
+
+DIGITS = ["--dataset", "digits", "--weights", "random", "--precision", "float32", "--image-size", "32"]
+TAPS = ["--taps", "block1_conv1.avg,block5_pool.avg"]
+
+
+def make_cache(folder: Path, *flags: str) -> Path:
+    """A real cache of the digits under cheap features that depend on the pixels."""
+    rows = parts.PART_ROWS
+    faults._random_weights()
+
+    def work() -> int:
+        faults.install(lambda number: None)
+        parts.PART_ROWS = rows
+        return cli.main(["features", *DIGITS, *flags, "--features-dir", str(folder)])
+
+    outcome = faults.in_child(work)
+    assert outcome.status == 0, outcome.said
+    (path,) = folder.glob("*.h5")
+    return path
+
+
+@pytest.fixture(scope="module")
+def features_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("features with spaces")
+    make_cache(folder, *TAPS)
+    return folder
+
+
+@pytest.fixture
+def copied(features_dir: Path, tmp_path: Path) -> Path:
+    (path,) = features_dir.glob("*.h5")
+    copy = tmp_path / path.name
+    copy.write_bytes(path.read_bytes())
+    return copy
+
+
+def places(folder: Path) -> list[str]:
+    return ["--models-dir", str(folder / "models"), "--output-dir", str(folder / "output")]
+
+
+# --- help and mistakes ------------------------------------------------------------------------
+
+
+def test_help_names_every_command(run: Run) -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for command in ("features", "train", "inspect", "demo"):
+        assert command in done.stdout
+        detail = run(command, "--help")
+        assert detail.returncode == 0
+        assert "--image-size" in detail.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["features", "--image-size", "16"], ["image size", "between 32 and", "Got 16"]),
+        (["features", "--image-size", "0"], ["image size", "Got 0"]),
+        (["features", "--image-size", "abc"], ["--image-size", "whole number", "'abc'"]),
+        (["features", "--dataset", "mnist"], ["dataset parameter", "cifar10, digits", "'mnist'"]),
+        (["features", "--dataset", "digits", "--taps", "fc1"], ["taps", "'fc1'", "block1_conv1.avg"]),
+        (["features", "--dataset", "digits", "--precision", "half"], ["precision", "'half'"]),
+        (["features", "--dataset", "digits", "--batch-size", "0"], ["batch size", "Got 0"]),
+        (["features", "--dataset", "digits", "--limit", "0"], ["limit", "Got 0"]),
+        (["features", "--dataset", "digits", "--limit", "2000"], ["limit", "1,442 rows to train", "Got 2,000"]),
+        (
+            ["features", "--dataset", "digits", "--limit", "9", "--weights", "random"],
+            ["limit", "as many rows as classes"],
+        ),
+        (["features", "--dataset", "digits", "--weights", "/no/such.h5"], ["weights", "existing file", "/no/such.h5"]),
+        (["features", "--dataset", "digits", "--data-dir", "x", "--frobnicate"], ["nrecognized", "--frobnicate"]),
+        (["features", "--dataset", "cifar10", "--data-dir", "/dev/null"], ["/dev/null", "is a file"]),
+        (["train", "--dataset", "digits", "--classifier", "svm"], ["classifier", "logistic, mlp", "'svm'"]),
+        (["train", "--dataset", "digits", "--C", "0"], ["--C option", "Got 0"]),
+        (["train", "--dataset", "digits", "--alpha", "1"], ["--alpha", "logistic"]),
+        (["train", "--dataset", "digits", "--seed", "-1"], ["seed", "Got -1"]),
+        (["train", "--dataset", "digits", "--hidden-layer-sizes", "a,b"], ["--hidden-layer-sizes", "'a,b'"]),
+        (["inspect", "/no/such.h5"], ["no feature file", "/no/such.h5"]),
+        (["inspect", "/dev"], ["is a folder"]),
+        ([], ["COMMAND"]),
+        (["predikt"], ["predikt"]),
+    ],
+)
+def test_mistakes_get_one_paragraph(run: Run, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    where = (
+        [] if not arguments or arguments[0] not in ("features", "train") else ["--features-dir", str(tmp_path / "f")]
+    )
+    assert_user_error(run(*arguments, *where), *words)
+    assert not list(tmp_path.rglob("*.h5"))
+
+
+@pytest.mark.parametrize("flag", ["--features-dir", "--models-dir", "--output-dir"])
+def test_unwritable_folders(run: Run, copied: Path, tmp_path: Path, flag: str) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    blocked = str(tmp_path / "file" / "folder")
+    if flag == "--features-dir":
+        done = run("features", *DIGITS, *TAPS, flag, blocked)
+    else:
+        done = run(
+            "train", *DIGITS, *TAPS, "--C", "0.1", "--features-dir", copied.parent, *places(tmp_path), flag, blocked
+        )
+    assert_user_error(done, blocked.rpartition("/")[0], "choose another folder")
+
+
+def test_a_faulty_data_set_is_named(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    (folder / "data_batch_1.bin").write_bytes(bytes(100))
+    assert_user_error(run("features", "--data-dir", tmp_path), "incomplete", "data_batch_2.bin", "test_batch.bin")
+
+
+def test_train_without_a_cache_says_which_command_makes_it(run: Run, tmp_path: Path) -> None:
+    done = run("train", *DIGITS, "--features-dir", tmp_path / "my features")
+    paragraph = assert_user_error(done, "There is no feature cache", "python -m pipeline features --dataset digits")
+    assert "--image-size 32" in paragraph
+    assert "--weights random" in paragraph
+
+
+def test_taps_that_are_not_in_the_cache(run: Run, features_dir: Path) -> None:
+    done = run("train", *DIGITS, "--taps", "block2_conv1.avg", "--features-dir", features_dir)
+    assert_user_error(done, "no feature cache", "block2_conv1.avg")
+
+
+# --- caches that were changed -----------------------------------------------------------------
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1000)
+
+
+def edited(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["train/labels"][0] = 9 - file["train/labels"][0]
+
+
+def renamed_over(path: Path) -> None:
+    """A valid cache of another spec under this one's name."""
+    other = make_cache(path.parent / "other", *TAPS, "--limit", "100")
+    path.write_bytes(other.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("change", "word"), [(truncated, "truncated"), (edited, "edited"), (renamed_over, "limit: None here, 100 there")]
+)
+@pytest.mark.parametrize("command", ["features", "train"])
+def test_a_changed_cache_is_refused_and_kept(
+    run: Run, copied: Path, tmp_path: Path, change, word: str, command: str
+) -> None:  # type: ignore[no-untyped-def]
+    change(copied)
+    before = copied.read_bytes()
+    done = run(
+        command, *DIGITS, *TAPS, "--features-dir", copied.parent, *(places(tmp_path) if command == "train" else [])
+    )
+    assert_user_error(done, str(copied), word, "Delete it")
+    assert copied.read_bytes() == before
+    assert not list((tmp_path).rglob("metrics.json"))
+
+
+def test_inspect(run: Run, copied: Path) -> None:
+    done = run("inspect", copied, *DIGITS, *TAPS, "--verify")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) <= 24, "one screen"
+    for text in (
+        "yes, all",
+        "random: untrained",
+        "1,442 train, 355 test",
+        "block5_pool.avg (512)",
+        "32×32",
+        "serves it",
+    ):
+        assert text in done.stdout
+    differing = run("inspect", copied, *DIGITS, "--image-size", "64", "--limit", "50")
+    assert "image_size: 64 here, 32 there" in differing.stdout
+    assert "limit: 50 here, None there" in differing.stdout
+
+    edited(copied)
+    shown = run("inspect", copied, *DIGITS, *TAPS)
+    assert shown.returncode == 0
+    assert "verifies   NO" in shown.stdout
+    assert_user_error(run("inspect", copied, *DIGITS, *TAPS, "--verify"), "edited or damaged")
+
+
+# --- both stages without TensorFlow -----------------------------------------------------------
+
+
+def run_and_list_modules(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = (
+        "import sys; from pipeline.cli import main; status = main(sys.argv[1:]);"
+        "print('LOADED', *({'tensorflow', 'keras', 'sklearn'} & set(sys.modules)), file=sys.stderr); sys.exit(status)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_hit_needs_no_tensorflow(copied: Path) -> None:
+    before = copied.stat().st_mtime_ns
+    done = run_and_list_modules("features", *DIGITS, *TAPS, "--features-dir", str(copied.parent))
+    assert done.returncode == 0
+    assert "is valid" in done.stderr
+    assert "untrained" in done.stderr
+    assert done.stderr.splitlines()[-1] == "LOADED"
+    assert copied.stat().st_mtime_ns == before
+    fewer = run_and_list_modules(
+        "features", *DIGITS, "--precision", "auto", "--taps", "top", "--features-dir", str(copied.parent)
+    )
+    assert fewer.returncode == 0
+    assert "is valid" in fewer.stderr, "a cache with more taps, of either precision, serves"
+
+
+@pytest.mark.parametrize("classifier", ["logistic", "mlp"])
+def test_train(features_dir: Path, tmp_path: Path, classifier: str, run: Run) -> None:
+    own = ["--max-epochs", "6", "--hidden-layer-sizes", "16"] if classifier == "mlp" else []
+    flags = ["train", *DIGITS, *TAPS, "--classifier", classifier, *own, "--features-dir", str(features_dir)]
+    flags += places(tmp_path)
+    done = run_and_list_modules(*flags)
+    assert done.returncode == 0, done.stderr
+    assert "tensorflow" not in done.stderr.splitlines()[-1]
+    assert "keras" not in done.stderr.splitlines()[-1]
+    assert "weighted avg" in done.stdout
+    assert "untrained" in done.stdout, "every output says so"
+
+    (folder,) = (tmp_path / "output").iterdir()
+    assert folder.name.startswith(f"digits-{classifier}-")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(report.RUN_FILES)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics) >= {
+        "run", "created", "dataset", "features", "classifier", "seed", "accuracy", "log_loss", "per_class", "seconds",
+        "versions",
+    }  # fmt: skip
+    assert set(metrics["seconds"]) == {"load", "search", "fit", "evaluate", "total"}
+    assert metrics["features"]["columns"] == 576
+    assert metrics["features"]["weights"] == "random"
+    assert metrics["dataset"]["official"] is True
+    assert sum(item["support"] for item in metrics["per_class"].values()) == 355
+
+    lines = (folder / "predictions.csv").read_text().splitlines()
+    assert lines[0] == "index,label,predicted,confidence"
+    assert len(lines) == 356
+    right = np.mean([row.split(",")[1] == row.split(",")[2] for row in lines[1:]])
+    assert right == pytest.approx(metrics["accuracy"]["test"])
+    assert "untrained weights" in (folder / "report.txt").read_text()
+
+    (model,) = (tmp_path / "models").glob("*.joblib")
+    description = json.loads(model.with_suffix(".json").read_text())
+    assert description["classes"] == [str(digit) for digit in range(10)]
+    assert description["weights"] == "random"
+
+    import joblib
+
+    (path,) = features_dir.glob("*.h5")
+    test = store.read_features(store.open_cache(path), "test", metrics["features"]["taps"])
+    guesses = joblib.load(model).predict(test)
+    assert [str(guess) for guess in guesses] == [row.split(",")[2] for row in lines[1:]]
+
+    again = run_and_list_modules(*flags)
+    assert again.returncode == 0
+    assert again.stdout == done.stdout
+    assert again.stderr.splitlines()[-1] == "LOADED", "found without loading scikit-learn"
+    created = metrics["created"]
+    forced = run(*flags, "--force", "--C" if classifier == "logistic" else "--alpha", "0.1")
+    assert forced.returncode == 0
+    assert len(list((tmp_path / "output").iterdir())) == 2, "another option is another run"
+    assert json.loads((folder / "metrics.json").read_text())["created"] == created
+
+
+def test_train_works_where_only_the_features_are(features_dir: Path, tmp_path: Path) -> None:
+    """A cache copied to a machine without the data set: made here by hiding the digits from the loader."""
+    code = (
+        "import sys; from pipeline import cli, datasets\n"
+        "def load(*arguments, **options): raise datasets.NotFoundHere('not here')\n"
+        "datasets.load = load\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    flags = ["train", *DIGITS, *TAPS, "--C", "0.1", "--features-dir", str(features_dir), *places(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "using the features that are there" in done.stderr
+
+
+def test_an_interrupted_train_leaves_nothing(features_dir: Path, tmp_path: Path) -> None:
+    import signal
+
+    command = [sys.executable, "-m", "pipeline", "train", *DIGITS, *TAPS, "--features-dir", str(features_dir)]
+    child = subprocess.Popen(
+        [*command, *places(tmp_path)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert child.stderr is not None
+    for line in child.stderr:
+        if line.startswith("logistic on"):
+            child.send_signal(signal.SIGTERM)
+            break
+    said = child.stderr.read()
+    child.stderr.close()
+    assert child.wait() == 130
+    assert "Interrupted" in said
+    assert "Traceback" not in said
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

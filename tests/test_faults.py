@@ -1,0 +1,306 @@
+"""Never lost: kills, full disks and broken disks at every file operation, and then the same arrays."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import faults
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from pipeline import cli, store
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    folder = tmp_path_factory.mktemp("reference")
+    outcome = faults.run(folder)
+    assert outcome.status == 0, outcome.said
+    return faults.arrays(folder)
+
+
+@pytest.fixture(scope="module")
+def operations(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
+    return faults.trace(tmp_path_factory.mktemp("trace") / "features")
+
+
+def test_write_then_fsync_then_rename_then_directory(operations: list[tuple[str, str]]) -> None:
+    """The order that makes a file durable, for every file that gets a name."""
+    renames = [index for index, (name, _) in enumerate(operations) if name == "rename"]
+    assert len(renames) == 5, "four parts and the final file"
+    for index in renames:
+        start = max(i for i in range(index) if operations[i][0] == "open_new")
+        names = [name for name, _ in operations[start + 1 : index]]
+        assert names[0] == "reserve"
+        assert names[-1] == "fsync", "fsync comes last before the rename"
+        assert set(names[1:-1]) == {"write"}
+        assert operations[index + 1][0] == "sync_directory"
+    removals = [index for index, (name, _) in enumerate(operations) if name == "unlink"]
+    assert min(removals) > renames[-1] + 1, "parts go after the final file is durable"
+
+
+def test_killed_at_every_point(
+    operations: list[tuple[str, str]], reference: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    for number in range(1, 2 * len(operations) + 1):
+        folder = tmp_path / str(number) / "features"
+        assert faults.run(folder, faults.kill_at(number)).status == -signal.SIGKILL
+        if folder.exists():
+            faults.never_half(folder)
+        outcome = faults.run(folder)
+        assert outcome.status == 0, (number, outcome.said)
+        assert faults.same(faults.arrays(folder), reference), number
+        assert faults.leftovers(folder) == [], number
+
+
+@pytest.mark.parametrize("error", list(faults.ERRORS))
+def test_an_error_at_every_point(
+    operations: list[tuple[str, str]], reference: dict[str, np.ndarray], tmp_path: Path, error: str
+) -> None:
+    for number in range(1, 2 * len(operations) + 1):
+        folder = tmp_path / str(number) / "features"
+        outcome = faults.run(folder, faults.raise_at(number, faults.ERRORS[error]))
+        assert outcome.is_user_error, (number, outcome)
+        if folder.exists():
+            faults.never_half(folder)
+        outcome = faults.run(folder)
+        assert outcome.status == 0, (number, outcome.said)
+        assert faults.same(faults.arrays(folder), reference), number
+        assert faults.leftovers(folder) == [], number
+
+
+def test_killed_again_and_again(reference: dict[str, np.ndarray], tmp_path: Path) -> None:
+    """Every run gets only a little further than the one before."""
+    for number in range(30, 150, 10):
+        outcome = faults.run(tmp_path, faults.kill_at(number))
+        faults.never_half(tmp_path)
+        if outcome.status == 0:
+            break
+    assert faults.run(tmp_path).status == 0
+    assert faults.same(faults.arrays(tmp_path), reference)
+
+
+def test_damaged_parts_are_computed_again_and_said(reference: dict[str, np.ndarray], tmp_path: Path) -> None:
+    generator = np.random.default_rng(2)
+    for trial in range(40):
+        folder = tmp_path / str(trial)
+        faults.run(folder, faults.kill_at(70))
+        (parts_folder,) = folder.glob("*.parts")
+        parts = sorted(parts_folder.glob("t*.h5"))
+        assert len(parts) >= 2
+        victim = parts[int(generator.integers(len(parts)))]
+        content = bytearray(victim.read_bytes())
+        position = int(generator.integers(len(content)))
+        if trial % 4 == 0:
+            del content[position:]
+        else:
+            content[position] ^= 1 << int(generator.integers(8))
+        victim.write_bytes(content)
+        outcome = faults.run(folder)
+        assert outcome.status == 0
+        assert "a part of an earlier run is computed again" in outcome.said
+        assert victim.name in outcome.said
+        assert faults.same(faults.arrays(folder), reference), trial
+
+
+def test_a_file_size_limit_is_a_clear_error_and_the_run_goes_on(
+    reference: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    def limited() -> int:
+        faults.install(lambda number: None)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+        return cli.main(faults.arguments(tmp_path))
+
+    outcome = faults.in_child(limited)
+    assert outcome.is_user_error, outcome
+    assert "File too large" in outcome.said
+    assert "are kept in" in outcome.said
+    faults.never_half(tmp_path)
+    assert list(tmp_path.glob("*.parts/t*.h5")), "the parts fitted, the final file did not"
+    outcome = faults.run(tmp_path)
+    assert outcome.status == 0
+    assert "going on where" in outcome.said or "joining" in outcome.said
+    assert faults.same(faults.arrays(tmp_path), reference)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_file_system_is_a_clear_error_and_the_run_goes_on(
+    reference: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("this container must not mount")
+    try:
+        ballast = tmp_path / "ballast"
+        folder = tmp_path / "features"
+        for left in (4_000, 20_000, 24_000):  # before the first part, in the middle, at the final file
+            ballast.unlink(missing_ok=True)
+            free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
+            ballast.write_bytes(bytes(max(0, free - left)))
+
+            def unchecked() -> int:
+                from pipeline import extract
+
+                faults.install(lambda number: None)
+                extract._check_space = lambda build: None
+                return cli.main(faults.arguments(folder))
+
+            outcome = faults.in_child(unchecked)
+            assert outcome.is_user_error, outcome
+            assert "No space left on device" in outcome.said
+            if folder.exists():
+                faults.never_half(folder)
+        outcome = faults.run(folder)
+        assert outcome.status in (0, 2)
+        ballast.unlink()
+        assert faults.run(folder).status == 0
+        assert faults.same(faults.arrays(folder), reference)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_too_little_room_is_said_before_anything_is_computed(tmp_path: Path) -> None:
+    def work() -> int:
+        import shutil
+        from collections import namedtuple
+
+        faults.install(lambda number: None)
+        usage = namedtuple("usage", "total used free")
+        shutil.disk_usage = lambda path: usage(100, 99, 1)  # type: ignore[assignment,return-value]
+        return cli.main(faults.arguments(tmp_path))
+
+    outcome = faults.in_child(work)
+    assert outcome.is_user_error
+    assert "has 1 bytes free" in outcome.said
+    assert not list(tmp_path.glob("*.parts/*"))
+
+
+# --- two at once ------------------------------------------------------------------------------
+
+
+def start(folder: Path, output: int, seconds: float = 0.0) -> int:
+    def work() -> int:
+        faults.install(lambda number: None, lambda: time.sleep(seconds))
+        return cli.main(faults.arguments(folder))
+
+    return faults.start_child(work, output)
+
+
+def test_two_started_together(reference: dict[str, np.ndarray], tmp_path: Path) -> None:
+    faults._random_weights()
+    for trial in range(20):
+        folder = tmp_path / str(trial)
+        with tempfile.TemporaryFile() as one, tempfile.TemporaryFile() as two:
+            children = [start(folder, output.fileno(), 0.05) for output in (one, two)]
+            statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+            said = ""
+            for spool in (one, two):
+                spool.seek(0)
+                said += spool.read().decode()
+        assert statuses == [0, 0], said
+        assert said.count("joining") == 1, "one computed, the other found it"
+        assert said.count("is valid") == 1
+        assert faults.same(faults.arrays(folder), reference)
+        assert faults.leftovers(folder) == []
+
+
+def test_one_killed_while_it_holds_the_lock(reference: dict[str, np.ndarray], tmp_path: Path) -> None:
+    faults._random_weights()
+    with tempfile.TemporaryFile() as one, tempfile.TemporaryFile() as two:
+        holder = start(tmp_path, one.fileno(), 60)
+        while not list(tmp_path.glob("*.parts")):
+            time.sleep(0.01)
+        waiter = start(tmp_path, two.fileno())
+        time.sleep(0.6)
+        assert os.waitpid(waiter, os.WNOHANG) == (0, 0), "it waits"
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        assert os.waitstatus_to_exitcode(os.waitpid(waiter, 0)[1]) == 0
+        two.seek(0)
+        assert re.search(rf"waiting for process {holder} on \S+, which is computing", two.read().decode())
+    assert faults.same(faults.arrays(tmp_path), reference)
+    assert faults.leftovers(tmp_path) == []
+
+
+def test_a_lock_left_by_a_dead_process_locks_nothing(reference: dict[str, np.ndarray], tmp_path: Path) -> None:
+    assert faults.run(tmp_path, faults.kill_at(20)).status == -signal.SIGKILL
+    (lock,) = tmp_path.glob("*.lock")
+    assert lock.read_text().startswith("process ")
+    outcome = faults.run(tmp_path)
+    assert outcome.status == 0
+    assert "waiting" not in outcome.said
+    assert faults.same(faults.arrays(tmp_path), reference)
+
+
+def test_a_reader_during_a_write_sees_nothing_or_everything(tmp_path: Path) -> None:
+    faults._random_weights()
+    with tempfile.TemporaryFile() as output:
+        child = start(tmp_path, output.fileno())
+        seen = 0
+        while os.waitpid(child, os.WNOHANG) == (0, 0):
+            for path in tmp_path.glob("*.h5"):
+                store.verify(path)
+                seen += 1
+    faults.never_half(tmp_path)
+
+
+# --- signals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_how_to_go_on(
+    signal_number: signal.Signals, reference: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    def stop(number: int) -> None:
+        if number == 45:
+            os.kill(os.getpid(), signal_number)
+
+    def work() -> int:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        faults.install(stop)
+        return cli.main(faults.arguments(tmp_path))
+
+    outcome = faults.in_child(work)
+    assert outcome.status == 130, outcome.said
+    assert re.search(r"Interrupted\. \d+ of 20 rows are kept in .*\.parts\. Run the same command again", outcome.said)
+    assert "Traceback" not in outcome.said
+    assert not list(tmp_path.glob("*.parts/.*.tmp")), "the part begun is abandoned cleanly"
+    outcome = faults.run(tmp_path)
+    assert outcome.status == 0
+    assert faults.same(faults.arrays(tmp_path), reference)
+
+
+# --- the real network -------------------------------------------------------------------------
+
+
+@pytest.mark.tensorflow
+def test_random_kills_of_real_extraction(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "tests" / "torture.py"),
+            "--kills",
+            "10",
+            "--only",
+            "kills",
+            "--folder",
+            str(tmp_path),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"10 +kills at random times.* 0 lost rows, 0 wrong rows, 0 tracebacks", done.stdout)

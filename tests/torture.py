@@ -1,0 +1,216 @@
+"""Attack stage one for longer than a test may take, and count what was lost: ``make torture``.
+
+Each line of the result counts the faults injected, and after each of them a rerun: rows that were lost, rows
+that were wrong (compared bit for bit with an undisturbed run), and tracebacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+
+import faults
+import numpy as np
+
+from pipeline import cli, parts
+from pipeline.progress import format_seconds
+
+REAL_ROWS = 120  # of each split
+REAL_PART_ROWS = 8
+REAL = ["--dataset", "digits", "--weights", "random", "--precision", "float32", "--image-size", "32"]
+REAL += ["--limit", str(REAL_ROWS), "--batch-size", str(REAL_PART_ROWS)]
+
+
+@dataclass
+class Tally:
+    """What an attack did."""
+
+    what: str
+    faults: int = 0
+    lost: int = 0
+    wrong: int = 0
+    tracebacks: int = 0
+    unclear: int = 0
+
+    def compare(self, folder: Path, reference: dict[str, np.ndarray]) -> None:
+        """Count rows of a finished cache that are missing or differ."""
+        found = faults.arrays(folder)
+        for name, expected in reference.items():
+            have = found.get(name, expected[:0])
+            self.lost += len(expected) - len(have)
+            rows = min(len(have), len(expected))
+            self.wrong += sum(have[row].tobytes() != expected[row].tobytes() for row in range(rows))
+
+    def said(self, outcome: faults.Outcome, allowed: tuple[int, ...]) -> None:
+        """Count tracebacks, and endings that are neither success nor a clear error."""
+        self.tracebacks += "Traceback" in outcome.said
+        self.unclear += outcome.status not in allowed or (outcome.status == 2 and not outcome.is_user_error)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing went wrong."""
+        return not (self.lost or self.wrong or self.tracebacks or self.unclear)
+
+    def __str__(self) -> str:
+        """One line of the result."""
+        line = f"{self.faults:6,} {self.what}: {self.lost} lost rows, {self.wrong} wrong rows, {self.tracebacks} tracebacks"
+        return line + (f", {self.unclear} UNCLEAR ENDINGS" if self.unclear else "")
+
+
+def every_point(folder: Path) -> Iterator[Tally]:
+    """A kill and each error before and after every file operation."""
+    faults.run(folder / "reference")
+    reference = faults.arrays(folder / "reference")
+    points = 2 * len(faults.trace(folder / "trace"))
+    for what in ("SIGKILL", *faults.ERRORS):
+        tally = Tally(f"points with {what} before or after a file operation")
+        for number in range(1, points + 1):
+            place = folder / what / str(number)
+            act = faults.kill_at(number) if what == "SIGKILL" else faults.raise_at(number, faults.ERRORS[what])
+            tally.said(faults.run(place, act), (-signal.SIGKILL,) if what == "SIGKILL" else (2,))
+            tally.said(faults.run(place), (0,))
+            tally.compare(place, reference)
+            tally.faults += 1
+        yield tally
+
+
+def random_kills(folder: Path, kills: int) -> Iterator[Tally]:
+    """SIGKILL at random times while the real network runs; then one run to the end, and again."""
+    tally = Tally("kills at random times during real extraction")
+    generator = np.random.default_rng()
+    undisturbed = folder / "undisturbed"
+    seconds = _real(undisturbed, None)[1]
+    reference = faults.arrays(undisturbed)
+    round_number = 0
+    while tally.faults < kills:
+        place = folder / f"round {round_number}"
+        round_number += 1
+        for _ in range(5):
+            outcome, _ = _real(place, float(generator.uniform(0, seconds)))
+            tally.said(outcome, (-signal.SIGKILL, 0))
+            faults.never_half(place)
+            if outcome.status == 0:
+                break
+            tally.faults += 1
+            if tally.faults == kills:
+                break
+        tally.said(_real(place, None)[0], (0,))
+        tally.compare(place, reference)
+    yield tally
+
+
+def _real(place: Path, kill_after: float | None) -> tuple[faults.Outcome, float]:
+    """Run the real stage one; kill it so many seconds after it has begun to compute. Says how long that took."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", str(place)]
+    with tempfile.TemporaryFile() as spool:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=spool)
+        if child.stdout is None:
+            raise AssertionError("no pipe")
+        child.stdout.readline()  # "ready", or the end of a run that had nothing to compute
+        began = time.monotonic()
+        if kill_after is not None:
+            try:
+                child.wait(kill_after)
+            except subprocess.TimeoutExpired:
+                child.kill()
+        child.wait()
+        child.stdout.close()
+        spool.seek(0)
+        return faults.Outcome(child.returncode, spool.read().decode("utf-8", "replace")), time.monotonic() - began
+
+
+def _child(place: Path) -> int:
+    """The process that is killed: stage one as it is, with small parts, saying when it begins to compute."""
+    from pipeline import extract
+
+    parts.PART_ROWS = REAL_PART_ROWS
+    make = extract._make_extractor
+
+    def make_and_tell(*arguments: object) -> object:
+        network = make(*arguments)  # type: ignore[arg-type]
+        os.write(1, b"ready\n")
+        return network
+
+    extract._make_extractor = make_and_tell  # type: ignore[assignment]
+    return cli.main(["features", *REAL, "--features-dir", str(place)])
+
+
+def bit_flips(folder: Path, flips: int) -> Iterator[Tally]:
+    """A flipped bit or a cut anywhere in the final file (refused) or in a part (computed again)."""
+    faults.run(folder / "final")
+    reference = faults.arrays(folder / "final")
+    (final,) = (folder / "final").glob("*.h5")
+    good = final.read_bytes()
+    generator = np.random.default_rng()
+    tally = Tally("bits flipped or bytes cut in the final file")
+    for _ in range(flips):
+        final.write_bytes(_damage(good, generator))
+        outcome = faults.run(folder / "final")
+        tally.said(outcome, (2,))  # refused, not replaced and not used
+        tally.faults += 1
+    yield tally
+
+    tally = Tally("bits flipped or bytes cut in a part")
+    point = next(index for index, item in enumerate(faults.trace(folder / "x")) if item[1].startswith(".digits"))
+    for number in range(flips):
+        place = folder / "part" / str(number)
+        faults.run(place, faults.kill_at(2 * point))
+        victims = sorted(place.glob("*.parts/t*.h5"))
+        victim = victims[int(generator.integers(len(victims)))]
+        victim.write_bytes(_damage(victim.read_bytes(), generator))
+        outcome = faults.run(place)
+        tally.said(outcome, (0,))
+        tally.unclear += "computed again" not in outcome.said
+        tally.compare(place, reference)
+        tally.faults += 1
+    yield tally
+
+
+def _damage(content: bytes, generator: np.random.Generator) -> bytes:
+    damaged, position = bytearray(content), int(generator.integers(len(content)))
+    if generator.random() < 0.1:
+        return bytes(damaged[:position])
+    damaged[position] ^= 1 << int(generator.integers(8))
+    return bytes(damaged)
+
+
+def main() -> int:
+    """Run the attacks and print their counts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--flips", type=int, default=400)
+    parser.add_argument("--only", choices=("points", "kills", "flips"))
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--child", type=Path)
+    chosen = parser.parse_args()
+    if chosen.child:
+        return _child(chosen.child)
+    began = time.monotonic()
+    clean = True
+    with tempfile.TemporaryDirectory(dir=chosen.folder) as base:
+        attacks = {
+            "points": lambda folder: every_point(folder),
+            "kills": lambda folder: random_kills(folder, chosen.kills),
+            "flips": lambda folder: bit_flips(folder, chosen.flips),
+        }
+        for name, attack in attacks.items():
+            if chosen.only in (None, name):
+                for tally in attack(Path(base) / name):
+                    print(tally, flush=True)
+                    clean = clean and tally.clean
+    print(f"{'clean' if clean else 'NOT CLEAN'}, in {format_seconds(time.monotonic() - began)}")
+    return 0 if clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
