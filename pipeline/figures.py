@@ -18,10 +18,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 DPI = 150
+_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 STYLE: Any = {  # matplotlib types the keys of such a mapping one by one
     "font.size": 10,
@@ -88,7 +89,7 @@ def history(
         axes[0].set_ylabel("mean cross-entropy (nats)")
         axes[0].set_ylim(0, 1.05 * min(np.log(chance) * 1.3, _highest(curves, "loss")))
         axes[1].set_ylabel("accuracy")
-        axes[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes[1].yaxis.set_major_formatter(_PERCENT)
         figure.suptitle(title, fontsize=11)
         return _png(figure)
 
@@ -128,7 +129,7 @@ def learning_curve(
         axis.tick_params(axis="x", which="minor", length=0)
         axis.set_xlabel("training rows (logarithmic scale)")
         axis.set_ylabel("accuracy")
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axis.yaxis.set_major_formatter(_PERCENT)
         axis.legend(title=f"mean ± 1 s.d. of {seeds} seeds", alignment="left")
         axis.set_title(title)
         return _png(figure)
@@ -150,13 +151,14 @@ def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], titl
     labels = [name if len(name) <= 24 else name[:23] + "…" for name in class_names]
     with_numbers = classes <= 25
     inches = (
-        float(np.clip(0.52 * classes + 1.8, 4.5, 16)) if with_numbers else float(np.clip(0.16 * classes + 2, 7, 24))
+        float(np.clip(0.44 * classes + 1.8, 4.2, 14)) if with_numbers else float(np.clip(0.16 * classes + 2, 7, 24))
     )
     with plt.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
         figure, axis = plt.subplots(figsize=(inches + 1.0, inches))
         image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
         small = 6 if not with_numbers else 9
-        axis.set_xticks(range(classes), labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=small)
+        turned: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, labels)) > 3 else {}
+        axis.set_xticks(range(classes), labels, fontsize=small, **turned)
         axis.set_yticks(range(classes), labels, fontsize=small)
         axis.set_xlabel("predicted class")
         axis.set_ylabel("true class")

@@ -110,7 +110,7 @@ def prepare(place: RunPlace) -> None:
 
 
 def save(place: RunPlace, contents: Mapping[str, bytes], model: bytes, description: Mapping[str, Any]) -> None:
-    """Write a run into folders that `prepare` has made: first the model, then its description, then the folder, which appears complete.
+    """Write a run into folders that `prepare` has made: the model, its description, then the folder, complete.
 
     A run is found by its folder, so one that was killed on the way here does not exist.
 

@@ -260,7 +260,7 @@ def _compute(
         "history.png": _history_picture(selection, title, len(classes)),
         "learning_curve.png": figures.learning_curve(curve.sizes, curve.train, curve.validation, title),
         "confusion_matrix.png": figures.confusion_matrix(
-            confusions, classes, f"{title}\ntest accuracy {test_accuracy:.1%}"
+            confusions, classes, f"{title}\ntest accuracy {100 * test_accuracy:.2f} %"
         ),
     }
     buffer = io.BytesIO()
