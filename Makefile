@@ -26,7 +26,7 @@ TRAIN_FLAGS = $(call flag,CLASSIFIER,classifier)$(call flag,MODELS_DIR,models-di
   flag,ALPHA,alpha)$(call flag,LEARNING_RATE_INIT,learning-rate-init)$(call flag,MAX_EPOCHS,max-epochs)$(call \
   flag,PATIENCE,patience)
 
-.PHONY: help install demo features train inspect test check format clean clean-features
+.PHONY: help install demo features train inspect test torture check format clean clean-features
 
 help: ## show this list
 	@echo "Usage: make TARGET [VARIABLE=value …]"
@@ -51,7 +51,7 @@ $(STAMP): requirements.txt
 	  echo "error: $(PYTHON) has no venv module. Install it (Debian and Ubuntu: apt install python3-venv), or name another Python: make PYTHON=/path/to/python3" >&2; exit 2; }
 	@echo "making $(VENV) from requirements.txt (about 2 GB, a few minutes on a first run)" >&2
 	@"$(PYTHON)" -m venv --clear $(VENV)
-	@$(RUN) pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(RUN) pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 demo: $(STAMP) ## both stages on scikit-learn's digits, in about a minute
@@ -70,6 +70,9 @@ inspect: $(STAMP) ## tell what a feature file holds and whether it verifies: mak
 
 test: $(STAMP) ## run the tests; those on real data need DATA_DIR=folder
 	@DATA_DIR="$$MAKE_DATA_DIR" $(RUN) pytest
+
+torture: $(STAMP) ## attack the cache for a quarter of an hour: kills, full disks, flipped bits
+	@$(VENV)/bin/python tests/torture.py
 
 check: $(STAMP) ## lint and type-check (ruff, mypy strict)
 	@$(RUN) ruff check .

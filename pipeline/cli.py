@@ -151,7 +151,7 @@ def _extract(options: Any, arguments: argparse.Namespace) -> None:
     from pipeline import extract
 
     batch_size = extract.BATCH_SIZE if arguments.batch_size is None else arguments.batch_size
-    extract.extract(options, batch_size=batch_size)
+    sys.stdout.write(f"{extract.extract(options, batch_size=batch_size).summary}\n")
 
 
 def _run_features(arguments: argparse.Namespace) -> None:

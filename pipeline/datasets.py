@@ -18,8 +18,9 @@ import os
 import pickle
 import tarfile
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -79,12 +80,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as stage one needs it.
+    """A data set: identified at once, its images read when they are asked for.
 
     Attributes
     ----------
     name : str
-    train, test : Split
+    rows : mapping
+        Number of rows of each split.
     class_names : tuple of str
         Label ``i`` means ``class_names[i]``.
     digest : str
@@ -93,15 +95,22 @@ class Dataset:
         Whether the bytes are the ones its authors published.
     source : str
         Where it was read from, for people.
+    read : callable
+        Reads the splits, ``train`` and ``test``; raises UserError when they are not what was identified.
     """
 
     name: str
-    train: Split
-    test: Split
+    rows: Mapping[str, int]
     class_names: tuple[str, ...]
     digest: str
     official: bool
     source: str
+    read: Callable[[], Mapping[str, Split]] = field(repr=False)
+
+    @cached_property
+    def splits(self) -> Mapping[str, Split]:
+        """Images and labels of each split, read once."""
+        return self.read()
 
 
 class NotFoundHere(UserError):
@@ -169,14 +178,15 @@ def _load_digits() -> Dataset:
     parts = [
         hashlib.sha256(array[mask].tobytes()).hexdigest() for mask in (~is_test, is_test) for array in (images, labels)
     ]
+    splits = {"train": Split(images[~is_test], labels[~is_test]), "test": Split(images[is_test], labels[is_test])}
     return Dataset(
         name="digits",
-        train=Split(images[~is_test], labels[~is_test]),
-        test=Split(images[is_test], labels[is_test]),
+        rows={name: len(split.labels) for name, split in splits.items()},
         class_names=names,
         digest=digest_of(["digits", parts, names]),
         official=True,
         source="scikit-learn's digits",
+        read=lambda: splits,
     )
 
 
@@ -272,9 +282,50 @@ def _plain(error: BaseException) -> str:
 
 
 def _load_cifar10(kind: str, path: Path) -> Dataset:
+    # One batch's memory serves for all: a cache hit needs the digest, not the images.
+    batch: NDArray[np.uint8] = np.empty((CIFAR10_ROWS, CIFAR10_RECORD), np.uint8)
+    digests, official = _read_batches(kind, path, [batch] * len(_BATCHES))
+    if not official:
+        log.warning(
+            "warning: %s is well-formed, but not the official CIFAR-10: its bytes differ. It is used, and all that is "
+            'derived from it says "official": false',
+            path,
+        )
+
+    def read() -> Mapping[str, Split]:
+        records: NDArray[np.uint8] = np.empty((len(_BATCHES), CIFAR10_ROWS, CIFAR10_RECORD), np.uint8)
+        with file_errors("read CIFAR-10", path):
+            found, _ = _read_batches(kind, path, list(records))
+        if found != digests:
+            raise UserError(f"CIFAR-10 in {path} changed while it was being used. Run the same command again.")
+        pixels = records[:, :, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        labels = records[:, :, 0].reshape(-1)
+        last = 5 * CIFAR10_ROWS
+        return {"train": Split(pixels[:last], labels[:last]), "test": Split(pixels[last:], labels[last:])}
+
+    return Dataset(
+        name="cifar10",
+        rows={"train": 5 * CIFAR10_ROWS, "test": CIFAR10_ROWS},
+        class_names=CIFAR10_CLASSES,
+        digest=digest_of(["cifar10", digests, CIFAR10_CLASSES]),
+        official=official,
+        source=str(path),
+        read=read,
+    )
+
+
+def _read_batches(kind: str, path: Path, places: Sequence[NDArray[np.uint8]]) -> tuple[dict[str, str], bool]:
+    """Read and check all batches, each to its place, uint8 (rows, record).
+
+    Returns
+    -------
+    digests : dict
+        sha256, in hex, of each batch as the binary version stores it.
+    official : bool
+        Whether the archive or all batches have the official hashes.
+    """
     form, container = kind.split()
     extension = ".bin" if form == "binary" else ""
-    records: NDArray[np.uint8] = np.empty((len(_BATCHES), CIFAR10_ROWS, CIFAR10_RECORD), np.uint8)
     contents: Mapping[str, bytes] = {}
     container_official = False
     if container == "folder":
@@ -285,7 +336,7 @@ def _load_cifar10(kind: str, path: Path) -> Dataset:
         container_official = digest.hexdigest() in {sha for sha, _ in _OFFICIAL_ARCHIVES.values()}
     digests: dict[str, str] = {}
     pickles: dict[str, str] = {}
-    for rows, batch in zip(records, _BATCHES, strict=True):
+    for rows, batch in zip(places, _BATCHES, strict=True):
         where = f"{batch}{extension} in {path}"
         if contents:
             source: IO[bytes] = io.BytesIO(contents[batch])
@@ -303,25 +354,7 @@ def _load_cifar10(kind: str, path: Path) -> Dataset:
                 f"are 0 to 9. Copy or download the file again."
             )
         digests[batch] = hashlib.sha256(rows.data).hexdigest()
-    official = container_official or digests == _OFFICIAL_RECORDS or pickles == _OFFICIAL_PICKLES
-    if not official:
-        log.warning(
-            "warning: %s is well-formed, but not the official CIFAR-10: its bytes differ. It is used, and all that is "
-            'derived from it says "official": false',
-            path,
-        )
-    pixels = records[:, :, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    labels = records[:, :, 0].reshape(-1)
-    last = 5 * CIFAR10_ROWS
-    return Dataset(
-        name="cifar10",
-        train=Split(pixels[:last], labels[:last]),
-        test=Split(pixels[last:], labels[last:]),
-        class_names=CIFAR10_CLASSES,
-        digest=digest_of(["cifar10", digests, CIFAR10_CLASSES]),
-        official=official,
-        source=str(path),
-    )
+    return digests, container_official or digests == _OFFICIAL_RECORDS or pickles == _OFFICIAL_PICKLES
 
 
 def _check_folder(path: Path, extension: str) -> None:

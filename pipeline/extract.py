@@ -58,8 +58,23 @@ class FeatureOptions:
             raise UserError(f"The limit parameter must be at least 1 row. Got {self.limit}.")
 
 
-def extract(options: FeatureOptions, *, batch_size: int = BATCH_SIZE) -> Path:
-    """Make sure that the features asked for are in a valid cache, and return its path.
+@dataclass(frozen=True)
+class Extracted:
+    """A valid cache.
+
+    Attributes
+    ----------
+    path : Path
+    summary : str
+        One line for people: the file, its size, its columns, and its rate or that it was there.
+    """
+
+    path: Path
+    summary: str
+
+
+def extract(options: FeatureOptions, *, batch_size: int = BATCH_SIZE) -> Extracted:
+    """Make sure that the features asked for are in a valid cache.
 
     Parameters
     ----------
@@ -77,16 +92,12 @@ def extract(options: FeatureOptions, *, batch_size: int = BATCH_SIZE) -> Path:
     if not 1 <= batch_size <= parts.PART_ROWS:
         raise UserError(f"The batch size parameter must be between 1 and {parts.PART_ROWS}. Got {batch_size}.")
     dataset = datasets.load(options.dataset, options.data_dir, download=True)
-    specs = candidate_specs(options, dataset.digest, _row_counts(dataset), weights_digest(options))
+    specs = candidate_specs(options, dataset.digest, dataset.rows, weights_digest(options))
     hit = find(options.features_dir, specs)
     if hit is not None:
         parts.Build(options.features_dir, hit.spec, hit.rows).tidy(_say_waiting)
-    else:
-        hit = _build(options, dataset, specs[0], batch_size)
-    if hit is not None:
-        _say_valid(hit)
-        return hit.path
-    return options.features_dir / f"{specs[0].stem}.h5"
+        return _found(hit)
+    return _build(options, dataset, specs[0], batch_size)
 
 
 # --- deciding ---------------------------------------------------------------------------------
@@ -168,15 +179,13 @@ def find(folder: Path, specs: list[FeatureSpec]) -> store.Cache | None:
     return None
 
 
-def _say_valid(cache: store.Cache) -> None:
-    log.info(
-        "%s is valid: %s, %s columns, made %s; nothing to compute",
-        cache.path,
-        format_bytes(cache.size),
-        f"{columns_of(cache.spec.taps):,}",
-        cache.created,
-    )
+def _found(cache: store.Cache) -> Extracted:
     say_untrained(cache.provenance["weights"])
+    columns = f"{columns_of(cache.spec.taps):,} columns"
+    return Extracted(
+        cache.path,
+        f"{cache.path} is valid: {format_bytes(cache.size)}, {columns}, made {cache.created}; nothing to compute",
+    )
 
 
 def _say_waiting(holder: str) -> None:
@@ -192,14 +201,8 @@ def say_untrained(label: str) -> None:
 # --- acting -----------------------------------------------------------------------------------
 
 
-def _row_counts(dataset: datasets.Dataset) -> dict[str, int]:
-    return {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
-
-
-def _build(
-    options: FeatureOptions, dataset: datasets.Dataset, spec: FeatureSpec, batch_size: int
-) -> store.Cache | None:
-    """Compute a cache; return None, or the cache when another process made it in the meantime."""
+def _build(options: FeatureOptions, dataset: datasets.Dataset, spec: FeatureSpec, batch_size: int) -> Extracted:
+    """Compute a cache, unless another process made it while this one waited for the lock."""
     if spec.precision == "bfloat16" and not hardware.has_bfloat16():
         raise UserError(
             "The precision parameter must be auto or float32 on this processor: it has no bfloat16 instructions (AMX "
@@ -207,7 +210,7 @@ def _build(
         )
     splits = {
         name: datasets.Split(split.images[: spec.limit], split.labels[: spec.limit])
-        for name, split in (("train", dataset.train), ("test", dataset.test))
+        for name, split in dataset.splits.items()
     }
     for name, split in splits.items():
         if len(split.labels) < len(dataset.class_names):
@@ -220,10 +223,9 @@ def _build(
     with file_errors("write the features", options.features_dir, kept), build.hold(_say_waiting):
         made_meanwhile = find(options.features_dir, [spec])
         if made_meanwhile is not None:
-            return made_meanwhile
+            return _found(made_meanwhile)
         _check_space(build)
-        _compute(options, dataset, splits, build, batch_size)
-    return None
+        return _compute(options, dataset, splits, build, batch_size)
 
 
 def _check_space(build: parts.Build) -> None:
@@ -245,12 +247,17 @@ def _compute(
     splits: Mapping[str, datasets.Split],
     build: parts.Build,
     batch_size: int,
-) -> None:
+) -> Extracted:
     spec = build.spec
     total = sum(build.rows.values())
     done = 0
     build.prepare()
     network = _weights(options)
+    if network.digest != spec.weights_digest:
+        raise UserError(
+            f"The weights file {options.weights} changed while it was being used: its digest was "
+            f"{spec.weights_digest[:12]}… and is {network.digest[:12]}… now. Run the same command again."
+        )
     say_untrained(network.label)
     log.info(
         "computing %s features of %s at %d px in %s, weights %s",
@@ -281,11 +288,10 @@ def _compute(
             f"Interrupted. {done:,} of {total:,} rows are kept in {build.parts_folder}. Run the same command again to "
             f"go on from there."
         ) from None
-    log.info(
-        "%s: %s, %s columns of %d taps, %s images in %s (%.0f images/s)",
-        build.target, format_bytes(build.target.stat().st_size), f"{columns_of(spec.taps):,}", len(spec.taps),
-        f"{total:,}", format_seconds(build.seconds), rate,
-    )  # fmt: skip
+    what = f"{columns_of(spec.taps):,} columns of {len(spec.taps)} {'tap' if len(spec.taps) == 1 else 'taps'}"
+    size = format_bytes(build.target.stat().st_size)
+    pace = f"{total:,} images in {format_seconds(build.seconds)} ({rate:.0f} images/s)"
+    return Extracted(build.target, f"{build.target}: {size}, {what}, {pace}")
 
 
 def _load(build: parts.Build, part: parts.Part) -> bool:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
 FILE_MODE = 0o666  # what open() itself asks for; the process's umask takes away from it
-READ_SIZE = 1 << 22  # 4 MiB: large enough that hashing, not system calls, sets the pace
+READ_SIZE = 1 << 20  # bytes: hashing, not system calls, sets the pace, and the buffer stays in the cache
 
 
 # --- primitives -------------------------------------------------------------------------------
@@ -70,6 +70,11 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_lock(path: Path) -> int:
+    """Open a lock file, creating it when it is not there; return its descriptor."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
 
 
 def make_directory(path: Path) -> None:
@@ -218,7 +223,7 @@ def lock(path: Path, waiting: Callable[[str], None]) -> Iterator[None]:
     """
     told = False
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        descriptor = open_lock(path)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -238,8 +243,8 @@ def lock(path: Path, waiting: Callable[[str], None]) -> Iterator[None]:
                 yield
             finally:
                 # Removed while still held: whoever opened it meanwhile sees that it is gone.
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
+                with suppress(OSError):  # one left behind locks nothing, and the next run removes it
+                    unlink(path)
             return
         finally:
             os.close(descriptor)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline import datasets, extract, store
+from pipeline.errors import file_errors
 from pipeline.extract import FeatureOptions
 from pipeline.progress import Progress, format_bytes
 from pipeline.spec import TAP_COLUMNS, columns_of
@@ -32,7 +33,7 @@ def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> str:
     fault = ""
     try:
         size = path.stat().st_size if path.is_file() else 0
-        with Progress("verifying", size, "B", scale=True) as progress:
+        with file_errors("read the feature file", path), Progress("verifying", size, "B", scale=True) as progress:
             cache = store.verify(path, progress.update)
     except store.CacheError as error:
         if must_verify:
@@ -75,7 +76,7 @@ def _compare(cache: store.Cache, asked: FeatureOptions) -> str:
     """How the file differs from what the same options would ask of ``features``."""
     try:
         dataset = datasets.load(asked.dataset, asked.data_dir, download=False)
-        digest, rows = dataset.digest, {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
+        digest, rows = dataset.digest, dataset.rows
         unknown = ""
     except datasets.NotFoundHere:
         digest, rows = cache.spec.dataset_digest, {"train": 2**62, "test": 2**62}

@@ -70,7 +70,8 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunPlace:
         On SIGINT or SIGTERM.
     """
     start = time.monotonic()
-    path, asked = find_features(features)
+    with file_errors("look for features", features.features_dir):
+        path, asked = find_features(features)
     resolved = classifier_options(options.classifier, options.options)
     run = RunSpec(asked.key(), asked.dataset, options.classifier, resolved, options.seed, PROTOCOL)
     place = RunPlace(run.name, options.output_dir, options.models_dir)
@@ -108,8 +109,7 @@ def find_features(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
         dataset = datasets.load(options.dataset, options.data_dir, download=False)
     except datasets.NotFoundHere:
         return _find_without_data(options)
-    rows = {"train": len(dataset.train.labels), "test": len(dataset.test.labels)}
-    specs = extract.candidate_specs(options, dataset.digest, rows, extract.weights_digest(options))
+    specs = extract.candidate_specs(options, dataset.digest, dataset.rows, extract.weights_digest(options))
     for spec in specs:
         path = store.find_cache(options.features_dir, spec)
         if path is not None:

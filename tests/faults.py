@@ -25,7 +25,7 @@ from pipeline import cli, extract, files, parts, store, weights
 from pipeline.spec import TAP_COLUMNS
 
 PRIMITIVES = (
-    "open_new", "reserve", "write", "fsync", "rename", "unlink", "sync_directory", "make_directory", "remove_directory",
+    "open_lock", "open_new", "reserve", "write", "fsync", "rename", "unlink", "sync_directory", "make_directory", "remove_directory",
 )  # fmt: skip
 ROWS = 10  # of each split
 PART_ROWS = 6  # small, so that a few images make several parts

@@ -112,15 +112,17 @@ def test_all_forms_give_the_same(four_forms: dict[str, Path], records: np.ndarra
     assert len({dataset.digest for dataset in loaded.values()}) == 1
     for dataset in loaded.values():
         assert not dataset.official
-        assert dataset.train.images.shape == (5 * ROWS, 32, 32, 3)
-        assert dataset.test.images.shape == (ROWS, 32, 32, 3)
-        assert dataset.train.images.dtype == np.uint8
+        assert dataset.splits["train"].images.shape == (5 * ROWS, 32, 32, 3)
+        assert dataset.splits["test"].images.shape == (ROWS, 32, 32, 3)
+        assert dataset.splits["train"].images.dtype == np.uint8
         assert dataset.class_names[3] == "cat"
         # Record ROWS + 7 is the eighth of the second batch: red plane first, each row by row.
         record = records[1, 7]
-        assert dataset.train.labels[ROWS + 7] == record[0]
-        assert dataset.train.images[ROWS + 7, 4, 9].tolist() == [record[1 + c * 1024 + 4 * 32 + 9] for c in range(3)]
-        np.testing.assert_array_equal(dataset.test.images[:5], loaded["bin folder"].test.images[:5])
+        assert dataset.splits["train"].labels[ROWS + 7] == record[0]
+        assert dataset.splits["train"].images[ROWS + 7, 4, 9].tolist() == [
+            record[1 + c * 1024 + 4 * 32 + 9] for c in range(3)
+        ]
+        np.testing.assert_array_equal(dataset.splits["test"].images[:5], loaded["bin folder"].splits["test"].images[:5])
 
 
 def test_numpy_2_pickles_are_read_too(records: np.ndarray, tmp_path: Path) -> None:
@@ -129,7 +131,7 @@ def test_numpy_2_pickles_are_read_too(records: np.ndarray, tmp_path: Path) -> No
     for index, name in enumerate(BATCHES):
         content = {"data": records[index, :, 1:], "labels": records[index, :, 0].tolist()}
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-    assert load(tmp_path).train.labels[11] == records[0, 11, 0]
+    assert load(tmp_path).splits["train"].labels[11] == records[0, 11, 0]
 
 
 def test_unofficial_files_are_labelled(four_forms: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
@@ -403,18 +405,18 @@ def test_digits_are_scikit_learns(tmp_path: Path) -> None:
     original = load_digits()
     digits = datasets.load("digits", tmp_path, download=False)
     assert digits.official
-    assert len(digits.train.labels) + len(digits.test.labels) == 1797
-    assert digits.train.images.shape[1:] == (32, 32, 3)
-    images = np.concatenate([digits.train.images, digits.test.images])
+    assert len(digits.splits["train"].labels) + len(digits.splits["test"].labels) == 1797
+    assert digits.splits["train"].images.shape[1:] == (32, 32, 3)
+    images = np.concatenate([digits.splits["train"].images, digits.splits["test"].images])
     assert images.min() == 0
     assert images.max() == 255
-    both = np.concatenate([digits.train.labels, digits.test.labels])
+    both = np.concatenate([digits.splits["train"].labels, digits.splits["test"].labels])
     np.testing.assert_array_equal(np.bincount(both), np.bincount(original.target))
-    shares = np.bincount(digits.test.labels) / np.bincount(both)
+    shares = np.bincount(digits.splits["test"].labels) / np.bincount(both)
     assert (abs(shares - 0.2) < 0.01).all(), "stratified"
     first = original.images[np.flatnonzero(original.target == 0)[4]]
     np.testing.assert_array_equal(
-        digits.test.images[digits.test.labels == 0][0][::4, ::4, 0], np.rint(first * 255 / 16)
+        digits.splits["test"].images[digits.splits["test"].labels == 0][0][::4, ::4, 0], np.rint(first * 255 / 16)
     )
 
 

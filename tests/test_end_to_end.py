@@ -1,0 +1,107 @@
+"""What the product promises, on real data, through the commands a person types."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import DATA_DIR, ROOT, Run
+
+from pipeline import store
+
+pytestmark = pytest.mark.tensorflow
+
+
+def metrics_in(folder: Path) -> list[dict]:  # type: ignore[type-arg]
+    return [json.loads(path.read_text()) for path in folder.glob("*/metrics.json")]
+
+
+def places(folder: Path) -> list[str]:
+    return [
+        "--features-dir", str(folder / "features"), "--models-dir", str(folder / "models"),
+        "--output-dir", str(folder / "output"),
+    ]  # fmt: skip
+
+
+def test_demo_without_any_weights_goes_on_untrained(run: Run, tmp_path: Path) -> None:
+    """No network, no registry: the last resort, said everywhere."""
+    no_index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "https_proxy": "http://127.0.0.1:9"}
+    flags = ["--data-dir", str(tmp_path / "data"), "--image-size", "32", "--taps", "block3_conv3.avg", "--limit", "300"]
+    done = run("demo", *flags, "--C", "0.01", *places(tmp_path), env=no_index)
+    assert done.returncode == 0, done.stderr
+    assert "could not be had. Tried:" in done.stderr
+    assert "untrained" in done.stdout
+    (metrics,) = metrics_in(tmp_path / "output")
+    assert metrics["features"]["weights"] == "random"
+    for line in done.stdout.splitlines():
+        if line.strip().endswith(".png"):
+            assert Path(line.strip()).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.weights
+def test_demo(run: Run, tmp_path: Path) -> None:
+    done = run("demo", "--data-dir", DATA_DIR, *places(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (metrics,) = metrics_in(tmp_path / "output")
+    assert metrics["accuracy"]["test"] >= 0.98
+    assert metrics["features"]["columns"] == 6016
+    assert metrics["features"]["weights"] == "imagenet"
+
+
+@pytest.mark.weights
+@pytest.mark.data
+def test_cifar10_interrupted_resumed_and_trained(run: Run, tmp_path: Path) -> None:
+    """The first 2,500 rows of each split at 32 px, stopped once on the way."""
+    flags = ["--data-dir", str(DATA_DIR), "--image-size", "32", "--limit", "2500"]
+    command = [sys.executable, "-m", "pipeline", "features", *flags, "--features-dir", str(tmp_path / "features")]
+    child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while child.poll() is None and not list(tmp_path.glob("features/*.parts/train-*.h5")):
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    said = child.communicate()[1]
+    assert child.returncode == 130, said
+    assert "rows are kept in" in said
+
+    done = run("features", *flags, "--features-dir", tmp_path / "features")
+    assert done.returncode == 0, done.stderr
+    assert "going on where an earlier run stopped" in done.stderr
+    assert "images/s" in done.stdout
+    (path,) = (tmp_path / "features").iterdir()
+    resumed = store.verify(path)
+    assert resumed.rows == {"train": 2500, "test": 2500}
+
+    whole = run("features", *flags, "--features-dir", tmp_path / "undisturbed")
+    assert whole.returncode == 0, whole.stderr
+    other = store.verify(tmp_path / "undisturbed" / path.name)
+    for split in store.SPLITS:
+        one, two = (store.read_features(cache, split, cache.spec.taps) for cache in (resumed, other))
+        assert one.tobytes() == two.tobytes(), "bit for bit"
+
+    again = run("features", *flags, "--features-dir", tmp_path / "features")
+    assert again.returncode == 0
+    assert "is valid" in again.stdout
+
+    done = run("train", *flags, *places(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (metrics,) = metrics_in(tmp_path / "output")
+    assert metrics["accuracy"]["test"] > 0.68
+    assert "official" in metrics["dataset"]
+
+
+@pytest.mark.weights
+@pytest.mark.data
+@pytest.mark.full
+def test_cifar10_whole_at_32_px(run: Run, tmp_path: Path) -> None:
+    flags = ["--data-dir", str(DATA_DIR), "--image-size", "32"]
+    done = run("features", *flags, "--features-dir", tmp_path / "features", timeout=580)
+    assert done.returncode == 0, done.stderr
+    done = run("train", *flags, "--taps", "top", *places(tmp_path), timeout=580)
+    assert done.returncode == 0, done.stderr
+    (metrics,) = metrics_in(tmp_path / "output")
+    assert metrics["accuracy"]["test"] >= 0.655
+    assert metrics["features"]["columns"] == 512

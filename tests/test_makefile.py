@@ -1,0 +1,163 @@
+"""The Makefile: variables arrive unchanged, nothing precious is removed, mistakes are explained."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+CLEAN = {
+    name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "DATA_DIR")
+}
+
+
+def make(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", *arguments],
+        cwd=folder,
+        env={**CLEAN, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The Makefile in a folder of its own, with a .venv whose Python prints what it is called with."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!{sys.executable}\nimport sys, json\nprint(json.dumps(sys.argv[1:]))\n", encoding="utf-8")
+    python.chmod(0o755)
+    stamp = tmp_path / ".venv" / ".installed"
+    stamp.touch()
+    os.utime(tmp_path / "requirements.txt", (0, 0))
+    return tmp_path
+
+
+def calls(done: subprocess.CompletedProcess[str]) -> list[list[str]]:
+    import json
+
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_help_is_the_default_and_lists_every_target() -> None:
+    done = make(ROOT)
+    assert done.returncode == 0
+    targets = ["install", "demo", "features", "train", "inspect", "test", "torture", "check", "format", "clean"]
+    for target in [*targets, "clean-features"]:
+        assert f"\n  {target} " in done.stdout
+    assert make(ROOT, "help").stdout == done.stdout
+
+
+def test_without_variables_the_defaults_are_the_command_lines(project: Path) -> None:
+    assert calls(make(project, "features")) == [["-m", "pipeline", "features"]]
+    assert calls(make(project, "train")) == [["-m", "pipeline", "features"], ["-m", "pipeline", "train"]]
+    assert calls(make(project, "demo")) == [["-m", "pipeline", "demo"]]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "plain",
+        "with  two spaces",
+        "quote ' and \" both",
+        "dollar $HOME $$ $(shell false)",
+        "#hash;semi|pipe&",
+        "ü*?[a]",
+    ],
+)
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_values_arrive_unchanged(project: Path, value: str, how: str) -> None:
+    if how == "argument":
+        done = make(project, "features", f"DATA_DIR={value}", "IMAGE_SIZE=32")
+    else:
+        done = make(project, "features", "IMAGE_SIZE=32", env={"DATA_DIR": value})
+    assert calls(done) == [["-m", "pipeline", "features", "--data-dir", value, "--image-size", "32"]]
+
+
+def test_every_flag_has_its_variable(project: Path) -> None:
+    """Variables of the command line's own flags, so that none is forgotten here."""
+    from pipeline.cli import _build_parser
+
+    parser = _build_parser()
+    commands = next(action for action in parser._actions if action.dest == "command").choices
+    assert commands is not None
+    for command in ("features", "train", "demo"):
+        flags = [action.option_strings[0] for action in commands[command]._actions if action.option_strings[0] != "-h"]
+        variables = [f"{flag[2:].replace('-', '_').upper()}=1" for flag in flags]
+        (*_, called) = calls(make(project, command, *variables))
+        assert {word for word in called if word.startswith("--")} == set(flags)
+
+
+def test_inspect_needs_a_file(project: Path) -> None:
+    done = make(project, "inspect")
+    assert done.returncode == 2
+    assert "name a feature file" in done.stderr
+    assert calls(make(project, "inspect", "FILE=a b.h5")) == [["-m", "pipeline", "inspect", "a b.h5"]]
+
+
+def test_folders_named_like_targets_do_not_hide_them(project: Path) -> None:
+    for folder in ("features", "data", "models", "output"):
+        (project / folder).mkdir()
+    assert calls(make(project, "features")) == [["-m", "pipeline", "features"]]
+
+
+def test_clean_never_touches_caches_or_data(project: Path) -> None:
+    kept = [
+        project / folder / name for folder in ("data", "features", "models", "output") for name in ("x.h5", ".gitkeep")
+    ]
+    for path in kept:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (project / "pipeline" / "__pycache__").mkdir(parents=True)
+    assert make(project, "clean").returncode == 0
+    assert all(path.exists() for path in kept)
+    assert not (project / ".venv").exists()
+    assert not (project / "pipeline" / "__pycache__").exists()
+
+
+def test_clean_features_removes_only_caches(project: Path) -> None:
+    folder = project / "features"
+    parts = folder / "digits-vgg16-64px-0123456789ab.parts"
+    parts.mkdir(parents=True)
+    for name in ("digits-vgg16-64px-0123456789ab.h5", "mine.h5", ".gitkeep"):
+        (folder / name).touch()
+    assert make(project, "clean-features").returncode == 0
+    assert sorted(path.name for path in folder.iterdir()) == [".gitkeep", "mine.h5"]
+
+
+def test_requirements_that_changed_are_installed_anew(project: Path) -> None:
+    (project / "requirements.txt").touch()
+    os.utime(project / ".venv" / ".installed", (1, 1))
+    done = make(project, "--dry-run", "features")
+    assert "-m venv" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (None, "there is no"),
+        ('case "$1" in --version) echo Python 3.9.2;; *) exit 1;; esac', "is Python 3.9.2, but 3.11"),
+        ('case "$2" in *version_info*) exit 0;; *) exit 1;; esac', "has no venv module"),
+    ],
+)
+def test_an_unfit_python_is_explained(project: Path, body: str | None, word: str) -> None:
+    shutil.rmtree(project / ".venv")
+    python = project / "some python"
+    if body is not None:
+        python.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+        python.chmod(0o755)
+    done = make(project, "features", f"PYTHON={python}")
+    assert done.returncode == 2
+    assert word in done.stderr
+    assert not (project / ".venv").exists()

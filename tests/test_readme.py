@@ -1,0 +1,85 @@
+"""The README is true: every command, target, flag, file and picture that it names exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+from pipeline.cli import _build_parser
+from pipeline.spec import ALL_TAPS
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "reliability.md"]
+TEXT = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
+
+
+def _code() -> list[str]:
+    """Every line of a code block and every code span."""
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL))
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()] + spans
+
+
+def test_targets_exist() -> None:
+    named = [match for code in _code() for match in re.findall(r"(?:^|&& )make ([a-z-]+)", code)]
+    assert {"demo", "features", "train", "test", "check", "inspect", "torture"} <= set(named)
+    assert set(named) <= TARGETS
+    for target in TARGETS:
+        assert f"make {target}" in TEXT, f"{target} is not in the README"
+
+
+def test_make_variables_exist() -> None:
+    known = set(re.search(r"^VARIABLES := ((?:.*\\\n)*.*)", MAKEFILE, re.MULTILINE)[1].replace("\\\n", " ").split())  # type: ignore[index]
+    for code in _code():
+        if code.startswith("make "):
+            for variable in re.findall(r"\b([A-Z][A-Z_]*)=", code):
+                assert variable in known | {"PYTHON", "FORCE"}, code
+
+
+def test_command_lines_parse() -> None:
+    parser = _build_parser()
+    lines = [code for code in _code() if code.startswith("python -m pipeline ")]
+    assert lines
+    for line in lines:
+        arguments = shlex.split(line)[3:]
+        if "--help" not in arguments and "COMMAND" not in arguments:
+            parser.parse_args(arguments)
+
+
+def test_every_flag_is_documented_and_every_documented_flag_exists() -> None:
+    commands = next(action for action in _build_parser()._actions if action.dest == "command").choices
+    assert commands is not None
+    flags = {option for parser in commands.values() for action in parser._actions for option in action.option_strings}
+    named = {flag for code in _code() for flag in re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", code)}
+    ours = flags - {"-h", "--help"}
+    assert ours - named == set(), "not in the README"
+    assert named - flags - {"--kills", "--data-dir"} == set(), "in the README, but no flag"
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", TEXT))))
+def test_links_lead_somewhere(path: str) -> None:
+    assert any((document.parent / path).exists() for document in DOCUMENTS)
+
+
+def test_modules_and_taps_exist() -> None:
+    for name in re.findall(r"`pipeline/(\w+\.py)`|`(\w+\.py)`", TEXT):
+        file = name[0] or name[1]
+        assert any((ROOT / room / file).exists() for room in ("pipeline", "tests", "benchmarks")), file
+    for tap in re.findall(r"`(block\d_\w+\.(?:avg|max))`", TEXT):
+        assert tap in ALL_TAPS
+
+
+def test_tests_named_in_the_table_exist() -> None:
+    table = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    defined = {
+        name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8"))
+    }
+    named = set(re.findall(r"`(test_\w+)`", table)) - {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+    assert named
+    assert named <= defined
