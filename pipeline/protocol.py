@@ -129,12 +129,11 @@ def _select_logistic(candidates: list[dict[str, Any]], train: Data, validation: 
                 path.set_params(C=candidate["C"])  # each starts where the one before, more regularised, ended
                 history.fit_quietly(path, train, _noting(progress, f"C={candidate['C']:g}", "iteration"))
                 loss, accuracy = history.scores(path, validation)
-                if report and loss > report[-1]["log_loss"]:
-                    report.append({"C": candidate["C"], "log_loss": loss, "accuracy": accuracy})
-                    break  # the loss falls with C, then rises: past the rise there is nothing to find
                 report.append({"C": candidate["C"], "log_loss": loss, "accuracy": accuracy})
-                params = candidate
                 progress.update(1)
+                if len(report) > 1 and loss > report[-2]["log_loss"]:
+                    break  # the loss falls with C, then rises: past the rise there is nothing to find
+                params = candidate
     # From scratch, not from the path: its history is then one of learning, not of continuing.
     estimator = classifiers.make("logistic", params, seed)
     with Progress(f"fit C={params['C']:g}", 0, "iterations") as progress:

@@ -66,8 +66,8 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunPlace:
     ------
     UserError
         When there is no cache, it does not verify, or the labels do not allow the protocol.
-    Interrupted
-        On SIGINT or SIGTERM.
+    KeyboardInterrupt
+        On SIGINT or SIGTERM; nothing has been written then.
     """
     start = time.monotonic()
     with file_errors("look for features", features.features_dir):
