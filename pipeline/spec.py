@@ -251,7 +251,7 @@ CLASSIFIER_OPTIONS: dict[str, tuple[Option, ...]] = {
     "logistic": (
         Option("C", float, None, 1e-12, "inverse of the L2 strength; chosen on validation when left out"),
         Option("max_iter", int, 1000, 1, "solver iterations at most"),
-        Option("tol", float, 2e-4, 1e-12, "the solver stops when no gradient component is larger"),
+        Option("tol", float, 3e-4, 1e-12, "the solver stops when no gradient component is larger"),
     ),
     "mlp": (
         Option("hidden_layer_sizes", tuple, (256,), 1, "units of each hidden layer, comma-separated"),

@@ -360,12 +360,9 @@ class Cache:
 
     Attributes
     ----------
-    path : Path
-    spec : FeatureSpec
-    class_names : tuple of str
+    path, spec, class_names
     rows : dict
         Number of rows of each split.
-    label_dtype : numpy.dtype
     created : str
         When it was finished, ISO 8601, UTC.
     images_per_second : float
@@ -382,7 +379,6 @@ class Cache:
     spec: FeatureSpec
     class_names: tuple[str, ...]
     rows: Mapping[str, int]
-    label_dtype: np.dtype[Any]
     created: str
     images_per_second: float
     versions: Mapping[str, str]
@@ -469,7 +465,6 @@ def _describe(path: Path, file: h5py.File) -> Cache:
         spec=spec,
         class_names=class_names,
         rows=rows,
-        label_dtype=dtypes.pop(),
         created=_text_attribute(path, file, "created"),
         images_per_second=float(rate),
         versions=_json_attribute(path, file, "versions"),

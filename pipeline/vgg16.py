@@ -57,10 +57,7 @@ class Extractor:
         interpolation: str,
         precision: str,
     ) -> None:
-        # Before tracing: grappler rewrites the graph to bfloat16 convolutions where oneDNN has them.
-        # Resizing and pooling to one number stay in float32.
         tf.config.set_visible_devices([], "GPU")  # what `precision` promises holds on the processor alone
-        tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": precision == "bfloat16"})
         base = keras.applications.VGG16(include_top=False, weights=None, input_shape=(image_size, image_size, 3))
         for layer in CONV_LAYERS:
             base.get_layer(layer).set_weights(list(layers[layer]))
@@ -84,9 +81,18 @@ class Extractor:
         self._eager = forward
         self._forward = tf.function(forward, reduce_retracing=True)
 
+    def _run(self, batch: tf.Tensor) -> dict[str, tf.Tensor]:
+        # Grappler rewrites the graph to bfloat16 convolutions where oneDNN has them, when a shape is first met;
+        # the switch is TensorFlow's own global, so it is set each time. Pooling to one number stays in float32.
+        tf.config.optimizer.set_experimental_options(
+            {"auto_mixed_precision_onednn_bfloat16": self._precision == "bfloat16"}
+        )
+        outputs: dict[str, tf.Tensor] = self._forward(batch)
+        return outputs
+
     def raw(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Features of a batch as the graph gives them: for each tap, float32 (n, columns)."""
-        outputs = self._forward(tf.constant(np.ascontiguousarray(images)))
+        outputs = self._run(tf.constant(np.ascontiguousarray(images)))
         return {tap: outputs[tap].numpy() for tap in self._taps}
 
     def __call__(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float16]]:
@@ -134,7 +140,7 @@ class Extractor:
             When the features would carry another precision's name.
         """
         batch = tf.constant(np.ascontiguousarray(images))
-        computed, exact = self._forward(batch), self._eager(batch)
+        computed, exact = self._run(batch), self._eager(batch)
         difference = max(
             float(tf.norm(computed[tap] - exact[tap]) / tf.maximum(tf.norm(exact[tap]), 1e-30)) for tap in self._taps
         )
