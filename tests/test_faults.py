@@ -33,6 +33,12 @@ def operations(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]
     return faults.trace(tmp_path_factory.mktemp("trace") / "features")
 
 
+def _new(parent: Path) -> Path:
+    """A features folder that is not there yet, in a folder that is: as where the operations were counted."""
+    parent.mkdir()
+    return parent / "features"
+
+
 def test_write_then_fsync_then_rename_then_directory(operations: list[tuple[str, str]]) -> None:
     """The order that makes a file durable, for every file that gets a name."""
     renames = [index for index, (name, _) in enumerate(operations) if name == "rename"]
@@ -54,7 +60,7 @@ def test_killed_at_every_point(
     operations: list[tuple[str, str]], reference: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     for number in range(1, 2 * len(operations) + 1):
-        folder = tmp_path / str(number) / "features"
+        folder = _new(tmp_path / str(number))
         assert faults.run(folder, faults.kill_at(number)).status == -signal.SIGKILL
         if folder.exists():
             faults.never_half(folder)
@@ -69,7 +75,7 @@ def test_an_error_at_every_point(
     operations: list[tuple[str, str]], reference: dict[str, np.ndarray], tmp_path: Path, error: str
 ) -> None:
     for number in range(1, 2 * len(operations) + 1):
-        folder = tmp_path / str(number) / "features"
+        folder = _new(tmp_path / str(number))
         outcome = faults.run(folder, faults.raise_at(number, faults.ERRORS[error]))
         if number < 2 * len(operations) - 1:
             assert outcome.is_user_error, (number, outcome)

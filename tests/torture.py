@@ -71,11 +71,11 @@ def every_point(folder: Path) -> Iterator[Tally]:
     """A kill and each error before and after every file operation."""
     faults.run(folder / "reference")
     reference = faults.arrays(folder / "reference")
-    points = 2 * len(faults.trace(folder / "trace"))
+    points = 2 * len(faults.trace(_new(folder / "trace")))
     for what in ("SIGKILL", *faults.ERRORS):
         tally = Tally(f"points with {what} before or after a file operation")
         for number in range(1, points + 1):
-            place = folder / what / str(number)
+            place = _new(folder / what / str(number))
             act = faults.kill_at(number) if what == "SIGKILL" else faults.raise_at(number, faults.ERRORS[what])
             # The last two points surround the lock's removal, when everything is done: no error to report.
             expected = -signal.SIGKILL if what == "SIGKILL" else 2 if number < points - 1 else 0
@@ -84,6 +84,12 @@ def every_point(folder: Path) -> Iterator[Tally]:
             tally.compare(place, reference)
             tally.faults += 1
         yield tally
+
+
+def _new(parent: Path) -> Path:
+    """A features folder that is not there yet, in a folder that is: so every run has the same operations."""
+    parent.mkdir(parents=True)
+    return parent / "features"
 
 
 def random_kills(folder: Path, kills: int) -> Iterator[Tally]:
