@@ -7,6 +7,7 @@ The colours are Okabe and Ito's, which colour-blind readers can tell apart
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,11 @@ STYLE: Any = {  # matplotlib types the keys of such a mapping one by one
     "savefig.dpi": DPI,
     "figure.constrained_layout.use": True,
 }
+
+
+def _wrapped(title: str, inches: float) -> str:
+    """Break a title into lines that fit into a width: about eleven characters of its size to an inch."""
+    return "\n".join(textwrap.fill(line, int(11 * inches)) for line in title.splitlines())
 
 
 def _png(figure: Figure) -> bytes:
@@ -90,7 +96,7 @@ def history(
         axes[0].set_ylim(0, 1.05 * min(np.log(chance) * 1.3, _highest(curves, "loss")))
         axes[1].set_ylabel("accuracy")
         axes[1].yaxis.set_major_formatter(_PERCENT)
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(_wrapped(title, 9.0), fontsize=11)
         return _png(figure)
 
 
@@ -131,7 +137,7 @@ def learning_curve(
         axis.set_ylabel("accuracy")
         axis.yaxis.set_major_formatter(_PERCENT)
         axis.legend(title=f"mean ± 1 s.d. of {seeds} seeds", alignment="left")
-        axis.set_title(title)
+        axis.set_title(_wrapped(title, 5.6))
         return _png(figure)
 
 
@@ -162,7 +168,7 @@ def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], titl
         axis.set_yticks(range(classes), labels, fontsize=small)
         axis.set_xlabel("predicted class")
         axis.set_ylabel("true class")
-        axis.set_title(title)
+        figure.suptitle(_wrapped(title, inches + 1), fontsize=11)
         if with_numbers:
             _annotate(axis, shares)
         bar = figure.colorbar(image, ax=axis, shrink=0.8)
