@@ -49,7 +49,7 @@ $(STAMP): requirements.txt
 	  echo "error: $(PYTHON) is $$("$(PYTHON)" --version 2>&1), but 3.11 or newer is needed. Name another: make PYTHON=python3.11" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "error: $(PYTHON) has no venv module. Install it (Debian and Ubuntu: apt install python3-venv), or name another Python: make PYTHON=/path/to/python3" >&2; exit 2; }
-	@echo "making $(VENV) from requirements.txt (about 2 GB, a few minutes on a first run)" >&2
+	@echo "making $(VENV) from requirements.txt (about 2.5 GB on disk, a few minutes on a first run)" >&2
 	@"$(PYTHON)" -m venv --clear $(VENV)
 	@$(RUN) pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
