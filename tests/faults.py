@@ -10,10 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,6 +58,19 @@ def in_child(work: Callable[[], int]) -> Outcome:
         _, status = os.waitpid(child, 0)
         spool.seek(0)
         return Outcome(os.waitstatus_to_exitcode(status), spool.read().decode("utf-8", "replace"))
+
+
+def in_children(works: list[Callable[[], int]]) -> list[Outcome]:
+    """Do several works in forked processes at the same time, and wait for the end of all."""
+    spools = [tempfile.TemporaryFile() for _ in works]  # noqa: SIM115 - all are open at once, closed below
+    children = [start_child(work, spool.fileno()) for work, spool in zip(works, spools, strict=True)]
+    outcomes = []
+    for child, spool in zip(children, spools, strict=True):
+        _, status = os.waitpid(child, 0)
+        with spool:
+            spool.seek(0)
+            outcomes.append(Outcome(os.waitstatus_to_exitcode(status), spool.read().decode("utf-8", "replace")))
+    return outcomes
 
 
 def start_child(work: Callable[[], int], output: int) -> int:
@@ -149,13 +165,84 @@ def arguments(folder: Path) -> list[str]:
 
 def run(folder: Path, act: Act = lambda number: None, delay: Callable[[], None] = lambda: None) -> Outcome:
     """Stage one in a child process, with something happening at its points."""
+    return in_child(work_of(folder, act, delay))
+
+
+def work_of(
+    folder: Path, act: Act = lambda number: None, delay: Callable[[], None] = lambda: None
+) -> Callable[[], int]:
+    """Stage one as a work for a child process, with something happening at its points."""
     _random_weights()  # once, for all children
 
     def work() -> int:
         install(act, delay)
         return cli.main(arguments(folder))
 
-    return in_child(work)
+    return work
+
+
+def together(folder: Path) -> list[Outcome]:
+    """Two runs on one cache, started at the same time; the one that computes takes long enough to be met."""
+    return in_children([work_of(folder, delay=lambda: time.sleep(0.05))] * 2)
+
+
+def holder_killed(folder: Path) -> tuple[int, Outcome]:
+    """Kill a run that holds the lock while another waits: the first one's process number, the other's outcome."""
+    with tempfile.TemporaryFile() as one, tempfile.TemporaryFile() as two:
+        holder = start_child(work_of(folder, delay=lambda: time.sleep(60)), one.fileno())
+        while not list(folder.glob("*.parts")):
+            time.sleep(0.01)
+        waiter = start_child(work_of(folder), two.fileno())
+        time.sleep(0.6)
+        waits = os.waitpid(waiter, os.WNOHANG) == (0, 0)
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        if not waits:
+            raise AssertionError("the second run did not wait for the first")
+        status = os.waitstatus_to_exitcode(os.waitpid(waiter, 0)[1])
+        two.seek(0)
+        return holder, Outcome(status, two.read().decode("utf-8", "replace"))
+
+
+class SmallFileSystem:
+    """A file system of 256 KiB on which only so much is left as is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._ballast = folder, folder / "ballast"
+
+    def leave(self, room: int) -> None:
+        """Fill the file system up to so many free bytes."""
+        self.leave_all()
+        usage = os.statvfs(self._folder)
+        self._ballast.write_bytes(bytes(max(0, usage.f_bavail * usage.f_frsize - room)))
+
+    def leave_all(self) -> None:
+        """Make room."""
+        self._ballast.unlink(missing_ok=True)
+
+
+@contextmanager
+def small_file_system(folder: Path) -> Iterator[SmallFileSystem | None]:
+    """Mount a small file system on a folder for the block; None where this process must not."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        yield None
+        return
+    try:
+        yield SmallFileSystem(folder)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def run_unchecked(folder: Path) -> Outcome:
+    """Stage one without its look at the free space beforehand, so that it is the file system that refuses."""
+    work = work_of(folder)
+
+    def unchecked() -> int:
+        extract._check_space = lambda build: None
+        return work()
+
+    return in_child(unchecked)
 
 
 def trace(folder: Path) -> list[tuple[str, str]]:

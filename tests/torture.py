@@ -92,6 +92,53 @@ def _new(parent: Path) -> Path:
     return parent / "features"
 
 
+def two_at_once(folder: Path, pairs: int) -> Iterator[Tally]:
+    """Two runs started together; and one killed while it holds the lock that another waits for."""
+    faults.run(folder / "reference")
+    reference = faults.arrays(folder / "reference")
+    tally = Tally("pairs of runs started together")
+    for number in range(pairs):
+        place = folder / "together" / str(number)
+        for outcome in faults.together(place):
+            tally.said(outcome, (0,))
+        tally.compare(place, reference)
+        tally.faults += 1
+    yield tally
+
+    tally = Tally("holders of the lock killed while another run waits")
+    for number in range(pairs):
+        place = folder / "holder" / str(number)
+        tally.said(faults.holder_killed(place)[1], (0,))
+        tally.compare(place, reference)
+        tally.faults += 1
+    yield tally
+
+
+def full_disks(folder: Path) -> Iterator[Tally]:
+    """A file system with more and more room, until everything fits."""
+    faults.run(folder / "reference")
+    reference = faults.arrays(folder / "reference")
+    tally = Tally("runs on a file system too full for them")
+    mount = folder / "mount"
+    mount.mkdir()
+    with faults.small_file_system(mount) as disk:
+        if disk is None:
+            print("       no file system filled: this process must not mount one")
+            return
+        place = mount / "features"
+        for room in range(0, 80_000, 2_000):
+            disk.leave(room)
+            outcome = faults.run_unchecked(place)
+            tally.said(outcome, (0, 2))
+            if outcome.status == 0:
+                break
+            tally.faults += 1
+            if place.exists():
+                faults.never_half(place)
+        tally.compare(place, reference)
+    yield tally
+
+
 def random_kills(folder: Path, kills: int) -> Iterator[Tally]:
     """SIGKILL at random times while the real network runs; then one run to the end, and again."""
     tally = Tally("kills at random times during real extraction")
@@ -197,7 +244,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--flips", type=int, default=400)
-    parser.add_argument("--only", choices=("points", "kills", "flips"))
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--only", choices=("points", "pairs", "disks", "kills", "flips"))
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--child", type=Path)
     chosen = parser.parse_args()
@@ -208,11 +256,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=chosen.folder) as base:
         attacks = {
             "points": lambda folder: every_point(folder),
+            "pairs": lambda folder: two_at_once(folder, chosen.pairs),
+            "disks": lambda folder: full_disks(folder),
             "kills": lambda folder: random_kills(folder, chosen.kills),
             "flips": lambda folder: bit_flips(folder, chosen.flips),
         }
         for name, attack in attacks.items():
             if chosen.only in (None, name):
+                (Path(base) / name).mkdir()
                 for tally in attack(Path(base) / name):
                     print(tally, flush=True)
                     clean = clean and tally.clean
