@@ -147,15 +147,17 @@ def _train_options(arguments: argparse.Namespace) -> Any:
     return TrainOptions(options=given, **{name: getattr(arguments, name) for name in names})
 
 
-def _extract(options: Any, arguments: argparse.Namespace) -> None:
+def _batch_size(arguments: argparse.Namespace) -> int:
     from pipeline import extract
 
-    batch_size = extract.BATCH_SIZE if arguments.batch_size is None else arguments.batch_size
-    sys.stdout.write(f"{extract.extract(options, batch_size=batch_size).summary}\n")
+    return extract.BATCH_SIZE if arguments.batch_size is None else arguments.batch_size
 
 
 def _run_features(arguments: argparse.Namespace) -> None:
-    _extract(_feature_options(arguments), arguments)
+    from pipeline import extract
+
+    extracted = extract.extract(_feature_options(arguments), batch_size=_batch_size(arguments))
+    sys.stdout.write(f"{extracted.summary}\n")
 
 
 def _run_train(arguments: argparse.Namespace) -> None:
@@ -166,21 +168,11 @@ def _run_train(arguments: argparse.Namespace) -> None:
 
 
 def _run_demo(arguments: argparse.Namespace) -> None:
-    """Both stages; when no pretrained weights can be had, with untrained ones, and that is said."""
-    from dataclasses import replace
-
-    from pipeline import train
-    from pipeline.weights import WeightsUnavailable
+    from pipeline import demo, train
 
     options, training = _feature_options(arguments), _train_options(arguments)
-    try:
-        _extract(options, arguments)
-    except WeightsUnavailable as error:
-        log.warning("warning: %s", error)
-        log.warning("warning: going on with an untrained network, so that there is something to see")
-        options = replace(options, weights="random")
-        _extract(options, arguments)
-    sys.stdout.write(train.closing(train.train(options, training)))
+    extracted, place = demo.demo(options, training, batch_size=_batch_size(arguments))
+    sys.stdout.write(f"{extracted.summary}\n{train.closing(place)}")
 
 
 def _run_inspect(arguments: argparse.Namespace) -> None:
