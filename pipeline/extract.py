@@ -275,7 +275,7 @@ def _compute(
                     if extractor is None:
                         if resumed:
                             log.info("going on where an earlier run stopped: %s rows are there", f"{resumed:,}")
-                        extractor = _make_extractor(network, spec, splits[part.split].images[:2])
+                        extractor = _make_extractor(network, spec, splits[part.split].images[:2], batch_size)
                     images = splits[part.split].images[part.start : part.stop]
                     began = time.monotonic()
                     features = _forward(extractor, images, spec, batch_size, progress)
@@ -303,7 +303,9 @@ def _load(build: parts.Build, part: parts.Part) -> bool:
         return False
 
 
-def _make_extractor(network: weights.Weights, spec: FeatureSpec, sample: NDArray[np.uint8]) -> Callable[..., Any]:
+def _make_extractor(
+    network: weights.Weights, spec: FeatureSpec, sample: NDArray[np.uint8], batch_size: int
+) -> Callable[..., Any]:
     """Compile the graph, and prove its precision on a few images."""
     log.info("loading TensorFlow")
     with quiet_stderr():
@@ -315,6 +317,7 @@ def _make_extractor(network: weights.Weights, spec: FeatureSpec, sample: NDArray
             image_size=spec.image_size,
             interpolation=spec.interpolation,
             precision=spec.precision,
+            batch_size=batch_size,
         )
         extractor.check_precision(sample)
     return extractor
