@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 
 # A variable reaches its flag byte for byte, spaces, quotes and dollars included: it goes through the
 # environment under another name, taken unexpanded, and the shell quotes it.
-VARIABLES := DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE \
+VARIABLES := DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE THREADS \
   CLASSIFIER MODELS_DIR OUTPUT_DIR SEED C MAX_ITER TOL HIDDEN_LAYER_SIZES ALPHA LEARNING_RATE_INIT MAX_EPOCHS \
   PATIENCE FILE
 $(foreach name,$(VARIABLES),$(eval export MAKE_$(name) := $$(value $(name))))
@@ -19,7 +19,8 @@ $(foreach name,$(VARIABLES),$(eval export MAKE_$(name) := $$(value $(name))))
 flag = $(if $(value $1), --$2 "$$MAKE_$1")
 FEATURE_FLAGS = $(call flag,DATASET,dataset)$(call flag,DATA_DIR,data-dir)$(call flag,FEATURES_DIR,features-dir)$(call \
   flag,IMAGE_SIZE,image-size)$(call flag,WEIGHTS,weights)$(call flag,PRECISION,precision)$(call \
-  flag,TAPS,taps)$(call flag,LIMIT,limit)$(call flag,BATCH_SIZE,batch-size)
+  flag,TAPS,taps)$(call flag,LIMIT,limit)$(call flag,BATCH_SIZE,batch-size)$(call \
+  flag,THREADS,threads)
 TRAIN_FLAGS = $(call flag,CLASSIFIER,classifier)$(call flag,MODELS_DIR,models-dir)$(call \
   flag,OUTPUT_DIR,output-dir)$(call flag,SEED,seed)$(if $(FORCE), --force)$(call flag,C,C)$(call \
   flag,MAX_ITER,max-iter)$(call flag,TOL,tol)$(call flag,HIDDEN_LAYER_SIZES,hidden-layer-sizes)$(call \
@@ -34,7 +35,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Variables of demo, features and train, each the flag of the same name:"
-	@echo "  DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE"
+	@echo "  DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE THREADS"
 	@echo "Variables of demo and train besides:"
 	@echo "  CLASSIFIER MODELS_DIR OUTPUT_DIR SEED FORCE=1, of logistic C MAX_ITER TOL, of mlp"
 	@echo "  HIDDEN_LAYER_SIZES ALPHA LEARNING_RATE_INIT MAX_EPOCHS PATIENCE"

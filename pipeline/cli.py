@@ -69,6 +69,7 @@ def _add_feature_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batch-size", type=_number(int), metavar="N", help="images that go through the network together"
     )
+    group.add_argument("--threads", type=_number(int), metavar="N", help="threads that compute the features")
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -150,8 +151,8 @@ def _train_options(arguments: argparse.Namespace) -> Any:
 def _extract(options: Any, arguments: argparse.Namespace) -> None:
     from pipeline import extract
 
-    batch_size = extract.BATCH_SIZE if arguments.batch_size is None else arguments.batch_size
-    sys.stdout.write(f"{extract.extract(options, batch_size=batch_size).summary}\n")
+    done = extract.extract(options, batch_size=arguments.batch_size, threads=arguments.threads)
+    sys.stdout.write(f"{done.summary}\n")
 
 
 def _run_features(arguments: argparse.Namespace) -> None:
