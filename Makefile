@@ -8,10 +8,11 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 STAMP := $(VENV)/.installed
+BENCH := benchmarks/.venv
 
 # A variable reaches its flag byte for byte, spaces, quotes and dollars included: it goes through the
 # environment under another name, taken unexpanded, and the shell quotes it.
-VARIABLES := DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE \
+VARIABLES := DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE THREADS \
   CLASSIFIER MODELS_DIR OUTPUT_DIR SEED C MAX_ITER TOL HIDDEN_LAYER_SIZES ALPHA LEARNING_RATE_INIT MAX_EPOCHS \
   PATIENCE FILE
 $(foreach name,$(VARIABLES),$(eval export MAKE_$(name) := $$(value $(name))))
@@ -19,14 +20,15 @@ $(foreach name,$(VARIABLES),$(eval export MAKE_$(name) := $$(value $(name))))
 flag = $(if $(value $1), --$2 "$$MAKE_$1")
 FEATURE_FLAGS = $(call flag,DATASET,dataset)$(call flag,DATA_DIR,data-dir)$(call flag,FEATURES_DIR,features-dir)$(call \
   flag,IMAGE_SIZE,image-size)$(call flag,WEIGHTS,weights)$(call flag,PRECISION,precision)$(call \
-  flag,TAPS,taps)$(call flag,LIMIT,limit)$(call flag,BATCH_SIZE,batch-size)
+  flag,TAPS,taps)$(call flag,LIMIT,limit)$(call flag,BATCH_SIZE,batch-size)$(call \
+  flag,THREADS,threads)
 TRAIN_FLAGS = $(call flag,CLASSIFIER,classifier)$(call flag,MODELS_DIR,models-dir)$(call \
   flag,OUTPUT_DIR,output-dir)$(call flag,SEED,seed)$(if $(FORCE), --force)$(call flag,C,C)$(call \
   flag,MAX_ITER,max-iter)$(call flag,TOL,tol)$(call flag,HIDDEN_LAYER_SIZES,hidden-layer-sizes)$(call \
   flag,ALPHA,alpha)$(call flag,LEARNING_RATE_INIT,learning-rate-init)$(call flag,MAX_EPOCHS,max-epochs)$(call \
   flag,PATIENCE,patience)
 
-.PHONY: help install demo features train inspect test torture check format clean clean-features
+.PHONY: help install demo features train inspect test torture bench check format clean clean-features
 
 help: ## show this list
 	@echo "Usage: make TARGET [VARIABLE=value …]"
@@ -34,7 +36,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "Variables of demo, features and train, each the flag of the same name:"
-	@echo "  DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE"
+	@echo "  DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE THREADS"
 	@echo "Variables of demo and train besides:"
 	@echo "  CLASSIFIER MODELS_DIR OUTPUT_DIR SEED FORCE=1, of logistic C MAX_ITER TOL, of mlp"
 	@echo "  HIDDEN_LAYER_SIZES ALPHA LEARNING_RATE_INIT MAX_EPOCHS PATIENCE"
@@ -42,16 +44,19 @@ help: ## show this list
 
 install: $(STAMP) ## make .venv from requirements.txt (every target does so by itself)
 
-$(STAMP): requirements.txt
+$(BENCH)/.installed: benchmarks/requirements.txt
+
+# One recipe for both: the requirements lie beside the .venv.
+$(STAMP) $(BENCH)/.installed: requirements.txt
 	@command -v "$(PYTHON)" >/dev/null || { \
 	  echo "error: there is no '$(PYTHON)' here. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "error: $(PYTHON) is $$("$(PYTHON)" --version 2>&1), but 3.11 or newer is needed. Name another: make PYTHON=python3.11" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "error: $(PYTHON) has no venv module. Install it (Debian and Ubuntu: apt install python3-venv), or name another Python: make PYTHON=/path/to/python3" >&2; exit 2; }
-	@echo "making $(VENV) from requirements.txt (about 2.5 GB on disk, a few minutes on a first run)" >&2
-	@"$(PYTHON)" -m venv --clear $(VENV)
-	@$(RUN) pip install --disable-pip-version-check -r requirements.txt
+	@echo "making $(@D) from $(@D:.venv=requirements.txt) (about 2.5 GB on disk, a few minutes on a first run)" >&2
+	@"$(PYTHON)" -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --disable-pip-version-check -r $(@D:.venv=requirements.txt)
 	@touch $@
 
 demo: $(STAMP) ## both stages on scikit-learn's digits, in about a minute
@@ -74,6 +79,9 @@ test: $(STAMP) ## run the tests; those on real data need DATA_DIR=folder
 torture: $(STAMP) ## attack the cache for a quarter of an hour: kills, full disks, flipped bits
 	@$(VENV)/bin/python tests/torture.py
 
+bench: $(BENCH)/.installed ## set stage one against other tools, into docs/ (half an hour; QUICK=1: minutes)
+	@$(BENCH)/bin/python benchmarks/bench.py$(call flag,DATA_DIR,data-dir)$(if $(QUICK), --quick)
+
 check: $(STAMP) ## lint and type-check (ruff, mypy strict)
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
@@ -84,7 +92,7 @@ format: $(STAMP) ## format the code and mend what ruff can
 	@$(RUN) ruff check --fix .
 
 clean: ## remove .venv and tools' caches, never data, features, models or output
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-features: ## remove the feature caches (they can be computed again)

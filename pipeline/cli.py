@@ -69,6 +69,7 @@ def _add_feature_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batch-size", type=_number(int), metavar="N", help="images that go through the network together"
     )
+    group.add_argument("--threads", type=_number(int), metavar="N", help="threads that compute the features")
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -147,16 +148,10 @@ def _train_options(arguments: argparse.Namespace) -> Any:
     return TrainOptions(options=given, **{name: getattr(arguments, name) for name in names})
 
 
-def _batch_size(arguments: argparse.Namespace) -> int:
-    from pipeline import extract
-
-    return extract.BATCH_SIZE if arguments.batch_size is None else arguments.batch_size
-
-
 def _run_features(arguments: argparse.Namespace) -> None:
     from pipeline import extract
 
-    extracted = extract.extract(_feature_options(arguments), batch_size=_batch_size(arguments))
+    extracted = extract.extract(_feature_options(arguments), batch_size=arguments.batch_size, threads=arguments.threads)
     sys.stdout.write(f"{extracted.summary}\n")
 
 
@@ -171,7 +166,7 @@ def _run_demo(arguments: argparse.Namespace) -> None:
     from pipeline import demo, train
 
     options, training = _feature_options(arguments), _train_options(arguments)
-    extracted, place = demo.demo(options, training, batch_size=_batch_size(arguments))
+    extracted, place = demo.demo(options, training, batch_size=arguments.batch_size, threads=arguments.threads)
     sys.stdout.write(f"{extracted.summary}\n{train.closing(place)}")
 
 

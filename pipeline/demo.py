@@ -17,7 +17,9 @@ from pipeline.weights import WeightsUnavailable
 log = logging.getLogger("pipeline")
 
 
-def demo(features: FeatureOptions, training: TrainOptions, *, batch_size: int) -> tuple[Extracted, RunPlace]:
+def demo(
+    features: FeatureOptions, training: TrainOptions, *, batch_size: int | None = None, threads: int | None = None
+) -> tuple[Extracted, RunPlace]:
     """Extract and train; when no pretrained weights can be had, with untrained ones, and that is said.
 
     Raises
@@ -26,10 +28,10 @@ def demo(features: FeatureOptions, training: TrainOptions, *, batch_size: int) -
         As `extract.extract` and `train.train`.
     """
     try:
-        extracted = extract.extract(features, batch_size=batch_size)
+        extracted = extract.extract(features, batch_size=batch_size, threads=threads)
     except WeightsUnavailable as error:
         log.warning("warning: %s", error)
         log.warning("warning: going on with an untrained network, so that there is something to see")
         features = dataclasses.replace(features, weights="random")
-        extracted = extract.extract(features, batch_size=batch_size)
+        extracted = extract.extract(features, batch_size=batch_size, threads=threads)
     return extracted, train.train(features, training)

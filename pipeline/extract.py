@@ -12,25 +12,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline import datasets, hardware, parts, store, weights
+from pipeline import compute, datasets, hardware, parts, store, weights
 from pipeline.errors import Interrupted, UserError, file_errors
 from pipeline.progress import Progress, format_bytes, format_seconds
-from pipeline.spec import TAP_COLUMNS, FeatureSpec, check_image_size, columns_of, parse_taps
+from pipeline.spec import FeatureSpec, check_image_size, columns_of, parse_taps
 
 log = logging.getLogger("pipeline")
 
-# Found by measuring 64, 128, 256 and 512 at 64 pixels: the rate is flat, the memory is not.
-BATCH_SIZE = 128
 INTERPOLATION = "bicubic"
 
 
@@ -73,14 +68,17 @@ class Extracted:
     summary: str
 
 
-def extract(options: FeatureOptions, *, batch_size: int = BATCH_SIZE) -> Extracted:
+def extract(options: FeatureOptions, *, batch_size: int | None = None, threads: int | None = None) -> Extracted:
     """Make sure that the features asked for are in a valid cache.
 
     Parameters
     ----------
     options : FeatureOptions
-    batch_size : int
-        Images that go through the network together; changes memory and speed, never what is asked for.
+    batch_size : int, optional
+        Images that go through the network together; chosen by `hardware.plan` when left out. It changes memory and
+        speed, never what is asked for.
+    threads : int, optional
+        Threads that compute; as many as there are cores when left out.
 
     Raises
     ------
@@ -89,18 +87,47 @@ def extract(options: FeatureOptions, *, batch_size: int = BATCH_SIZE) -> Extract
     Interrupted
         On SIGINT or SIGTERM.
     """
-    if not 1 <= batch_size <= parts.PART_ROWS:
+    if batch_size is not None and not 1 <= batch_size <= parts.PART_ROWS:
         raise UserError(f"The batch size parameter must be between 1 and {parts.PART_ROWS}. Got {batch_size}.")
+    if threads is not None:
+        _check_threads(threads)
     dataset = datasets.load(options.dataset, options.data_dir, download=True)
     specs = candidate_specs(options, dataset.digest, dataset.rows, weights_digest(options))
     hit = find(options.features_dir, specs)
     if hit is not None:
         parts.Build(options.features_dir, hit.spec, hit.rows).tidy(_say_waiting)
         return _found(hit)
-    return _build(options, dataset, specs[0], batch_size)
+    plan = _plan(options, batch_size)
+    (spec,) = (spec for spec in specs if spec.precision == plan.precision)
+    return _build(options, dataset, spec, plan, threads)
 
 
 # --- deciding ---------------------------------------------------------------------------------
+
+
+def _check_threads(threads: int) -> None:
+    if threads < 1:
+        raise UserError(f"The threads parameter must be at least 1. Got {threads}.")
+    if threads > hardware.cores():
+        log.warning("warning: %d threads on %d cores compute no faster, and usually slower", threads, hardware.cores())
+
+
+def _plan(options: FeatureOptions, batch_size: int | None) -> hardware.Plan:
+    """Decide how to compute; TensorFlow is loaded for it only where a GPU may be."""
+    gpus: list[hardware.Gpu] = []
+    if hardware.may_have_gpu():
+        with quiet_stderr():
+            from pipeline import vgg16  # late: it loads TensorFlow
+
+            gpus = [hardware.Gpu(*found) for found in vgg16.gpus()]
+    return hardware.plan(
+        options.precision,
+        gpus,
+        bfloat16=hardware.has_bfloat16(),
+        image_size=options.image_size,
+        batch_size=batch_size,
+        memory=hardware.free_memory(),
+    )
 
 
 def weights_digest(options: FeatureOptions) -> str:
@@ -201,13 +228,10 @@ def say_untrained(label: str) -> None:
 # --- acting -----------------------------------------------------------------------------------
 
 
-def _build(options: FeatureOptions, dataset: datasets.Dataset, spec: FeatureSpec, batch_size: int) -> Extracted:
+def _build(
+    options: FeatureOptions, dataset: datasets.Dataset, spec: FeatureSpec, plan: hardware.Plan, threads: int | None
+) -> Extracted:
     """Compute a cache, unless another process made it while this one waited for the lock."""
-    if spec.precision == "bfloat16" and not hardware.has_bfloat16():
-        raise UserError(
-            "The precision parameter must be auto or float32 on this processor: it has no bfloat16 instructions (AMX "
-            "or AVX512-BF16), and TensorFlow would compute float32 under the name of bfloat16. Got 'bfloat16'."
-        )
     splits = {
         name: datasets.Split(split.images[: spec.limit], split.labels[: spec.limit])
         for name, split in dataset.splits.items()
@@ -225,7 +249,7 @@ def _build(options: FeatureOptions, dataset: datasets.Dataset, spec: FeatureSpec
         if made_meanwhile is not None:
             return _found(made_meanwhile)
         _check_space(build)
-        return _compute(options, dataset, splits, build, batch_size)
+        return _compute(options, dataset, splits, build, plan, threads)
 
 
 def _check_space(build: parts.Build) -> None:
@@ -246,11 +270,11 @@ def _compute(
     dataset: datasets.Dataset,
     splits: Mapping[str, datasets.Split],
     build: parts.Build,
-    batch_size: int,
+    plan: hardware.Plan,
+    threads: int | None,
 ) -> Extracted:
     spec = build.spec
     total = sum(build.rows.values())
-    done = 0
     build.prepare()
     network = _weights(options)
     if network.digest != spec.weights_digest:
@@ -260,14 +284,21 @@ def _compute(
         )
     say_untrained(network.label)
     log.info(
-        "computing %s features of %s at %d px in %s, weights %s",
-        f"{columns_of(spec.taps):,}", f"{total:,} images", spec.image_size, spec.precision, network.label,
+        "computing %s features of %s at %d px in %s on %s, %d at a time, weights %s",
+        f"{columns_of(spec.taps):,}", f"{total:,} images", spec.image_size, spec.precision, plan.label,
+        plan.batch_size, network.label,
     )  # fmt: skip
     try:
         extractor: Callable[..., Any] | None = None
         resumed = 0
-        with Progress("features", total, "images") as progress:
+        with Progress("features", total, "images") as progress, compute.Aside() as writer, ExitStack() as readers:
+            ahead = {
+                name: readers.enter_context(compute.ReadAhead(split.images, plan.batch_size, parts.PART_ROWS))
+                for name, split in splits.items()
+            }
             for part in build.parts:
+                if (build.parts_folder / part.file_name).exists():
+                    writer.wait()  # what is there is counted in its place, behind what is being written
                 if _load(build, part):
                     resumed += part.stop - part.start
                     progress.skip(part.stop - part.start)
@@ -275,18 +306,18 @@ def _compute(
                     if extractor is None:
                         if resumed:
                             log.info("going on where an earlier run stopped: %s rows are there", f"{resumed:,}")
-                        extractor = _make_extractor(network, spec, splits[part.split].images[:2])
-                    images = splits[part.split].images[part.start : part.stop]
+                        extractor = _make_extractor(network, spec, splits[part.split].images[:2], plan, threads)
                     began = time.monotonic()
-                    features = _forward(extractor, images, spec, batch_size, progress)
-                    build.add(part, features, time.monotonic() - began)
-                done += part.stop - part.start
+                    rows = range(part.start, part.stop)
+                    features = compute.features(extractor, ahead[part.split], rows, spec.taps, progress.update)
+                    # Hashed, written and fsynced while the next part is computed.
+                    writer.do(build.add, part, features, time.monotonic() - began)
         rate = total / max(build.seconds, 1e-9)
-        _finish(build, dataset, splits, network, batch_size, rate)
+        _finish(build, dataset, splits, network, plan, rate)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"Interrupted. {done:,} of {total:,} rows are kept in {build.parts_folder}. Run the same command again to "
-            f"go on from there."
+            f"Interrupted. {build.done:,} of {total:,} rows are kept in {build.parts_folder}. Run the same command "
+            f"again to go on from there."
         ) from None
     what = f"{columns_of(spec.taps):,} columns of {len(spec.taps)} {'tap' if len(spec.taps) == 1 else 'taps'}"
     size = format_bytes(build.target.stat().st_size)
@@ -303,18 +334,24 @@ def _load(build: parts.Build, part: parts.Part) -> bool:
         return False
 
 
-def _make_extractor(network: weights.Weights, spec: FeatureSpec, sample: NDArray[np.uint8]) -> Callable[..., Any]:
+def _make_extractor(
+    network: weights.Weights, spec: FeatureSpec, sample: Any, plan: hardware.Plan, threads: int | None
+) -> Callable[..., Any]:
     """Compile the graph, and prove its precision on a few images."""
     log.info("loading TensorFlow")
     with quiet_stderr():
         from pipeline import vgg16  # late: only a run that computes needs it
 
+        if threads is not None:
+            vgg16.use_threads(threads)
         extractor = vgg16.Extractor(
             network.layers,
             spec.taps,
             image_size=spec.image_size,
             interpolation=spec.interpolation,
             precision=spec.precision,
+            batch_size=plan.batch_size,
+            device=plan.device,
         )
         extractor.check_precision(sample)
     return extractor
@@ -343,33 +380,12 @@ def quiet_stderr() -> Iterator[None]:
             os.close(kept)
 
 
-def _forward(
-    extractor: Callable[..., Any],
-    images: NDArray[np.uint8],
-    spec: FeatureSpec,
-    batch_size: int,
-    progress: Progress,
-) -> dict[str, NDArray[np.float16]]:
-    """Features of a part's images, batch by batch."""
-    result = {tap: np.full((len(images), TAP_COLUMNS[tap]), np.nan, np.float16) for tap in spec.taps}
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        for tap, values in extractor(batch).items():
-            result[tap][start : start + len(batch)] = values
-        progress.update(len(batch))
-    # Preallocated with an impossible value, then asserted gone: every row was written.
-    for tap, values in result.items():
-        if np.isnan(values).any():
-            raise AssertionError(f"rows of {tap} were not written")
-    return result
-
-
 def _finish(
     build: parts.Build,
     dataset: datasets.Dataset,
     splits: Mapping[str, datasets.Split],
     network: weights.Weights,
-    batch_size: int,
+    plan: hardware.Plan,
     rate: float,
 ) -> None:
     attributes = {
@@ -381,7 +397,8 @@ def _finish(
             "official": dataset.official,
             "weights": network.label,
             "weights_source": network.source,
-            "batch_size": batch_size,
+            "device": plan.label,
+            "batch_size": plan.batch_size,
             **hardware.describe(),
         },
     }

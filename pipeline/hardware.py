@@ -1,18 +1,160 @@
-"""What the processor can do, found out without loading anything."""
+"""What the machine can do, and what follows for a run: where it computes, in what precision, how many images at once.
+
+Found out without loading anything: a cache hit must not pay for it. The decisions are plain functions of what was
+found, so that they hold for machines that are not at hand.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import UserError
+from pipeline.progress import format_bytes
+
 CPUINFO = Path("/proc/cpuinfo")
+MEMINFO = Path("/proc/meminfo")
+NVIDIA = Path("/proc/driver/nvidia/version")
+CGROUP = Path("/sys/fs/cgroup")
+
+# Compute capability from which NVIDIA's tensor cores multiply bfloat16 (Ampere):
+# https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications.
+BFLOAT16_CAPABILITY = (8, 0)
+
+# Pixels that go through together on a processor: 256 images at 32 px, 128 at 64, 32 at 128. Found by measuring; above
+# it only memory grows.
+BATCH_PIXELS = 128 * 64 * 64
+MAX_BATCH = 256
+MAX_GPU_BATCH = 1024
+# The first block holds the most: two maps of 64 channels at full size, and as much again to work with.
+MAPS_HELD = 4 * 64
+BYTES = {"float32": 4, "bfloat16": 2}
 
 
-def _cpuinfo() -> dict[str, str]:
-    """Fields of the first processor in /proc/cpuinfo; empty where there is none."""
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that TensorFlow sees.
+
+    Attributes
+    ----------
+    name : str
+    capability : tuple of int
+        NVIDIA's compute capability, major and minor; (0, 0) where it is not known.
+    free : int
+        Memory that TensorFlow can have, in bytes.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    free: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run computes.
+
+    Attributes
+    ----------
+    device : str
+        ``CPU:0``, or ``GPU:`` and its place in TensorFlow's list.
+    label : str
+        What it is, for people.
+    precision : {'float32', 'bfloat16'}
+    batch_size : int
+        Images that go through together.
+    """
+
+    device: str
+    label: str
+    precision: str
+    batch_size: int
+
+
+def plan(
+    asked: str, gpus: Sequence[Gpu], *, bfloat16: bool, image_size: int, batch_size: int | None, memory: int | None
+) -> Plan:
+    """Decide where to compute, in what precision, and how many images at once.
+
+    A GPU is used without being asked for, the one with the most memory: in bfloat16 where its compute capability is 8.0
+    or more, else in float32. What it cannot do, the processor does.
+
+    Parameters
+    ----------
+    asked : {'auto', 'float32', 'bfloat16'}
+    gpus : sequence of Gpu
+        In TensorFlow's order.
+    bfloat16 : bool
+        Whether the processor multiplies bfloat16.
+    image_size : int
+        In pixels.
+    batch_size : int or None
+        As asked for; None to choose.
+    memory : int or None
+        Free memory of the processor, in bytes; None where it is not known.
+
+    Raises
+    ------
+    UserError
+        When nothing here computes what is asked for, or a batch cannot fit into memory.
+    """
+    index = max(range(len(gpus)), key=lambda i: gpus[i].free, default=None)
+    if index is not None:
+        gpu = gpus[index]
+        able = gpu.capability >= BFLOAT16_CAPABILITY
+        if asked != "bfloat16" or able:
+            precision = asked if asked != "auto" else "bfloat16" if able else "float32"
+            fitting = gpu.free // 2 // _image_bytes(image_size, precision)
+            chosen = batch_size or max(1, min(MAX_GPU_BATCH, _power_of_two(fitting)))
+            return Plan(f"GPU:{index}", gpu.name, precision, _fits(chosen, image_size, precision, gpu.free))
+    if asked == "bfloat16" and not bfloat16:
+        raise UserError(
+            "The precision parameter must be auto or float32 on this machine: its processor has no bfloat16 "
+            "instructions (AMX or AVX512-BF16), and no GPU of compute capability 8.0 or more is seen. Got 'bfloat16'. "
+            "Run the same command with --precision float32."
+        )
+    precision = asked if asked != "auto" else "bfloat16" if bfloat16 else "float32"
+    chosen = batch_size or default_batch_size(image_size)
+    return Plan("CPU:0", "the processor", precision, _fits(chosen, image_size, precision, memory))
+
+
+def default_batch_size(image_size: int) -> int:
+    """Images that go through together on a processor, at a size in pixels."""
+    return max(1, min(MAX_BATCH, _power_of_two(BATCH_PIXELS // image_size**2)))
+
+
+def _power_of_two(number: int) -> int:
+    """The largest power of two that is not above a number; 0 for 0."""
+    return 1 << (number.bit_length() - 1) if number > 0 else 0
+
+
+def _image_bytes(image_size: int, precision: str) -> int:
+    return image_size**2 * MAPS_HELD * BYTES[precision]
+
+
+def _fits(batch_size: int, image_size: int, precision: str, memory: int | None) -> int:
+    """Return a batch size that fits into memory, or raise UserError before the system stops the process for it."""
+    needed = batch_size * _image_bytes(image_size, precision)
+    if memory is not None and needed > memory:
+        fitting = _power_of_two(memory // 2 // _image_bytes(image_size, precision))
+        advice = f"--batch-size {fitting}" if fitting else "a smaller --image-size"
+        raise UserError(
+            f"The batch size parameter must leave a batch in memory: {batch_size:,} images at {image_size} px in "
+            f"{precision} take about {format_bytes(needed)}, and {format_bytes(memory)} are free. Choose {advice}; the "
+            f"features are the same."
+        )
+    return batch_size
+
+
+# --- what is here -----------------------------------------------------------------------------
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """``name: value`` lines of a file of /proc up to its first empty line; empty where there is none."""
     try:
-        first = CPUINFO.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+        first = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
     except OSError:
         return {}
     pairs = (line.partition(":") for line in first.splitlines())
@@ -25,12 +167,37 @@ def has_bfloat16() -> bool:
     Only Linux on x86 says so in a way that needs no native code; elsewhere the answer is no, and
     float32 is right everywhere.
     """
-    return bool({"amx_bf16", "avx512_bf16"} & set(_cpuinfo().get("flags", "").split()))
+    return bool({"amx_bf16", "avx512_bf16"} & set(_fields(CPUINFO).get("flags", "").split()))
+
+
+def may_have_gpu() -> bool:
+    """Whether it is worth asking TensorFlow, which takes seconds, for a GPU: there is NVIDIA's driver."""
+    return NVIDIA.exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
+
+
+def cores() -> int:
+    """Number of cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def free_memory() -> int | None:
+    """Memory a new process can have, in bytes, by the system's and the container's word; None where neither says."""
+    amounts = []
+    available = _fields(MEMINFO).get("MemAvailable", "").partition(" kB")[0]
+    if available.isdigit():
+        amounts.append(int(available) * 1024)
+    try:
+        limit, used = ((CGROUP / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        pass
+    else:
+        if limit.isdigit():
+            amounts.append(max(0, int(limit) - int(used)))
+    return min(amounts, default=None)
 
 
 def describe() -> dict[str, str | int]:
     """Name of the processor, its kind, the system, and the number of cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    name = _cpuinfo().get("model name") or platform.processor() or "unknown"
-    return {"processor": name, "machine": platform.machine(), "system": platform.system(), "cores": cores}
+    name = _fields(CPUINFO).get("model name") or platform.processor() or "unknown"
+    return {"processor": name, "machine": platform.machine(), "system": platform.system(), "cores": cores()}

@@ -69,6 +69,11 @@ class Build:
         columns = sum(TAP_COLUMNS[tap] for tap in self.spec.taps)
         return sum(self.rows.values()) * columns * store.FEATURE_DTYPE.itemsize
 
+    @property
+    def done(self) -> int:
+        """Number of rows, of all splits, that are in finished parts."""
+        return sum(self._filled.values())
+
     @contextmanager
     def hold(self, waiting: Callable[[str], None]) -> Iterator[None]:
         """Be the only writer of this cache for the block; ``waiting`` is told who else is."""

@@ -144,7 +144,7 @@ def install(act: Act, delay: Callable[[], None] = lambda: None) -> Points:
     for name in PRIMITIVES:
         setattr(files, name, points.wrap(name, getattr(files, name)))
 
-    def make(network: weights.Weights, spec: Any, sample: object) -> Any:
+    def make(network: weights.Weights, spec: Any, *others: object) -> Any:
         delay()
         return _cheap_network(spec.taps)
 

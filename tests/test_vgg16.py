@@ -14,6 +14,8 @@ from pipeline.spec import ALL_TAPS, CONV_LAYERS, TAP_COLUMNS
 
 pytestmark = pytest.mark.tensorflow
 
+BATCH_SIZE = 4
+
 
 def bicubic_matrix(size: int, target: int) -> np.ndarray:
     """Keys' cubic convolution with a = -0.5, pixel centres at halves, edges repeated by renormalising."""
@@ -68,7 +70,9 @@ def images(count: int) -> np.ndarray:
 def extractor(layers: Mapping[str, weights.Layer], size: int, precision: str, taps: tuple[str, ...] = ALL_TAPS):  # type: ignore[no-untyped-def]
     from pipeline import vgg16
 
-    return vgg16.Extractor(layers, taps, image_size=size, interpolation="bicubic", precision=precision)
+    return vgg16.Extractor(
+        layers, taps, image_size=size, interpolation="bicubic", precision=precision, batch_size=BATCH_SIZE
+    )
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
@@ -133,14 +137,50 @@ def test_one_tap_is_the_same_as_of_all() -> None:
         np.testing.assert_allclose(one[tap], every[tap], rtol=1e-5, atol=1e-6)
 
 
-def test_strided_views_and_any_batch_give_the_same() -> None:
-    network = extractor(weights.random_weights().layers, 32, "float32", ("block5_pool.avg",))
-    pictures = images(5)
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
+@pytest.mark.parametrize(
+    "size", [32, 40, 128]
+)  # the image's own, enlarged with odd maps, and the layout for large ones
+def test_a_row_does_not_depend_on_its_neighbours(size: int, precision: str) -> None:
+    """Bit for bit: at any place of a batch, in a batch that is not full, and from memory in another order."""
+    network = extractor(weights.random_weights().layers, size, precision, ("block1_conv2.avg", "block5_pool.avg"))
+    pictures = images(7)
+    whole = network.raw(pictures)
     planes = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
     assert not planes.flags.c_contiguous
-    whole = network.raw(planes)["block5_pool.avg"]
-    single = np.concatenate([network.raw(pictures[i : i + 1])["block5_pool.avg"] for i in range(5)])
-    np.testing.assert_allclose(whole, single, rtol=1e-4, atol=1e-6)
+    order = np.random.default_rng(5).permutation(7)
+    shuffled = network.raw(planes[order])
+    single = [network.raw(pictures[i : i + 1]) for i in range(7)]
+    for tap, rows in whole.items():
+        assert rows[order].tobytes() == shuffled[tap].tobytes(), tap
+        assert rows.tobytes() == np.concatenate([one[tap] for one in single]).tobytes(), tap
+
+
+def test_images_of_many_sizes_go_together() -> None:
+    """A sequence of images of their own sizes gives what each gives alone, bit for bit."""
+    network = extractor(weights.random_weights().layers, 48, "float32", ("block2_conv2.avg", "block5_pool.avg"))
+    pictures = images(6)
+    cuts = [(32, 32), (17, 30), (48, 48), (32, 32), (17, 30), (5, 48)]
+    mixed = [np.resize(picture, (height, width, 3)) for picture, (height, width) in zip(pictures, cuts, strict=True)]
+    together = network(mixed)
+    for i, picture in enumerate(mixed):
+        for tap, values in network(picture[np.newaxis]).items():
+            assert together[tap][i].tobytes() == values[0].tobytes(), (i, tap)
+    alike = network(list(pictures))
+    for tap, values in network(pictures).items():
+        assert alike[tap].tobytes() == values.tobytes(), "a list of equal sizes is an array"
+
+
+def test_both_layouts_agree_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At sizes that do not halve evenly too: 50 pixels become 25, 12, 6, 3 and 1."""
+    from pipeline import vgg16
+
+    layers = weights.random_weights().layers
+    one = extractor(layers, 50, "float32").raw(images(2))
+    monkeypatch.setattr(vgg16, "BATCH_INNERMOST_SIZE", 0)
+    other = extractor(layers, 50, "float32").raw(images(2))
+    for tap in ALL_TAPS:
+        assert relative(one[tap], other[tap]) < 1e-5, tap
 
 
 def test_an_overflow_names_its_tap() -> None:

@@ -1,0 +1,266 @@
+"""The ways to turn images into VGG16 features that `bench.py` compares, each in a process of its own.
+
+    benchmarks/.venv/bin/python benchmarks/contenders.py NAME --size 32 --data-dir DATA --images IMAGES.npy
+
+The process builds the contender, tries its batch sizes, and prints one line of JSON: the batch size chosen and the
+features of the first images, for the check. For every line on stdin, a number of seconds, it then computes for that
+long and prints images and seconds. Between two lines it sleeps, so it takes nothing from the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import hardware, spec, store, weights
+
+CHECKED = 64  # images whose features are compared with the reference
+TRIAL_SECONDS = 0.7
+PRODUCT = 2048  # rows and columns of the matrices of the ceiling
+MEAN_BGR = (103.939, 116.779, 123.68)
+
+Images = NDArray[np.uint8]
+Forward = Callable[[Images], NDArray[Any]]  # features of images of the batch size it was built for
+Build = Callable[[int], Forward]
+
+
+def _layers(data_dir: Path) -> dict[str, weights.Layer]:
+    return dict(weights.from_file(data_dir / weights.FILE_NAME, store.read_arrays).layers)
+
+
+def _keras(layers: dict[str, weights.Layer], size: int) -> Any:
+    import keras
+
+    model = keras.applications.VGG16(include_top=False, weights=None, pooling="avg", input_shape=(size, size, 3))
+    for name, layer in layers.items():
+        model.get_layer(name).set_weights(list(layer))
+    return model
+
+
+def classic(layers: dict[str, weights.Layer], size: int) -> Build:
+    """The script that everybody writes: Keras' predict, batches of 32, float32."""
+    import keras
+
+    model = _keras(layers, size)
+    preprocess = keras.applications.vgg16.preprocess_input
+
+    def build(batch: int) -> Forward:
+        return lambda images: model.predict(preprocess(images.astype("float32")), batch_size=batch, verbose=0)
+
+    return build
+
+
+def tf_function(layers: dict[str, weights.Layer], size: int) -> Build:
+    """Keras' model in a tf.function, float32."""
+    import keras
+    import tensorflow as tf
+
+    model = _keras(layers, size)
+    preprocess = keras.applications.vgg16.preprocess_input
+
+    def build(batch: int) -> Forward:
+        @tf.function(input_signature=[tf.TensorSpec((batch, size, size, 3), tf.uint8)])
+        def forward(images: Any) -> Any:
+            return model(preprocess(tf.cast(images, tf.float32)), training=False)
+
+        return lambda images: forward(tf.constant(images)).numpy()
+
+    return build
+
+
+def _torch_module(layers: dict[str, weights.Layer], precision: str) -> Any:
+    import torch
+
+    dtype = getattr(torch, precision)
+    blocks: list[Any] = []
+    for layer, following in zip(layers, [*list(layers)[1:], ""], strict=True):
+        kernel, bias = layers[layer]
+        convolution = torch.nn.Conv2d(kernel.shape[2], kernel.shape[3], 3, padding=1)
+        convolution.weight.data = torch.from_numpy(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
+        convolution.bias.data = torch.from_numpy(bias.copy())
+        blocks += [convolution, torch.nn.ReLU(inplace=True)]
+        if following[:6] != layer[:6]:
+            blocks.append(torch.nn.MaxPool2d(2))
+
+    class Features(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = torch.nn.Sequential(*blocks).to(dtype)
+            self.register_buffer("mean", torch.tensor(MEAN_BGR))
+
+        def forward(self, images: Any) -> Any:
+            pixels = (images.to(torch.float32).flip(3) - self.mean).to(dtype)
+            maps = self.blocks(pixels.permute(0, 3, 1, 2))  # NHWC memory seen as NCHW is channels-last
+            return maps.to(torch.float32).mean((2, 3))
+
+    return Features().eval().to(memory_format=torch.channels_last)
+
+
+def torch_cpu(layers: dict[str, weights.Layer], size: int, precision: str) -> Build:
+    """PyTorch, channels-last."""
+    import torch
+
+    module = _torch_module(layers, precision)
+
+    def forward(images: Images) -> NDArray[Any]:
+        with torch.inference_mode():
+            return module(torch.from_numpy(images)).numpy()  # type: ignore[no-any-return]
+
+    return lambda batch: forward
+
+
+def openvino_cpu(layers: dict[str, weights.Layer], size: int, precision: str) -> Build:
+    """OpenVINO, throughput mode: as many requests in flight as it asks for."""
+    import openvino
+    import torch
+
+    module = _torch_module(layers, "float32")
+
+    def build(batch: int) -> Forward:
+        example = torch.zeros((batch, size, size, 3), dtype=torch.uint8)
+        model = openvino.convert_model(module, example_input=example, input=[(batch, size, size, 3)])
+        compiled = openvino.Core().compile_model(
+            model,
+            "CPU",
+            {
+                "PERFORMANCE_HINT": "THROUGHPUT",
+                "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+            },
+        )
+        queue = openvino.AsyncInferQueue(compiled)
+
+        def forward(images: Images) -> NDArray[Any]:
+            result = np.empty((len(images), 512), np.float32)
+
+            def put(request: Any, start: int) -> None:
+                result[start : start + batch] = request.get_output_tensor().data
+
+            queue.set_callback(put)
+            for start in range(0, len(images), batch):
+                queue.start_async({0: images[start : start + batch]}, start)
+            queue.wait_all()
+            return result
+
+        forward.at_once = 2 * len(queue)  # type: ignore[attr-defined]
+        return forward
+
+    return build
+
+
+def ours(layers: dict[str, weights.Layer], size: int, precision: str, taps: tuple[str, ...]) -> Build:
+    """The product's graph, as stage one runs it: features in float16."""
+    from pipeline import vgg16
+
+    def build(batch: int) -> Forward:
+        extractor = vgg16.Extractor(
+            layers, taps, image_size=size, interpolation="bicubic", precision=precision, batch_size=batch
+        )
+
+        def forward(images: Images) -> NDArray[Any]:
+            return extractor(images)["block5_pool.avg"]
+
+        return forward
+
+    return build
+
+
+def ceiling(precision: str) -> float:
+    """Floating-point operations a second of a large matrix product, the better of two libraries."""
+    import tensorflow as tf
+    import torch
+
+    a = np.random.default_rng(0).standard_normal((PRODUCT, PRODUCT), np.float32)
+    one = tf.cast(tf.constant(a), precision)
+    other = torch.from_numpy(a).to(getattr(torch, precision))
+    multiply = tf.function(lambda x: tf.matmul(x, x)[:1, :1])
+    best = np.inf
+    for _ in range(10):
+        for run in (lambda: multiply(one).numpy(), lambda: torch.matmul(other, other)):
+            began = time.perf_counter()
+            run()
+            best = min(best, time.perf_counter() - began)
+    return 2 * PRODUCT**3 / best
+
+
+NAMES = {
+    "keras predict, float32": (classic, [32]),
+    "tf.function, float32": (tf_function, [32, 128, 256]),
+    "PyTorch, float32": (lambda w, s: torch_cpu(w, s, "float32"), [16, 32, 64, 128, 256]),
+    "PyTorch, bfloat16": (lambda w, s: torch_cpu(w, s, "bfloat16"), [16, 32, 64, 128, 256]),
+    "OpenVINO, float32": (lambda w, s: openvino_cpu(w, s, "float32"), [1, 8, 32, 64]),
+    "OpenVINO, bfloat16": (lambda w, s: openvino_cpu(w, s, "bfloat16"), [1, 8, 32, 64]),
+    "ours, top, float32": (lambda w, s: ours(w, s, "float32", spec.TOP_TAPS), []),
+    "ours, all taps, float32": (lambda w, s: ours(w, s, "float32", spec.ALL_TAPS), []),
+    "ours, top, bfloat16": (lambda w, s: ours(w, s, "bfloat16", spec.TOP_TAPS), []),
+    "ours, all taps, bfloat16": (lambda w, s: ours(w, s, "bfloat16", spec.ALL_TAPS), []),
+}
+FROM_32 = "ours, from 32 px"  # the bare graph of the default command, enlarging included
+
+
+def compute(forward: Forward, batch: int, images: Images, seconds: float) -> tuple[int, float]:
+    """Compute for some seconds, in whole pieces; return images and seconds."""
+    piece = batch * getattr(forward, "at_once", 1)
+    pieces = max(1, len(images) // piece)
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        start = done % pieces * piece
+        forward(np.take(images, range(start, start + piece), axis=0, mode="wrap"))
+        done += 1
+    return done * piece, time.perf_counter() - began
+
+
+def main() -> None:
+    """Build a contender, show its features, and compute on demand."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=[*NAMES, FROM_32, "ceiling"])
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--images", type=Path)
+    chosen = parser.parse_args()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print is no answer
+    if chosen.name == "ceiling":
+        rates = {precision: ceiling(precision) for precision in ("float32", "bfloat16")}
+        answers.write(json.dumps(rates) + "\n")
+        return
+    if chosen.name == FROM_32:
+        precision = "bfloat16" if hardware.has_bfloat16() else "float32"
+        contender, batches = (lambda w, s: ours(w, s, precision, spec.ALL_TAPS)), list[int]()
+    else:
+        contender, batches = NAMES[chosen.name]
+    images: Images = np.load(chosen.images)
+    build = contender(_layers(chosen.data_dir), chosen.size)
+    best: tuple[float, int, Forward] | None = None
+    for batch in batches or [hardware.default_batch_size(chosen.size)]:
+        forward = build(batch)
+        compute(forward, batch, images, 0.0)  # compiles
+        done, seconds = compute(forward, batch, images, TRIAL_SECONDS if len(batches) > 1 else 0.0)
+        if best is None or done / seconds > best[0]:
+            best = (done / seconds, batch, forward)
+    assert best is not None
+    _, batch, forward = best
+    piece = batch * getattr(forward, "at_once", 1)
+    rows = np.take(images, range(-(-CHECKED // piece) * piece), axis=0, mode="wrap")
+    found = np.concatenate([forward(rows[start : start + piece]) for start in range(0, len(rows), piece)])
+    answers.write(json.dumps({"batch": batch, "features": found[:CHECKED].astype(float).tolist()}) + "\n")
+    answers.flush()
+    for line in sys.stdin:
+        done, seconds = compute(forward, batch, images, float(line))
+        answers.write(json.dumps({"images": done, "seconds": seconds}) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
