@@ -25,7 +25,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline import datasets, extract, files, hardware, parts, spec, store, weights
+from pipeline import datasets, extract, files, hardware, parts, sealing, spec, store, weights
 
 IMAGE_SIZE = 64
 BARE_SECONDS = 20.0
@@ -90,7 +90,7 @@ def unsafe() -> Iterator[None]:
         mock.patch.object(files, "fsync", nothing),
         mock.patch.object(files, "sync_directory", nothing),
         mock.patch.object(store, "array_digest", return_value=empty),
-        mock.patch.object(store, "file_digest", return_value=empty),
+        mock.patch.object(sealing, "file_digest", return_value=empty),
         mock.patch.object(parts, "hashlib", mock.Mock(sha256=NoDigest)),
     ):
         yield
