@@ -14,21 +14,26 @@ BENCH := benchmarks/.venv
 # environment under another name, taken unexpanded, and the shell quotes it.
 VARIABLES := DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE THREADS \
   CLASSIFIER MODELS_DIR OUTPUT_DIR SEED C MAX_ITER TOL HIDDEN_LAYER_SIZES ALPHA LEARNING_RATE_INIT MAX_EPOCHS \
-  PATIENCE FILE
+  PATIENCE FILE \
+  FIT MODEL IMAGES TOP_K FORMAT OUTPUT SHEET
 $(foreach name,$(VARIABLES),$(eval export MAKE_$(name) := $$(value $(name))))
 
 flag = $(if $(value $1), --$2 "$$MAKE_$1")
 FEATURE_FLAGS = $(call flag,DATASET,dataset)$(call flag,DATA_DIR,data-dir)$(call flag,FEATURES_DIR,features-dir)$(call \
   flag,IMAGE_SIZE,image-size)$(call flag,WEIGHTS,weights)$(call flag,PRECISION,precision)$(call \
   flag,TAPS,taps)$(call flag,LIMIT,limit)$(call flag,BATCH_SIZE,batch-size)$(call \
-  flag,THREADS,threads)
+  flag,THREADS,threads)$(call flag,FIT,fit)$(if $(STRICT), --strict)$(if $(FOLLOW_LINKS), --follow-links)
 TRAIN_FLAGS = $(call flag,CLASSIFIER,classifier)$(call flag,MODELS_DIR,models-dir)$(call \
   flag,OUTPUT_DIR,output-dir)$(call flag,SEED,seed)$(if $(FORCE), --force)$(call flag,C,C)$(call \
   flag,MAX_ITER,max-iter)$(call flag,TOL,tol)$(call flag,HIDDEN_LAYER_SIZES,hidden-layer-sizes)$(call \
   flag,ALPHA,alpha)$(call flag,LEARNING_RATE_INIT,learning-rate-init)$(call flag,MAX_EPOCHS,max-epochs)$(call \
   flag,PATIENCE,patience)
 
-.PHONY: help install demo features train inspect test torture bench check format clean clean-features
+PREDICT_FLAGS = $(call flag,TOP_K,top-k)$(call flag,FORMAT,format)$(call flag,OUTPUT,output)$(call \
+  flag,SHEET,sheet)$(call flag,DATA_DIR,data-dir)$(call flag,WEIGHTS,weights)$(call \
+  flag,BATCH_SIZE,batch-size)$(if $(FOLLOW_LINKS), --follow-links)
+
+.PHONY: help install demo features train predict export inspect test torture bench check format clean clean-features
 
 help: ## show this list
 	@echo "Usage: make TARGET [VARIABLE=value …]"
@@ -37,9 +42,12 @@ help: ## show this list
 	@echo
 	@echo "Variables of demo, features and train, each the flag of the same name:"
 	@echo "  DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE THREADS"
+	@echo "  FIT STRICT=1 FOLLOW_LINKS=1"
 	@echo "Variables of demo and train besides:"
 	@echo "  CLASSIFIER MODELS_DIR OUTPUT_DIR SEED FORCE=1, of logistic C MAX_ITER TOL, of mlp"
 	@echo "  HIDDEN_LAYER_SIZES ALPHA LEARNING_RATE_INIT MAX_EPOCHS PATIENCE"
+	@echo "Variables of predict: MODEL, IMAGES (an image or a folder), and TOP_K FORMAT OUTPUT SHEET DATA_DIR"
+	@echo "  WEIGHTS BATCH_SIZE FOLLOW_LINKS=1"
 	@echo "PYTHON is the Python that makes $(VENV) (python3). 'make train IMAGE_SIZE=32 TAPS=top', for example."
 
 install: $(STAMP) ## make .venv from requirements.txt (every target does so by itself)
@@ -68,6 +76,14 @@ features: $(STAMP) ## stage one: push all images through VGG16 once, into featur
 train: $(STAMP) ## stage two: train a classifier on the features (makes them when missing)
 	@$(RUN) pipeline features$(FEATURE_FLAGS)
 	@$(RUN) pipeline train$(FEATURE_FLAGS)$(TRAIN_FLAGS)
+
+predict: $(STAMP) ## classify images of your own: make predict MODEL=models/RUN.joblib IMAGES=folder
+	@$(if $(and $(value MODEL),$(value IMAGES)),,echo "error: name a model and images: make predict MODEL=models/RUN.joblib IMAGES=folder" >&2; exit 2;) \
+	$(RUN) pipeline predict --model "$$MAKE_MODEL"$(PREDICT_FLAGS) -- "$$MAKE_IMAGES"
+
+export: $(STAMP) ## write a model in the format for sharing (skops): make export MODEL=models/RUN.joblib
+	@$(if $(value MODEL),,echo "error: name a model: make export MODEL=models/RUN.joblib" >&2; exit 2;) \
+	$(RUN) pipeline export --model "$$MAKE_MODEL"
 
 inspect: $(STAMP) ## tell what a feature file holds and whether it verifies: make inspect FILE=features/….h5
 	@$(if $(value FILE),,echo "error: name a feature file: make inspect FILE=features/NAME.h5" >&2; exit 2;) \

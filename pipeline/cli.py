@@ -49,12 +49,13 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _add_feature_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("features")
-    group.add_argument("--dataset", default="cifar10", metavar="NAME", help="cifar10 or digits")
+    group.add_argument("--dataset", default="cifar10", metavar="NAME", help="cifar10, digits or a folder of images")
     group.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="data sets and weights")
     group.add_argument("--features-dir", type=Path, default=Path("features"), metavar="DIR", help="feature caches")
     group.add_argument(
         "--image-size", type=_number(int), default=64, metavar="PX", help="height and width the network sees"
     )
+    group.add_argument("--fit", default="squash", metavar="NAME", help="images not square: squash, crop or pad them")
     group.add_argument(
         "--weights", default="imagenet", metavar="NAME|FILE", help="imagenet, random (untrained) or a Keras file"
     )
@@ -66,6 +67,8 @@ def _add_feature_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--taps", default="all", metavar="NAMES", help="all, top, or names separated by commas")
     group.add_argument("--limit", type=_number(int), metavar="N", help="only the first N rows of each split")
+    group.add_argument("--strict", action="store_true", help="make images that cannot be used an error")
+    group.add_argument("--follow-links", action="store_true", help="follow symbolic links out of a folder of images")
     group.add_argument(
         "--batch-size", type=_number(int), metavar="N", help="images that go through the network together"
     )
@@ -135,7 +138,8 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
 def _feature_options(arguments: argparse.Namespace) -> Any:
     from pipeline.extract import FeatureOptions
 
-    names = ("dataset", "data_dir", "features_dir", "image_size", "weights", "precision", "taps", "limit")
+    names = ("dataset", "data_dir", "features_dir", "image_size", "weights", "precision", "taps", "limit",
+             "fit", "strict", "follow_links")  # fmt: skip
     return FeatureOptions(**{name: getattr(arguments, name) for name in names})
 
 

@@ -1,4 +1,4 @@
-"""Named data sets: images, labels, class names, and a digest over all of it.
+"""Named data sets: images, labels, class names, and a digest over all of it. Folders are read by `pipeline.folders`.
 
 CIFAR-10 is read in any of its four official forms. Nothing in them is trusted: archives are streamed
 and only the members wanted, named exactly, are looked at; the pickles of the Python version are read
@@ -19,19 +19,22 @@ import pickle
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import collection
 from pipeline.errors import UserError, file_errors
 from pipeline.progress import Progress
-from pipeline.spec import digest_of
+from pipeline.spec import digest_of, safe_name
 
 log = logging.getLogger("pipeline")
+
+Dataset = collection.Dataset
+Split = collection.Split
+NotFoundHere = collection.NotFoundHere
 
 NAMES = ("cifar10", "digits")
 
@@ -70,75 +73,50 @@ _MAX_ARCHIVE = 512 << 20  # bytes after decompression; the official ones have 18
 _MAX_MEMBERS = 1000  # the official ones have 9
 
 
-@dataclass(frozen=True)
-class Split:
-    """Images and labels: uint8 (n, h, w, 3) RGB, possibly a strided view, and uint8 or int64 (n,)."""
-
-    images: NDArray[np.uint8]
-    labels: NDArray[Any]
+def is_folder(name: str) -> bool:
+    """Whether a ``--dataset`` names a folder of images; `NAMES` come before folders of the same name."""
+    return name not in NAMES and Path(name).expanduser().is_dir()
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """A data set: identified at once, its images read when they are asked for.
-
-    Attributes
-    ----------
-    name : str
-    rows : mapping
-        Number of rows of each split.
-    class_names : tuple of str
-        Label ``i`` means ``class_names[i]``.
-    digest : str
-        sha256, in hex, over all images, labels and class names; the same whichever form they came in.
-    official : bool
-        Whether the bytes are the ones its authors published.
-    source : str
-        Where it was read from, for people.
-    read : callable
-        Reads the splits, ``train`` and ``test``; raises UserError when they are not what was identified.
-    """
-
-    name: str
-    rows: Mapping[str, int]
-    class_names: tuple[str, ...]
-    digest: str
-    official: bool
-    source: str
-    read: Callable[[], Mapping[str, Split]] = field(repr=False)
-
-    @cached_property
-    def splits(self) -> Mapping[str, Split]:
-        """Images and labels of each split, read once."""
-        return self.read()
+def name_of(name: str) -> str:
+    """What a data set is called: a folder by its own name, which must not pass for one of `NAMES`."""
+    if name in NAMES:
+        return name
+    base = safe_name(Path(name).expanduser().resolve().name)
+    return f"{base}-folder" if base.lower() in NAMES else base
 
 
-class NotFoundHere(UserError):
-    """The data set is nowhere on this machine."""
-
-
-def load(name: str, data_dir: Path, *, download: bool) -> Dataset:
+def load(name: str, data_dir: Path, *, download: bool, follow_links: bool = False) -> Dataset:
     """Load a data set by name.
 
     Parameters
     ----------
-    name : {'cifar10', 'digits'}
+    name : {'cifar10', 'digits'} or the path of a folder
     data_dir : Path
         Where to look first, and where a download goes.
     download : bool
         Whether to download what is not on this machine.
+    follow_links : bool
+        Whether symbolic links that lead out of a folder are followed.
 
     Raises
     ------
     NotFoundHere
-        When it is not on this machine and must not be downloaded.
+        When it is not on this machine and must not be downloaded, or is neither a known name nor a folder.
     UserError
-        When the name is unknown, the files are faulty, or the download failed.
+        When the files are faulty, or the download failed.
     """
     if name == "digits":
         return _load_digits()
+    if is_folder(name):
+        from pipeline import folders  # late: it loads Pillow
+
+        return folders.load(Path(name).expanduser(), name_of(name), follow_links=follow_links)
     if name != "cifar10":
-        raise UserError(f"The dataset parameter must be one of {', '.join(NAMES)}. Got {name!r}.")
+        raise NotFoundHere(
+            f"The dataset parameter must be one of {', '.join(NAMES)}, or a folder of images. Got {name!r}, where "
+            f"there is no folder."
+        )
     with file_errors("read CIFAR-10", data_dir):
         form = _find_cifar10(data_dir)
         if form is None and download:

@@ -10,19 +10,17 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline import compute, datasets, hardware, parts, store, weights
-from pipeline.errors import Interrupted, UserError, file_errors
-from pipeline.progress import Progress, format_bytes, format_seconds
-from pipeline.spec import FeatureSpec, check_image_size, columns_of, parse_taps
+from pipeline import computing, datasets, hardware, parts, store, weights
+from pipeline.collection import Dataset, listing
+from pipeline.errors import UserError, file_errors
+from pipeline.progress import format_bytes
+from pipeline.spec import FITS, FeatureSpec, check_image_size, columns_of, parse_taps
 
 log = logging.getLogger("pipeline")
 
@@ -37,18 +35,21 @@ class FeatureOptions:
     data_dir: Path = Path("data")
     features_dir: Path = Path("features")
     image_size: int = 64
+    fit: str = "squash"
     weights: str = "imagenet"
     precision: str = "auto"
     taps: str = "all"
     limit: int | None = None
+    strict: bool = False
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         check_image_size(self.image_size)
         parse_taps(self.taps)
+        if self.fit not in FITS:
+            raise UserError(f"The fit parameter must be one of {', '.join(FITS)}. Got {self.fit!r}.")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise UserError(f"The precision parameter must be auto, float32 or bfloat16. Got {self.precision!r}.")
-        if self.dataset not in datasets.NAMES:
-            raise UserError(f"The dataset parameter must be one of {', '.join(datasets.NAMES)}. Got {self.dataset!r}.")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"The limit parameter must be at least 1 row. Got {self.limit}.")
 
@@ -91,13 +92,15 @@ def extract(options: FeatureOptions, *, batch_size: int | None = None, threads: 
         raise UserError(f"The batch size parameter must be between 1 and {parts.PART_ROWS}. Got {batch_size}.")
     if threads is not None:
         _check_threads(threads)
-    dataset = datasets.load(options.dataset, options.data_dir, download=True)
+    dataset = datasets.load(options.dataset, options.data_dir, download=True, follow_links=options.follow_links)
+    if options.strict:
+        computing.refuse_skipped(dataset.skipped, dataset.source)
     specs = candidate_specs(options, dataset.digest, dataset.rows, weights_digest(options))
     hit = find(options.features_dir, specs)
     if hit is not None:
         parts.Build(options.features_dir, hit.spec, hit.rows).tidy(_say_waiting)
-        return _found(hit)
-    plan = _plan(options, batch_size)
+        return _found(hit, options)
+    plan = make_plan(options, batch_size)
     (spec,) = (spec for spec in specs if spec.precision == plan.precision)
     return _build(options, dataset, spec, plan, threads)
 
@@ -112,7 +115,7 @@ def _check_threads(threads: int) -> None:
         log.warning("warning: %d threads on %d cores compute no faster, and usually slower", threads, hardware.cores())
 
 
-def _plan(options: FeatureOptions, batch_size: int | None) -> hardware.Plan:
+def make_plan(options: FeatureOptions, batch_size: int | None) -> hardware.Plan:
     """Decide how to compute; TensorFlow is loaded for it only where a GPU may be."""
     gpus: list[hardware.Gpu] = []
     if hardware.may_have_gpu():
@@ -134,10 +137,11 @@ def weights_digest(options: FeatureOptions) -> str:
     """Digest of the weights asked for. That of the ImageNet ones is known without having them."""
     if options.weights == "imagenet":
         return weights.IMAGENET_DIGEST
-    return _weights(options).digest
+    return load_weights(options).digest
 
 
-def _weights(options: FeatureOptions) -> weights.Weights:
+def load_weights(options: FeatureOptions) -> weights.Weights:
+    """Find, or fetch, the weights asked for."""
     return weights.resolve(
         options.weights, options.data_dir, read_arrays=store.read_arrays, fetch_with_keras=_fetch_with_keras
     )
@@ -162,11 +166,11 @@ def candidate_specs(
     UserError
         When bfloat16 is asked for on a processor without it, or the limit does not fit the data set.
     """
-    limit = options.limit
+    limit, name = options.limit, datasets.name_of(options.dataset)
     if limit is not None:
         if limit > max(rows.values()):
             raise UserError(
-                f"The limit parameter must not go beyond the data set: {options.dataset} has {rows['train']:,} rows to "
+                f"The limit parameter must not go beyond the data set: {name} has {rows['train']:,} rows to "
                 f"train and {rows['test']:,} to test. Got {limit:,}. Leave it out to take all."
             )
         if limit == max(rows.values()):
@@ -177,11 +181,13 @@ def candidate_specs(
         precisions = [options.precision]
     return [
         FeatureSpec(
-            dataset=options.dataset,
+            dataset=name,
             dataset_digest=dataset_digest,
             weights_digest=weights_digest,
             image_size=options.image_size,
             interpolation=INTERPOLATION,
+            # The images of the named data sets are square: however they are made to fit, the features are the same.
+            fit="squash" if name in datasets.NAMES else options.fit,
             taps=parse_taps(options.taps),
             precision=precision,
             limit=limit,
@@ -206,13 +212,19 @@ def find(folder: Path, specs: list[FeatureSpec]) -> store.Cache | None:
     return None
 
 
-def _found(cache: store.Cache) -> Extracted:
+def _found(cache: store.Cache, options: FeatureOptions) -> Extracted:
     say_untrained(cache.provenance["weights"])
     columns = f"{columns_of(cache.spec.taps):,} columns"
-    return Extracted(
-        cache.path,
-        f"{cache.path} is valid: {format_bytes(cache.size)}, {columns}, made {cache.created}; nothing to compute",
-    )
+    summary = f"{cache.path} is valid: {format_bytes(cache.size)}, {columns}, made {cache.created}; nothing to compute"
+    return _extracted(cache, options, summary)
+
+
+def _extracted(cache: store.Cache, options: FeatureOptions, summary: str) -> Extracted:
+    """A cache with its closing lines; under ``--strict`` it must have left nothing out."""
+    if options.strict:
+        computing.refuse_skipped(cache.skipped, str(cache.provenance["dataset_source"]))
+    skipped = listing(cache.skipped, f": see 'python -m pipeline inspect {cache.path}'")
+    return Extracted(cache.path, "\n".join(filter(None, (summary, skipped))))
 
 
 def _say_waiting(holder: str) -> None:
@@ -229,27 +241,46 @@ def say_untrained(label: str) -> None:
 
 
 def _build(
-    options: FeatureOptions, dataset: datasets.Dataset, spec: FeatureSpec, plan: hardware.Plan, threads: int | None
+    options: FeatureOptions, dataset: Dataset, spec: FeatureSpec, plan: hardware.Plan, threads: int | None
 ) -> Extracted:
     """Compute a cache, unless another process made it while this one waited for the lock."""
-    splits = {
-        name: datasets.Split(split.images[: spec.limit], split.labels[: spec.limit])
-        for name, split in dataset.splits.items()
-    }
-    for name, split in splits.items():
-        if len(split.labels) < len(dataset.class_names):
+    rows = {name: min(count, spec.limit or count) for name, count in dataset.rows.items()}
+    for name, count in rows.items():
+        if spec.limit is not None and count < len(dataset.class_names):
             raise UserError(
                 f"The limit parameter must leave at least as many rows as classes: {len(dataset.class_names)} in "
-                f"{dataset.name}. Got {len(split.labels)} rows of {name}."
+                f"{dataset.name}. Got {count} rows of {name}."
             )
-    build = parts.Build(options.features_dir, spec, {name: len(split.labels) for name, split in splits.items()})
+    build = parts.Build(options.features_dir, spec, rows)
     kept = f"The parts that are finished are kept in {build.parts_folder}."
     with file_errors("write the features", options.features_dir, kept), build.hold(_say_waiting):
         made_meanwhile = find(options.features_dir, [spec])
         if made_meanwhile is not None:
-            return _found(made_meanwhile)
+            return _found(made_meanwhile, options)
         _check_space(build)
-        return _compute(options, dataset, splits, build, plan, threads)
+        summary = compute(options, dataset, build, plan, threads)
+    if dataset.members is None:
+        return Extracted(build.target, summary)
+    return _extracted(store.open_cache(build.target, spec), options, summary)
+
+
+def compute(
+    options: FeatureOptions, dataset: Dataset, build: parts.Build, plan: hardware.Plan, threads: int | None = None
+) -> str:
+    """Compute a cache, whose lock is held; return what was done, for people."""
+    network = load_weights(options)
+    if network.digest != build.spec.weights_digest:
+        raise UserError(
+            f"The weights file {options.weights} changed while it was being used: its digest was "
+            f"{build.spec.weights_digest[:12]}… and is {network.digest[:12]}… now. Run the same command again."
+        )
+    say_untrained(network.label)
+    work = computing.Work(
+        dataset, build, network, lambda sample: _make_extractor(network, build.spec, sample, plan, threads), plan
+    )
+    if options.strict:
+        computing.check_images(work)
+    return computing.compute(work)
 
 
 def _check_space(build: parts.Build) -> None:
@@ -263,75 +294,6 @@ def _check_space(build: parts.Build) -> None:
             f"{format_bytes(needed)} ({format_bytes(build.feature_bytes)} for the result, as much again for the parts "
             f"until it is complete). Free some space, choose fewer --taps, or another disk with --features-dir."
         )
-
-
-def _compute(
-    options: FeatureOptions,
-    dataset: datasets.Dataset,
-    splits: Mapping[str, datasets.Split],
-    build: parts.Build,
-    plan: hardware.Plan,
-    threads: int | None,
-) -> Extracted:
-    spec = build.spec
-    total = sum(build.rows.values())
-    build.prepare()
-    network = _weights(options)
-    if network.digest != spec.weights_digest:
-        raise UserError(
-            f"The weights file {options.weights} changed while it was being used: its digest was "
-            f"{spec.weights_digest[:12]}… and is {network.digest[:12]}… now. Run the same command again."
-        )
-    say_untrained(network.label)
-    log.info(
-        "computing %s features of %s at %d px in %s on %s, %d at a time, weights %s",
-        f"{columns_of(spec.taps):,}", f"{total:,} images", spec.image_size, spec.precision, plan.label,
-        plan.batch_size, network.label,
-    )  # fmt: skip
-    try:
-        extractor: Callable[..., Any] | None = None
-        resumed = 0
-        with Progress("features", total, "images") as progress, compute.Aside() as writer, ExitStack() as readers:
-            ahead = {
-                name: readers.enter_context(compute.ReadAhead(split.images, plan.batch_size, parts.PART_ROWS))
-                for name, split in splits.items()
-            }
-            for part in build.parts:
-                if (build.parts_folder / part.file_name).exists():
-                    writer.wait()  # what is there is counted in its place, behind what is being written
-                if _load(build, part):
-                    resumed += part.stop - part.start
-                    progress.skip(part.stop - part.start)
-                else:
-                    if extractor is None:
-                        if resumed:
-                            log.info("going on where an earlier run stopped: %s rows are there", f"{resumed:,}")
-                        extractor = _make_extractor(network, spec, splits[part.split].images[:2], plan, threads)
-                    began = time.monotonic()
-                    rows = range(part.start, part.stop)
-                    features = compute.features(extractor, ahead[part.split], rows, spec.taps, progress.update)
-                    # Hashed, written and fsynced while the next part is computed.
-                    writer.do(build.add, part, features, time.monotonic() - began)
-        rate = total / max(build.seconds, 1e-9)
-        _finish(build, dataset, splits, network, plan, rate)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"Interrupted. {build.done:,} of {total:,} rows are kept in {build.parts_folder}. Run the same command "
-            f"again to go on from there."
-        ) from None
-    what = f"{columns_of(spec.taps):,} columns of {len(spec.taps)} {'tap' if len(spec.taps) == 1 else 'taps'}"
-    size = format_bytes(build.target.stat().st_size)
-    pace = f"{total:,} images in {format_seconds(build.seconds)} ({rate:.0f} images/s)"
-    return Extracted(build.target, f"{build.target}: {size}, {what}, {pace}")
-
-
-def _load(build: parts.Build, part: parts.Part) -> bool:
-    """Take over an earlier run's part, or say why it must be computed again."""
-    try:
-        return build.load(part)
-    except store.CacheError as error:
-        log.warning("warning: a part of an earlier run is computed again. %s", str(error).partition(". It was")[0])
-        return False
 
 
 def _make_extractor(
@@ -378,29 +340,3 @@ def quiet_stderr() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
-
-
-def _finish(
-    build: parts.Build,
-    dataset: datasets.Dataset,
-    splits: Mapping[str, datasets.Split],
-    network: weights.Weights,
-    plan: hardware.Plan,
-    rate: float,
-) -> None:
-    attributes = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "images_per_second": rate,
-        "versions": {package: version(package) for package in ("tensorflow", "keras", "numpy", "h5py")},
-        "provenance": {
-            "dataset_source": dataset.source,
-            "official": dataset.official,
-            "weights": network.label,
-            "weights_source": network.source,
-            "device": plan.label,
-            "batch_size": plan.batch_size,
-            **hardware.describe(),
-        },
-    }
-    log.info("joining %d parts", len(build.parts))
-    build.finish({name: split.labels for name, split in splits.items()}, dataset.class_names, attributes)

@@ -75,7 +75,7 @@ def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> str:
 def _compare(cache: store.Cache, asked: FeatureOptions) -> str:
     """How the file differs from what the same options would ask of ``features``."""
     try:
-        dataset = datasets.load(asked.dataset, asked.data_dir, download=False)
+        dataset = datasets.load(asked.dataset, asked.data_dir, download=False, follow_links=asked.follow_links)
         digest, rows = dataset.digest, dataset.rows
         unknown = ""
     except datasets.NotFoundHere:

@@ -1,13 +1,15 @@
 """Building a cache: parts that are never done twice, joined into one file that appears complete.
 
 While it is being built, ``<stem>.parts/`` beside its final place holds one small complete file, of the kind
-`pipeline.store` writes and verifies, for each `PART_ROWS` rows of a split.
+`pipeline.store` writes and verifies, for each `PART_ROWS` rows of a split. Rows whose image turned out to be
+unusable are dropped: a part says which and why, and the final file has neither them nor a gap.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,11 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import files, store
+from pipeline.collection import Members, Skipped
 from pipeline.spec import FORMAT_VERSION, TAP_COLUMNS, FeatureSpec
 
 # Rows of a part: a few seconds of work, so little is lost, and yet few enough files and fsyncs. It is
 # no option, and no multiple of the batch size, because a resumed run must meet the boundaries it left.
 PART_ROWS = 1024
+_DROPPED = "dropped"  # in a part: JSON, as bytes, of `PartContent.dropped`
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,28 @@ class Part:
         return f"{self.split}-{self.start:08d}.h5"
 
 
+@dataclass(frozen=True)
+class PartContent:
+    """What a part holds.
+
+    Attributes
+    ----------
+    features : mapping
+        For each tap, float16 (rows that were not dropped, columns).
+    dropped : tuple of (int, str)
+        Rows whose image cannot be used, counted from the part's first, ascending, and why.
+    seconds : float
+        How long computing it took.
+    computed : int
+        How many rows went through the network for it.
+    """
+
+    features: Mapping[str, NDArray[np.float16]]
+    dropped: tuple[tuple[int, str], ...] = ()
+    seconds: float = 0.0
+    computed: int = 0
+
+
 class Build:
     """A cache in the making, in ``<stem>.parts`` beside its final place.
 
@@ -52,7 +78,9 @@ class Build:
         self.parts_folder = folder / f"{spec.stem}.parts"
         self._digests = {(split, tap): hashlib.sha256() for split in store.SPLITS for tap in spec.taps}
         self._filled = dict.fromkeys(store.SPLITS, 0)
+        self.dropped: dict[str, dict[int, str]] = {split: {} for split in store.SPLITS}  # row of the split: why
         self.seconds = 0.0  # of computing, in this run and those before it
+        self.computed = 0  # rows that went through the network, in this run and those before it
 
     @property
     def parts(self) -> list[Part]:
@@ -105,91 +133,90 @@ class Build:
             if self.target.exists():
                 self.discard()
 
-    def load(self, part: Part) -> bool:
-        """Take over a part that an earlier run left; False when there is none.
+    def load(self, part: Part) -> PartContent | None:
+        """Take over a part that an earlier run left; None when there is none.
 
         Raises
         ------
         CacheError
             When there is one that does not verify.
         """
-        path = self.parts_folder / part.file_name
-        if not path.exists():
-            return False
-        self._account(part, *self._read_part(part))
-        return True
+        content = self.peek(part)
+        if content is not None:
+            self._account(part, content)
+        return content
 
-    def add(self, part: Part, features: Mapping[str, NDArray[np.float16]], seconds: float) -> None:
+    def peek(self, part: Part) -> PartContent | None:
+        """Read a part that an earlier run left, without taking it over; otherwise as `load`."""
+        return self._read_part(part) if (self.parts_folder / part.file_name).exists() else None
+
+    def add(self, part: Part, content: PartContent) -> None:
         """Write a part, durably.
-
-        Parameters
-        ----------
-        part : Part
-        features : mapping
-            For each tap, float16 (rows of the part, columns).
-        seconds : float
-            How long computing it took.
 
         Raises
         ------
         OSError
-            When the file system store.refuses; what was there before is as it was.
+            When the file system refuses; what was there before is as it was.
         """
-        arrays = {tap: features[tap] for tap in self.spec.taps}
+        rows = part.stop - part.start - len(content.dropped)
+        arrays = {tap: content.features[tap] for tap in self.spec.taps}
         for tap, array in arrays.items():
-            if array.shape != (part.stop - part.start, TAP_COLUMNS[tap]) or array.dtype != store.FEATURE_DTYPE:
+            if array.shape != (rows, TAP_COLUMNS[tap]) or array.dtype != store.FEATURE_DTYPE:
                 raise AssertionError(f"{tap}: {array.shape} {array.dtype} is not what {part} needs")
         path = self.parts_folder / part.file_name
-        plan = [store.plan(tap, array) for tap, array in arrays.items()]
+        arrays[_DROPPED] = np.frombuffer(json.dumps(content.dropped).encode("ascii"), np.uint8)
+        plan = [store.plan(name, array) for name, array in arrays.items()]
 
         def fill(writer: store.Writer) -> None:
-            for tap, array in arrays.items():
-                writer.rows(tap, 0, array)
+            for name, array in arrays.items():
+                writer.rows(name, 0, array)
 
-        attributes = {**self._part_attributes(part), "seconds": seconds}
+        attributes = {**self._part_attributes(part), "seconds": content.seconds, "computed": content.computed}
         store.write_file(path, files.temporary_path(path), attributes, plan, fill)
-        self._account(part, arrays, seconds)
+        self._account(part, content)
 
     def finish(
         self,
         labels: Mapping[str, NDArray[Any]],
         class_names: Sequence[str],
         attributes: Mapping[str, Any],
-        progress: Callable[[int], None] = lambda count: None,
+        members: Mapping[str, Members] | None = None,
+        skipped: Sequence[Skipped] = (),
     ) -> None:
         """Join the parts into the final file, which appears complete or not at all; remove the parts.
 
         Parameters
         ----------
         labels : mapping of split to ndarray, uint8 or int64 (n,)
+            Of all rows; those of dropped rows are left out here.
         class_names : sequence of str
         attributes : mapping
             ``created``, ``images_per_second``, ``versions`` and ``provenance``, as `Cache` names them.
-        progress : callable
-            Told the number of rows joined, part by part.
+        members : mapping of split to Members, optional
+            Who all rows are, where they have names.
+        skipped : sequence of Skipped
+            What was not used besides the rows dropped, which are added; kept only with members.
         """
         if self._filled != self.rows:
             raise AssertionError(f"rows filled {self._filled}, rows wanted {self.rows}")
-        names = store.encode_names(class_names)
-        plan = [store.plan("class_names", names)]
+        small = self._small_arrays(labels, class_names, members, skipped)
+        plan = [store.plan(name, array) for name, array in small.items()]
         for split in store.SPLITS:
-            if labels[split].shape != (self.rows[split],) or labels[split].dtype not in store.LABEL_DTYPES:
-                raise AssertionError(f"{split} labels: {labels[split].shape} {labels[split].dtype}")
-            plan.append(store.plan(f"{split}/labels", labels[split]))
             for tap in self.spec.taps:
-                shape = (self.rows[split], TAP_COLUMNS[tap])
+                shape = (self.rows[split] - len(self.dropped[split]), TAP_COLUMNS[tap])
                 digest = self._digests[split, tap].hexdigest()
                 plan.append(store.Planned(f"{split}/{tap}", shape, store.FEATURE_DTYPE, digest))
 
         def fill(writer: store.Writer) -> None:
-            writer.rows("class_names", 0, names)
-            for split in store.SPLITS:
-                writer.rows(f"{split}/labels", 0, labels[split])
+            for name, array in small.items():
+                writer.rows(name, 0, array)
+            start = dict.fromkeys(store.SPLITS, 0)
             for part in self.parts:
                 # Verified once more: hours may lie between a part's writing and this.
-                for tap, array in self._read_part(part)[0].items():
-                    writer.rows(f"{part.split}/{tap}", part.start, array)
-                progress(part.stop - part.start)
+                content = self._read_part(part)
+                for tap, array in content.features.items():
+                    writer.rows(f"{part.split}/{tap}", start[part.split], array)
+                start[part.split] += part.stop - part.start - len(content.dropped)
 
         final = {
             "spec": json.dumps(self.spec.to_dict()),
@@ -204,13 +231,41 @@ class Build:
         store.write_file(self.target, temporary, final, plan, fill)
         self.discard()
 
-    def _account(self, part: Part, arrays: Mapping[str, NDArray[Any]], seconds: float) -> None:
+    def _small_arrays(
+        self,
+        labels: Mapping[str, NDArray[Any]],
+        class_names: Sequence[str],
+        members: Mapping[str, Members] | None,
+        skipped: Sequence[Skipped],
+    ) -> dict[str, NDArray[Any]]:
+        """Everything but the features, by its place in the final file."""
+        arrays: dict[str, NDArray[Any]] = {"class_names": store.encode_names(class_names)}
+        found = list(skipped)
+        for split in store.SPLITS:
+            if labels[split].shape != (self.rows[split],) or labels[split].dtype not in store.LABEL_DTYPES:
+                raise AssertionError(f"{split} labels: {labels[split].shape} {labels[split].dtype}")
+            dropped = list(self.dropped[split])
+            arrays[f"{split}/labels"] = np.delete(labels[split], dropped)
+            if members is not None:
+                kept = members[split].without(dropped)
+                arrays[f"{split}/names"] = store.encode_texts([os.fsencode(name) for name in kept.names])
+                arrays[f"{split}/digests"] = kept.digests
+                found += [Skipped(members[split].names[row], why) for row, why in self.dropped[split].items()]
+        if members is not None:
+            found.sort(key=lambda item: os.fsencode(item.file))
+            arrays["skipped/files"] = store.encode_texts([os.fsencode(item.file) for item in found])
+            arrays["skipped/reasons"] = store.encode_texts([item.reason.encode("utf-8", "replace") for item in found])
+        return arrays
+
+    def _account(self, part: Part, content: PartContent) -> None:
         if part.start != self._filled[part.split]:
             raise AssertionError(f"{part} came after row {self._filled[part.split]}")
-        for tap, array in arrays.items():
-            self._digests[part.split, tap].update(np.ascontiguousarray(array).view(np.uint8).data)
+        for tap in self.spec.taps:
+            self._digests[part.split, tap].update(np.ascontiguousarray(content.features[tap]).view(np.uint8).data)
+        self.dropped[part.split].update({part.start + row: why for row, why in content.dropped})
         self._filled[part.split] = part.stop
-        self.seconds += seconds
+        self.seconds += content.seconds
+        self.computed += content.computed
 
     def _part_attributes(self, part: Part) -> dict[str, Any]:
         return {
@@ -221,17 +276,32 @@ class Build:
             "format_version": FORMAT_VERSION,
         }
 
-    def _read_part(self, part: Part) -> tuple[dict[str, NDArray[Any]], float]:
+    def _read_part(self, part: Part) -> PartContent:
         path = self.parts_folder / part.file_name
         with store.verified(path) as file:
             found = {name: file.attrs.get(name) for name in self._part_attributes(part)}
             if found != self._part_attributes(part):
                 raise store.refuse(path, f"it holds other rows or another run's: {found}")
-            seconds = float(file.attrs.get("seconds", 0.0))
-            store.check_members(path, file, set(self.spec.taps))
+            store.check_members(path, file, {_DROPPED, *self.spec.taps})
+            dropped = _read_dropped(path, file, part.stop - part.start)
             arrays = {}
             for tap in self.spec.taps:
-                dataset = store.array_dataset(path, file, tap, (part.stop - part.start, TAP_COLUMNS[tap]))
+                shape = (part.stop - part.start - len(dropped), TAP_COLUMNS[tap])
+                dataset = store.array_dataset(path, file, tap, shape)
                 store.expect_dtype(path, dataset, (store.FEATURE_DTYPE,))
                 arrays[tap] = store.read_proven(path, dataset)
-        return arrays, seconds
+            seconds, computed = float(file.attrs.get("seconds", 0.0)), int(file.attrs.get("computed", 0))
+        return PartContent(arrays, dropped, seconds, computed)
+
+
+def _read_dropped(path: Path, file: Any, rows: int) -> tuple[tuple[int, str], ...]:
+    dataset = store.array_dataset(path, file, _DROPPED, (None,))
+    store.expect_dtype(path, dataset, (np.dtype("u1"),))
+    try:
+        dropped = tuple((int(row), str(why)) for row, why in json.loads(store.read_proven(path, dataset).tobytes()))
+    except (ValueError, TypeError) as error:
+        raise store.refuse(path, f"its list of dropped rows is not valid ({error})") from error
+    positions = [row for row, _ in dropped]
+    if positions != sorted(set(positions)) or not all(0 <= row < rows for row in positions):
+        raise store.refuse(path, "its list of dropped rows names rows that it cannot have")
+    return dropped

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 
-FORMAT_VERSION = 1  # of the feature file; another number means another meaning of the bytes
+FORMAT_VERSION = 2  # of the feature file; another number means another meaning of the bytes
 
 # VGG16's convolutional base, configuration D of Simonyan & Zisserman, https://arxiv.org/abs/1409.1556,
 # table 1: every layer and its number of channels, in the order of the forward pass. A max pooling
@@ -50,6 +50,7 @@ TOP_TAPS = ("block5_pool.avg",)  # what Keras calls include_top=False, pooling="
 ALL_TAPS = tuple(TAP_COLUMNS)
 
 INTERPOLATIONS = ("bicubic",)
+FITS = ("squash", "crop", "pad")
 PRECISIONS = ("float32", "bfloat16")
 MIN_IMAGE_SIZE = 32  # below it the fifth pooling has nothing left to pool
 MAX_IMAGE_SIZE = 1024  # more than four times what VGG16 was trained at is surely a slip
@@ -125,6 +126,8 @@ class FeatureSpec:
         Height and width, in pixels, at which the network sees an image.
     interpolation : str
         How an image gets to that size.
+    fit : str
+        What happens to an image that is not square: ``squash``, ``crop`` or ``pad``.
     taps : tuple of str
         The layers and poolings kept, in network order.
     precision : str
@@ -140,6 +143,7 @@ class FeatureSpec:
     weights_digest: str
     image_size: int
     interpolation: str
+    fit: str
     taps: tuple[str, ...]
     precision: str
     limit: int | None
@@ -149,6 +153,7 @@ class FeatureSpec:
         check_image_size(self.image_size)
         for name, value, allowed in (
             ("interpolation", self.interpolation, INTERPOLATIONS),
+            ("fit", self.fit, FITS),
             ("precision", self.precision, PRECISIONS),
         ):
             if value not in allowed:
@@ -178,6 +183,7 @@ class FeatureSpec:
             "weights_digest": str,
             "image_size": int,
             "interpolation": str,
+            "fit": str,
             "taps": list,
             "precision": str,
             "limit": (int, type(None)),
@@ -203,7 +209,7 @@ class FeatureSpec:
     @property
     def family(self) -> str:
         """What the names of all caches of this data set and size begin with."""
-        return f"{safe_name(self.dataset)}-vgg16-{self.image_size}px-"
+        return f"{safe_name(self.dataset)}{relatives(self.image_size)}"
 
     def differences(self, other: FeatureSpec) -> list[str]:
         """One phrase for each field in which ``other`` differs, naming the field and both values."""
@@ -213,9 +219,21 @@ class FeatureSpec:
             if getattr(self, field.name) != getattr(other, field.name)
         ]
 
+    def same_rows(self, other: FeatureSpec) -> bool:
+        """Whether an image that is in both data sets has the same features in both, as far as ``other`` has taps."""
+        mine = dataclasses.replace(
+            self, dataset=other.dataset, dataset_digest=other.dataset_digest, limit=other.limit, taps=other.taps
+        )
+        return mine == other and set(other.taps) <= set(self.taps)
+
     def serves(self, asked: FeatureSpec) -> bool:
         """Whether a cache of this spec holds everything that ``asked`` asks for."""
         return set(asked.taps) <= set(self.taps) and dataclasses.replace(self, taps=asked.taps) == asked
+
+
+def relatives(image_size: int) -> str:
+    """What, behind the data set's name, the names of all caches of one image size have in common."""
+    return f"-vgg16-{image_size}px-"
 
 
 @dataclass(frozen=True)

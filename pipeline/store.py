@@ -10,6 +10,12 @@ Layout of a finished file (any HDF5 tool reads it)::
     /{train,test}/<tap>                (n, columns of the tap) float16
                                        every data set: contiguous, with attribute sha256 of its bytes
 
+and, where the rows are images of one's own (a folder, or arrays)::
+
+    /{train,test}/names                (n,) fixed-length text: each row's file, as the bytes of its name
+    /{train,test}/digests              (n, 32) uint8: sha256 of each row's image
+    /skipped/files, /skipped/reasons   (m,) fixed-length text: what was not used, and why
+
 The line in front is an HDF5 user block, which HDF5 tools skip. It is what makes every single byte of the
 file verifiable *before* the HDF5 library parses it.
 
@@ -20,10 +26,8 @@ in memory, and all bytes reach the disk through `pipeline.files`. How a cache is
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,92 +38,26 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import files
+from pipeline import files, sealing
+from pipeline.collection import Members, Skipped
 from pipeline.errors import UserError, file_errors
+from pipeline.memory_file import SparseMemory
+from pipeline.sealing import HDF5_SIGNATURE, HEADER_SIZE
 from pipeline.spec import FORMAT_VERSION, TAP_COLUMNS, FeatureSpec
+
+CacheError = sealing.CacheError
+refuse = sealing.refuse
 
 SPLITS = ("train", "test")
 FEATURE_DTYPE = np.dtype("<f2")
 LABEL_DTYPES = (np.dtype("u1"), np.dtype("<i8"))
+DIGEST_DTYPE, DIGEST_SIZE = np.dtype("u1"), 32  # of one image: the bytes of a sha256
+SKIPPED = ("files", "reasons")
 
-HEADER_SIZE = 512  # bytes; the smallest user block that HDF5 allows
-_HEADER = re.compile(rb"vgg16 feature file, format (\d+), sha256 of the bytes from 512 on: ([0-9a-f]{64})\n\0*")
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _LIBVER = ("v110", "v110")  # metadata with checksums, and the same layout whichever HDF5 comes next
 
 
-class CacheError(UserError):
-    """A feature file that must not be used; the message says which, why, and what to do."""
-
-
-def refuse(path: Path, what: str) -> CacheError:
-    """Give the error for a file that must not be used, because of ``what``."""
-    return CacheError(
-        f"The feature file {path} cannot be used: {what}. It was not changed. Delete it and run "
-        f"'python -m pipeline features' with the same options to compute it again."
-    )
-
-
 # --- writing one file -------------------------------------------------------------------------
-
-
-class _SparseMemory(io.RawIOBase):
-    """A file in memory that stores only the pages written to.
-
-    HDF5 lays out a whole file's metadata here without touching the disk and without room for the
-    arrays, whose bytes never pass through it.
-    """
-
-    PAGE = 4096
-
-    def __init__(self) -> None:
-        self.pages: dict[int, bytearray] = {}
-        self.size = 0
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def truncate(self, size: int | None = None) -> int:
-        self.size = self._at if size is None else size
-        return self.size
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self.size - self._at))
-        for start, page, begin, end in self._spans(count):
-            view[start : start + end - begin] = self.pages.get(page, bytes(self.PAGE))[begin:end]
-        self._at += count
-        return count
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        for start, page, begin, end in self._spans(len(view)):
-            self.pages.setdefault(page, bytearray(self.PAGE))[begin:end] = view[start : start + end - begin]
-        self._at += len(view)
-        self.size = max(self.size, self._at)
-        return len(view)
-
-    def _spans(self, count: int) -> Iterator[tuple[int, int, int, int]]:
-        done = 0
-        while done < count:
-            page, begin = divmod(self._at + done, self.PAGE)
-            end = min(self.PAGE, begin + count - done)
-            yield done, page, begin, end
-            done += end - begin
 
 
 @dataclass(frozen=True)
@@ -139,11 +77,14 @@ def plan(name: str, array: NDArray[Any]) -> Planned:
 
 def encode_names(names: Sequence[str]) -> NDArray[Any]:
     """Class names as fixed-length UTF-8, which needs no object type and no heap in the file."""
-    encoded = [name.encode("utf-8") for name in names]
-    if any(b"\0" in name for name in encoded):
+    if any("\0" in name for name in names):
         raise UserError("A class name must not hold the character U+0000, which HDF5 text ends at. Rename the class.")
-    width = max([len(name) for name in encoded] + [1])
-    return np.array(encoded, dtype=h5py.string_dtype("utf-8", width))
+    return encode_texts([name.encode("utf-8") for name in names])
+
+
+def encode_texts(texts: Sequence[bytes]) -> NDArray[Any]:
+    """Texts without U+0000 as fixed-length text. File names need not be UTF-8: their bytes are kept as they are."""
+    return np.array(texts, dtype=h5py.string_dtype("utf-8", max([len(text) for text in texts] + [1])))
 
 
 def array_digest(array: NDArray[Any]) -> str:
@@ -151,9 +92,9 @@ def array_digest(array: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"").hexdigest()
 
 
-def _lay_out(attributes: Mapping[str, Any], plan: Sequence[Planned]) -> tuple[_SparseMemory, dict[str, int]]:
+def _lay_out(attributes: Mapping[str, Any], plan: Sequence[Planned]) -> tuple[SparseMemory, dict[str, int]]:
     """Build a file's metadata in memory; return it and the byte offset of each data set."""
-    memory = _SparseMemory()
+    memory = SparseMemory()
     offsets: dict[str, int] = {}
     with h5py.File(memory, "w", userblock_size=HEADER_SIZE, libver=_LIBVER) as file:
         file.attrs.update(attributes)
@@ -211,24 +152,9 @@ def write_file(
             files.write(descriptor, bytes(content[: memory.size - start]), start)
         fill(Writer(descriptor, plan, offsets))
         os.ftruncate(descriptor, memory.size)
-        files.write(descriptor, _header(file_digest(descriptor)), 0)
+        files.write(descriptor, sealing.header(sealing.file_digest(descriptor)), 0)
 
     files.commit(target, write, temporary)
-
-
-def _header(digest: str) -> bytes:
-    line = f"vgg16 feature file, format {FORMAT_VERSION}, sha256 of the bytes from 512 on: {digest}\n"
-    return line.encode("ascii").ljust(HEADER_SIZE, b"\0")
-
-
-def file_digest(descriptor: int) -> str:
-    """sha256, in hex, of an open file's bytes after the header, read back from the file system."""
-    digest, offset = hashlib.sha256(), HEADER_SIZE
-    buffer = memoryview(bytearray(files.READ_SIZE))  # one for all reads: fresh memory costs more than hashing it
-    while count := os.preadv(descriptor, [buffer], offset):
-        digest.update(buffer[:count])
-        offset += count
-    return digest.hexdigest()
 
 
 # --- reading one file -------------------------------------------------------------------------
@@ -244,7 +170,7 @@ def verified(path: Path, *, trusting: bool = False) -> Iterator[h5py.File]:
     try:
         with open(path, "rb") as stream:
             if not trusting:
-                _check_bytes(path, stream.fileno())
+                sealing.check_bytes(path, stream.fileno())
             try:
                 with h5py.File(stream, "r") as file:
                     yield file
@@ -256,24 +182,6 @@ def verified(path: Path, *, trusting: bool = False) -> Iterator[h5py.File]:
         raise CacheError(f"There is no feature file {path}. Check the path.") from error
     except IsADirectoryError as error:
         raise CacheError(f"{path} is a folder, not a feature file. Name a file that ends in .h5.") from error
-
-
-def _check_bytes(path: Path, descriptor: int) -> None:
-    head = os.pread(descriptor, HEADER_SIZE, 0)
-    match = _HEADER.fullmatch(head)
-    if match is None:
-        if head.startswith(_HDF5_SIGNATURE):
-            raise refuse(path, "it is an HDF5 file, but not one that this program wrote, or it was edited since")
-        raise refuse(path, f"its first {HEADER_SIZE} bytes are not a feature file's; found {head[:24]!r}")
-    if int(match[1]) != FORMAT_VERSION:
-        raise refuse(path, f"its format_version is {int(match[1])}; this program reads {FORMAT_VERSION}")
-    found, expected = file_digest(descriptor), match[2].decode()
-    if found != expected:
-        raise refuse(
-            path,
-            f"it was truncated, edited or damaged after it was written (sha256 expected {expected[:12]}…, "
-            f"found {found[:12]}…)",
-        )
 
 
 def check_members(path: Path, group: h5py.Group, expected: set[str]) -> None:
@@ -373,6 +281,10 @@ class Cache:
         Where data and weights came from, whether the data is official, and how the run was set up.
     size : int
         Of the file, in bytes.
+    has_members : bool
+        Whether the rows have names and digests of their own.
+    skipped : tuple of Skipped
+        What of the data set was not used, and why.
     """
 
     path: Path
@@ -384,6 +296,8 @@ class Cache:
     versions: Mapping[str, str]
     provenance: Mapping[str, Any]
     size: int
+    has_members: bool = False
+    skipped: tuple[Skipped, ...] = ()
 
 
 def open_cache(path: Path, expected: FeatureSpec | None = None) -> Cache:
@@ -401,7 +315,7 @@ def open_cache(path: Path, expected: FeatureSpec | None = None) -> Cache:
         When the file is absent, damaged, edited, of another format, or of another spec than expected.
     """
     with verified(path) as file:
-        cache = _describe(path, file)
+        cache = describe(path, file)
     if expected is not None and not cache.spec.serves(expected):
         differences = "; ".join(expected.differences(cache.spec))
         raise refuse(path, f"it holds other features than asked for ('here' is asked, 'there' the file): {differences}")
@@ -411,7 +325,7 @@ def open_cache(path: Path, expected: FeatureSpec | None = None) -> Cache:
 def describe_unverified(path: Path) -> Cache:
     """Say what a file claims to hold; for people who want to know what a damaged one was."""
     with verified(path, trusting=True) as file:
-        return _describe(path, file)
+        return describe(path, file)
 
 
 def verify(path: Path, progress: Callable[[int], None] = lambda count: None) -> Cache:
@@ -425,34 +339,36 @@ def verify(path: Path, progress: Callable[[int], None] = lambda count: None) -> 
     cache = open_cache(path)
     with verified(path) as file:
         for split in SPLITS:
-            for name in ("labels", *cache.spec.taps):
+            for name in _members_of_split(cache.spec, cache.has_members):
                 progress(read_proven(path, file[split][name]).nbytes)
     for split in SPLITS:
         read_labels(cache, split)
     return cache
 
 
-def _describe(path: Path, file: h5py.File) -> Cache:
+def describe(path: Path, file: h5py.File) -> Cache:
+    """Say what an open file holds, and refuse it where its structure is not a feature file's."""
     spec = _read_spec(path, file)
-    check_members(path, file, {"class_names", *SPLITS})
+    has_members = "skipped" in file
+    check_members(path, file, {"class_names", *SPLITS, *({"skipped"} if has_members else ())})
     rows: dict[str, int] = {}
     dtypes = set()
     for split in SPLITS:
-        if not isinstance(file[split], h5py.Group):
-            raise refuse(path, f"/{split} is an array, not a group")
-        check_members(path, file[split], {"labels", *spec.taps})
-        labels = array_dataset(path, file[split], "labels", (None,))
+        group = _group(path, file, split)
+        check_members(path, group, set(_members_of_split(spec, has_members)))
+        labels = array_dataset(path, group, "labels", (None,))
         expect_dtype(path, labels, LABEL_DTYPES)
         rows[split] = len(labels)
         dtypes.add(labels.dtype)
         for tap in spec.taps:
-            features = array_dataset(path, file[split], tap, (rows[split], TAP_COLUMNS[tap]))
+            features = array_dataset(path, group, tap, (rows[split], TAP_COLUMNS[tap]))
             expect_dtype(path, features, (FEATURE_DTYPE,))
+        if has_members:
+            _text_dataset(path, group, "names", rows[split])
+            expect_dtype(path, array_dataset(path, group, "digests", (rows[split], DIGEST_SIZE)), (DIGEST_DTYPE,))
     if len(dtypes) != 1:
         raise refuse(path, "the labels of its splits have different types")
-    names = array_dataset(path, file, "class_names", (None,))
-    if names.dtype.kind != "S":
-        raise refuse(path, f"/class_names has the type {names.dtype}; expected fixed-length text")
+    names = _text_dataset(path, file, "class_names", None)
     try:
         class_names = tuple(name.decode("utf-8") for name in read_proven(path, names))
     except UnicodeDecodeError as error:
@@ -470,6 +386,35 @@ def _describe(path: Path, file: h5py.File) -> Cache:
         versions=_json_attribute(path, file, "versions"),
         provenance=_json_attribute(path, file, "provenance"),
         size=path.stat().st_size,
+        has_members=has_members,
+        skipped=_read_skipped(path, file) if has_members else (),
+    )
+
+
+def _members_of_split(spec: FeatureSpec, has_members: bool) -> tuple[str, ...]:
+    return ("labels", *(("names", "digests") if has_members else ()), *spec.taps)
+
+
+def _group(path: Path, file: h5py.File, name: str) -> h5py.Group:
+    if not isinstance(file[name], h5py.Group):
+        raise refuse(path, f"/{name} is an array, not a group")
+    return file[name]
+
+
+def _text_dataset(path: Path, parent: h5py.Group, name: str, rows: int | None) -> h5py.Dataset:
+    dataset = array_dataset(path, parent, name, (rows,))
+    if dataset.dtype.kind != "S":
+        raise refuse(path, f"{dataset.name} has the type {dataset.dtype}; expected fixed-length text")
+    return dataset
+
+
+def _read_skipped(path: Path, file: h5py.File) -> tuple[Skipped, ...]:
+    group = _group(path, file, "skipped")
+    check_members(path, group, set(SKIPPED))
+    count = len(_text_dataset(path, group, "files", None))
+    columns = [read_proven(path, _text_dataset(path, group, name, count)) for name in SKIPPED]
+    return tuple(
+        Skipped(os.fsdecode(file), reason.decode("utf-8", "replace")) for file, reason in zip(*columns, strict=True)
     )
 
 
@@ -483,6 +428,21 @@ def peek_spec(path: Path) -> FeatureSpec:
     """
     with verified(path, trusting=True) as file:
         return _read_spec(path, file)
+
+
+def claimed_digests(path: Path, spec: FeatureSpec) -> dict[str, NDArray[np.uint8]] | None:
+    """Digests of the images that a file says it has the rows of, if they can stand in for rows of ``spec``.
+
+    Like `peek_spec` it trusts the file, so it serves to choose one. None where rows have no digests, or were
+    computed otherwise.
+    """
+    with verified(path, trusting=True) as file:
+        if not _read_spec(path, file).same_rows(spec) or "skipped" not in file:
+            return None
+        groups = {split: _group(path, file, split) for split in SPLITS}
+        return {
+            split: array_dataset(path, group, "digests", (None, DIGEST_SIZE))[()] for split, group in groups.items()
+        }
 
 
 def find_cache(folder: Path, asked: FeatureSpec) -> Path | None:
@@ -506,6 +466,21 @@ def read_labels(cache: Cache, split: str) -> NDArray[Any]:
     if labels.size and not 0 <= labels.min() <= labels.max() < len(cache.class_names):
         raise refuse(cache.path, f"a label of {split} is outside 0 to {len(cache.class_names) - 1}")
     return labels
+
+
+def read_members(cache: Cache, split: str) -> Members:
+    """Who the rows of a split are: the name of each one's file, and the digest of its image.
+
+    Raises
+    ------
+    CacheError
+        When its rows have no names, or these do not have their recorded digest.
+    """
+    if not cache.has_members:
+        raise CacheError(f"The rows of the feature file {cache.path} have no names: its data set is no folder.")
+    with verified(cache.path) as file:
+        names, digests = (read_proven(cache.path, file[split][name]) for name in ("names", "digests"))
+    return Members(tuple(os.fsdecode(name) for name in names), digests)
 
 
 def read_features(
@@ -581,8 +556,8 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
                 arrays[f"{prefix}{name}"] = item[()]
 
     with file_errors("read the weights file", path), open(path, "rb") as stream:
-        signature = stream.read(len(_HDF5_SIGNATURE))
-        if signature != _HDF5_SIGNATURE:
+        signature = stream.read(len(HDF5_SIGNATURE))
+        if signature != HDF5_SIGNATURE:
             raise UserError(
                 f"The weights file {path} is not HDF5: it begins with {signature!r}. "
                 f"Give a Keras weights file of VGG16 (.h5), with or without its classifier."

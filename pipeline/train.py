@@ -106,7 +106,7 @@ def find_features(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
         When there is no such cache, or more than one.
     """
     try:
-        dataset = datasets.load(options.dataset, options.data_dir, download=False)
+        dataset = datasets.load(options.dataset, options.data_dir, download=False, follow_links=options.follow_links)
     except datasets.NotFoundHere:
         return _find_without_data(options)
     specs = extract.candidate_specs(options, dataset.digest, dataset.rows, extract.weights_digest(options))

@@ -20,6 +20,7 @@ SPEC = FeatureSpec(
     weights_digest="b" * 64,
     image_size=64,
     interpolation="bicubic",
+    fit="squash",
     taps=ALL_TAPS,
     precision="float32",
     limit=None,
@@ -30,10 +31,11 @@ OTHER: dict[str, Any] = {
     "weights_digest": "d" * 64,
     "image_size": 65,
     "interpolation": "nearest",
+    "fit": "pad",
     "taps": ("block5_pool.avg",),
     "precision": "bfloat16",
     "limit": 100,
-    "format_version": 2,
+    "format_version": 3,
 }
 
 
@@ -54,12 +56,14 @@ def test_run_options_are_not_in_the_key() -> None:
         "data_dir",
         "features_dir",
         "weights",
+        "strict",
+        "follow_links",
     }
 
 
 def test_key_is_stable() -> None:
     """Another key for the same spec would orphan every cache there is."""
-    assert SPEC.key() == "21b6bb5e682d4e06c051e3e37d5b11a51f85dec180f88ee3e40968a87ad25427"
+    assert SPEC.key() == "b49dfea27eedf4792256106a755673ee2084ecadb45a41e18f00cb8bca8f5b35"
     assert json.loads(json.dumps(SPEC.to_dict())) == SPEC.to_dict()
     assert FeatureSpec.from_dict(json.loads(json.dumps(SPEC.to_dict()))) == SPEC
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import parts, store
+from pipeline import parts, sealing, store
 from pipeline.errors import UserError
 from pipeline.spec import ALL_TAPS, TAP_COLUMNS, FeatureSpec, order_taps
 
@@ -34,6 +34,7 @@ def make_spec(taps: tuple[str, ...] = ("block1_conv1.avg", "block5_pool.avg"), *
         "weights_digest": "b" * 64,
         "image_size": 32,
         "interpolation": "bicubic",
+        "fit": "squash",
         "taps": taps,
         "precision": "float32",
         "limit": None,
@@ -67,7 +68,7 @@ def build(
         for part in making.parts:
             if not making.load(part):
                 piece = {tap: features[part.split, tap][part.start : part.stop] for tap in spec.taps}
-                making.add(part, piece, 1.0)
+                making.add(part, parts.PartContent(piece, seconds=1.0, computed=part.stop - part.start))
         if finish:
             making.finish(labels, classes, ATTRIBUTES)
     return making, features, labels
@@ -193,7 +194,7 @@ def reseal(path: Path) -> None:
     """Give a doctored file a header that fits it: what follows must then refuse it on its own."""
     descriptor = os.open(path, os.O_RDWR)
     try:
-        os.pwrite(descriptor, store._header(store.file_digest(descriptor)), 0)
+        os.pwrite(descriptor, sealing.header(sealing.file_digest(descriptor)), 0)
     finally:
         os.close(descriptor)
 
@@ -267,7 +268,7 @@ def _other_key(file: h5py.File) -> None:
 
 
 def _future_format(file: h5py.File) -> None:
-    file.attrs["format_version"] = 2
+    file.attrs["format_version"] = 3
 
 
 def _group_for_array(file: h5py.File) -> None:
@@ -329,7 +330,7 @@ def test_labels_beyond_the_classes_are_refused(tmp_path: Path) -> None:
     with making.hold(pytest.fail):
         making.prepare()
         for part in making.parts:
-            making.add(part, {tap: features[part.split, tap] for tap in making.spec.taps}, 1.0)
+            making.add(part, parts.PartContent({tap: features[part.split, tap] for tap in making.spec.taps}))
         labels = {"train": np.array([7], np.uint8), "test": np.array([0], np.uint8)}
         making.finish(labels, CLASSES, ATTRIBUTES)
     with pytest.raises(store.CacheError, match="a label of train is outside 0 to 1"):
@@ -342,7 +343,7 @@ def test_labels_beyond_the_classes_are_refused(tmp_path: Path) -> None:
         (b"", "first 512 bytes"),
         (b"\x89HDF\r\n\x1a\n" + bytes(600), "not one that this program wrote"),
         (b"GIF89a" + bytes(600), "first 512 bytes"),
-        (store._header("0" * 64).replace(b"format 1", b"format 2"), "format_version is 2; this program reads 1"),
+        (sealing.header("0" * 64).replace(b"format 2", b"format 1"), "format_version is 1; this program reads 2"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:

@@ -1,0 +1,42 @@
+"""One thing at a time beside what the caller does: the last part is written while the next is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+
+class Aside:
+    """Does one thing at a time in a thread, in the order in which they are handed over.
+
+    An error of that thread is raised at the next `do` or `wait`, as itself. Leaving the block waits for what was begun,
+    also after an error or an interrupt: a file that is being written is finished or removed, never left.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aside")
+        self._begun: Future[Any] | None = None
+
+    def __enter__(self) -> Aside:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._pool.shutdown(wait=True)
+
+    def do(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Begin some work, once the work before it is done."""
+        self.wait()
+        self._begun = self._pool.submit(work, *arguments)
+
+    def wait(self) -> Any:
+        """Wait for the work begun, if any, and return its result."""
+        begun, self._begun = self._begun, None
+        return begun.result() if begun is not None else None

@@ -1,0 +1,114 @@
+"""Rows that are in some cache already: found by the digest of their image, under whatever data set it was computed.
+
+A folder that grew, or shares images with another, has only its new ones computed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import store
+from pipeline.spec import TAP_COLUMNS, FeatureSpec, relatives
+
+log = logging.getLogger("pipeline")
+
+_BLOCK = 4096  # rows that are read together at most
+
+
+class _Place(NamedTuple):
+    source: int
+    split: str
+    row: int
+
+
+class KnownRows:
+    """Rows of open, verified caches.
+
+    Parameters
+    ----------
+    sources : sequence of (Cache, h5py.File)
+    places : dict
+        Where the row of a digest is.
+    """
+
+    def __init__(self, sources: Sequence[tuple[store.Cache, Any]], places: dict[bytes, _Place]) -> None:
+        self._sources, self._places = sources, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the caches that rows come from."""
+        return sorted({self._sources[place.source][0].path.name for place in self._places.values()})
+
+    def has(self, digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Which rows are known, bool (n,), by their digests, uint8 (n, 32)."""
+        return np.array([digest.tobytes() in self._places for digest in digests], bool)
+
+    def read(self, digests: NDArray[np.uint8], taps: Sequence[str]) -> dict[str, NDArray[np.float16]]:
+        """Features of rows that are known: for each tap float16 (n, columns), in the order of their digests."""
+        result = {tap: np.full((len(digests), TAP_COLUMNS[tap]), np.nan, np.float16) for tap in taps}
+        places = [self._places[digest.tobytes()] for digest in digests]
+        for source, split in sorted({(place.source, place.split) for place in places}):
+            here = [i for i, place in enumerate(places) if (place.source, place.split) == (source, split)]
+            rows = np.array([places[i].row for i in here])
+            for tap in taps:
+                self._gather(self._sources[source][1][split][tap], rows, result[tap], np.array(here))
+        return result
+
+    @staticmethod
+    def _gather(dataset: Any, rows: NDArray[np.intp], result: NDArray[Any], places: NDArray[np.intp]) -> None:
+        """Copy rows of a data set, block by block: HDF5 reads what lies together far faster than single rows."""
+        for block in np.unique(rows // _BLOCK):
+            mine = rows // _BLOCK == block
+            first, last = int(rows[mine].min()), int(rows[mine].max())
+            result[places[mine]] = dataset[first : last + 1][rows[mine] - first]
+
+
+@contextmanager
+def known_rows(folder: Path, spec: FeatureSpec, digests: NDArray[np.uint8]) -> Iterator[KnownRows]:
+    """Find rows by their images' digests, uint8 (n, 32), in the caches of a folder that hold such features.
+
+    Each cache that is used is verified first, every byte of it, and stays open for the block, so what is read is
+    what was verified. One that is damaged is passed over, and that is said.
+    """
+    wanted = {digest.tobytes() for digest in digests}
+    sources: list[tuple[store.Cache, Any]] = []
+    places: dict[bytes, _Place] = {}
+    with ExitStack() as stack:
+        for path in _relatives(folder, spec):
+            missing = wanted - places.keys()
+            if not missing:
+                break
+            try:
+                claimed = store.claimed_digests(path, spec)
+            except (store.CacheError, OSError):
+                continue  # no reason to warn: it may be of an older format, and nobody asked for it
+            if claimed is None or not any(digest.tobytes() in missing for rows in claimed.values() for digest in rows):
+                continue
+            try:
+                file = stack.enter_context(store.verified(path))
+                cache = store.describe(path, file)
+                for split in store.SPLITS:
+                    for row, digest in enumerate(store.read_proven(path, file[split]["digests"])):
+                        if digest.tobytes() in missing:
+                            places.setdefault(digest.tobytes(), _Place(len(sources), split, row))
+                sources.append((cache, file))
+            except (store.CacheError, OSError) as error:
+                log.warning("warning: no rows are taken over from %s: %s", path, error)
+        yield KnownRows(sources, places)
+
+
+def _relatives(folder: Path, spec: FeatureSpec) -> list[Path]:
+    """Caches of the same image size, of any data set, newest first."""
+    return sorted(
+        folder.glob(f"*{relatives(spec.image_size)}*.h5"), key=lambda path: path.stat().st_mtime_ns, reverse=True
+    )
