@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from typing import Any
 from pipeline import compute, datasets, hardware, parts, store, weights
 from pipeline.errors import Interrupted, UserError, file_errors
 from pipeline.progress import Progress, format_bytes, format_seconds
-from pipeline.spec import FeatureSpec, check_image_size, columns_of, parse_taps
+from pipeline.spec import FeatureSpec, check_image_size, columns_of, parse_taps, safe_name
 
 log = logging.getLogger("pipeline")
 
@@ -91,9 +91,13 @@ def extract(options: FeatureOptions, *, batch_size: int | None = None, threads: 
         raise UserError(f"The batch size parameter must be between 1 and {parts.PART_ROWS}. Got {batch_size}.")
     if threads is not None:
         _check_threads(threads)
-    dataset = datasets.load(options.dataset, options.data_dir, download=True)
-    specs = candidate_specs(options, dataset.digest, dataset.rows, weights_digest(options))
-    hit = find(options.features_dir, specs)
+    with compute.Aside() as aside:  # both digests of a hit, of the images and of the features, are taken at once
+        likely = _likely_cache(options)
+        if likely is not None:
+            aside.do(_try_to_open, likely)
+        dataset = datasets.load(options.dataset, options.data_dir, download=True)
+        specs = candidate_specs(options, dataset.digest, dataset.rows, weights_digest(options))
+        hit = find(options.features_dir, specs, aside.wait())
     if hit is not None:
         parts.Build(options.features_dir, hit.spec, hit.rows).tidy(_say_waiting)
         return _found(hit)
@@ -190,8 +194,31 @@ def candidate_specs(
     ]
 
 
-def find(folder: Path, specs: list[FeatureSpec]) -> store.Cache | None:
+def _likely_cache(options: FeatureOptions) -> Path | None:
+    """Path of a cache that will serve if the data set and the weights are what they were; a guess, to be verified."""
+    for path in sorted(options.features_dir.glob(f"{safe_name(options.dataset)}-vgg16-{options.image_size}px-*.h5")):
+        with suppress(UserError, OSError):
+            spec = store.peek_spec(path)
+            if (
+                spec.limit == options.limit
+                and options.precision in ("auto", spec.precision)
+                and set(parse_taps(options.taps)) <= set(spec.taps)
+            ):
+                return path
+    return None
+
+
+def _try_to_open(path: Path) -> store.Cache | None:
+    """Open a cache; None when it does not verify, which is only of interest if it turns out to be the one asked for."""
+    with suppress(UserError, OSError):
+        return store.open_cache(path)
+    return None
+
+
+def find(folder: Path, specs: list[FeatureSpec], opened: store.Cache | None = None) -> store.Cache | None:
     """Open the first cache that serves one of the specs; None when there is none.
+
+    ``opened`` is one that has just been verified: it is not read again if it is the one.
 
     Raises
     ------
@@ -202,6 +229,8 @@ def find(folder: Path, specs: list[FeatureSpec]) -> store.Cache | None:
         for spec in specs:
             path = store.find_cache(folder, spec)
             if path is not None:
+                if opened is not None and opened.path == path and opened.spec.serves(spec):
+                    return opened
                 return store.open_cache(path, spec)
     return None
 
