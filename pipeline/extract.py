@@ -196,9 +196,14 @@ def candidate_specs(
 
 def _likely_cache(options: FeatureOptions) -> Path | None:
     """Path of a cache that will serve if the data set and the weights are what they were; a guess, to be verified."""
-    for path in sorted(options.features_dir.glob(f"{safe_name(options.dataset)}-vgg16-{options.image_size}px-*.h5")):
-        with suppress(UserError, OSError):
-            spec = store.peek_spec(path)
+    with suppress(OSError):  # whoever needs the folder will say what is wrong with it
+        for path in sorted(
+            options.features_dir.glob(f"{safe_name(options.dataset)}-vgg16-{options.image_size}px-*.h5")
+        ):
+            try:
+                spec = store.peek_spec(path)
+            except store.CacheError:
+                continue
             if (
                 spec.limit == options.limit
                 and options.precision in ("auto", spec.precision)
