@@ -11,16 +11,17 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import computing, datasets, hardware, parts, store, weights
+from pipeline.aside import Aside
 from pipeline.collection import Dataset, listing
 from pipeline.errors import UserError, file_errors
 from pipeline.progress import format_bytes
-from pipeline.spec import FITS, FeatureSpec, check_image_size, columns_of, parse_taps
+from pipeline.spec import FITS, FeatureSpec, check_image_size, columns_of, parse_taps, safe_name
 
 log = logging.getLogger("pipeline")
 
@@ -92,11 +93,15 @@ def extract(options: FeatureOptions, *, batch_size: int | None = None, threads: 
         raise UserError(f"The batch size parameter must be between 1 and {parts.PART_ROWS}. Got {batch_size}.")
     if threads is not None:
         _check_threads(threads)
-    dataset = datasets.load(options.dataset, options.data_dir, download=True, follow_links=options.follow_links)
-    if options.strict:
-        computing.refuse_skipped(dataset.skipped, dataset.source)
-    specs = candidate_specs(options, dataset.digest, dataset.rows, weights_digest(options))
-    hit = find(options.features_dir, specs)
+    with Aside() as aside:  # both digests of a hit, of the images and of the features, are taken at once
+        likely = _likely_cache(options)
+        if likely is not None:
+            aside.do(_try_to_open, likely)
+        dataset = datasets.load(options.dataset, options.data_dir, download=True, follow_links=options.follow_links)
+        if options.strict:
+            computing.refuse_skipped(dataset.skipped, dataset.source)
+        specs = candidate_specs(options, dataset.digest, dataset.rows, weights_digest(options))
+        hit = find(options.features_dir, specs, aside.wait())
     if hit is not None:
         parts.Build(options.features_dir, hit.spec, hit.rows).tidy(_say_waiting)
         return _found(hit, options)
@@ -196,8 +201,35 @@ def candidate_specs(
     ]
 
 
-def find(folder: Path, specs: list[FeatureSpec]) -> store.Cache | None:
+def _likely_cache(options: FeatureOptions) -> Path | None:
+    """Path of a cache that will serve if the data set and the weights are what they were; a guess, to be verified."""
+    with suppress(OSError):  # whoever needs the folder will say what is wrong with it
+        name = safe_name(datasets.name_of(options.dataset))
+        for path in sorted(options.features_dir.glob(f"{name}-vgg16-{options.image_size}px-*.h5")):
+            try:
+                spec = store.peek_spec(path)
+            except store.CacheError:
+                continue
+            if (
+                spec.limit == options.limit
+                and options.precision in ("auto", spec.precision)
+                and set(parse_taps(options.taps)) <= set(spec.taps)
+            ):
+                return path
+    return None
+
+
+def _try_to_open(path: Path) -> store.Cache | None:
+    """Open a cache; None when it does not verify, which is only of interest if it turns out to be the one asked for."""
+    with suppress(UserError, OSError):
+        return store.open_cache(path)
+    return None
+
+
+def find(folder: Path, specs: list[FeatureSpec], opened: store.Cache | None = None) -> store.Cache | None:
     """Open the first cache that serves one of the specs; None when there is none.
+
+    ``opened`` is one that has just been verified: it is not read again if it is the one.
 
     Raises
     ------
@@ -208,6 +240,8 @@ def find(folder: Path, specs: list[FeatureSpec]) -> store.Cache | None:
         for spec in specs:
             path = store.find_cache(folder, spec)
             if path is not None:
+                if opened is not None and opened.path == path and opened.spec.serves(spec):
+                    return opened
                 return store.open_cache(path, spec)
     return None
 

@@ -117,6 +117,8 @@ def plan(
         )
     precision = asked if asked != "auto" else "bfloat16" if bfloat16 else "float32"
     chosen = batch_size or default_batch_size(image_size)
+    if batch_size is None and memory is not None:
+        chosen = max(1, min(chosen, _power_of_two(memory // _image_bytes(image_size, precision))))
     return Plan("CPU:0", "the processor", precision, _fits(chosen, image_size, precision, memory))
 
 

@@ -78,6 +78,9 @@ def test_help_names_every_command(run: Run) -> None:
         (["features", "--dataset", "digits", "--taps", "fc1"], ["taps", "'fc1'", "block1_conv1.avg"]),
         (["features", "--dataset", "digits", "--precision", "half"], ["precision", "'half'"]),
         (["features", "--dataset", "digits", "--batch-size", "0"], ["batch size", "Got 0"]),
+        (["features", "--dataset", "digits", "--batch-size", "-3"], ["batch size", "Got -3"]),
+        (["features", "--dataset", "digits", "--batch-size", "99999"], ["batch size", "1 and 1024", "Got 99999"]),
+        (["features", "--dataset", "digits", "--threads", "0"], ["threads parameter", "at least 1", "Got 0"]),
         (["features", "--dataset", "digits", "--limit", "0"], ["limit", "Got 0"]),
         (["features", "--dataset", "digits", "--limit", "2000"], ["limit", "1,442 rows to train", "Got 2,000"]),
         (

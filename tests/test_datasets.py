@@ -144,17 +144,39 @@ def test_official_files_are_known(
     four_forms: dict[str, Path], records: np.ndarray, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the hashes of the official files replaced by these files' own."""
+    own = {name: hashlib.sha256(records[index].tobytes()).hexdigest() for index, name in enumerate(BATCHES)}
     if form.endswith("archive"):
         (archive,) = four_forms[form].iterdir()
         sha = hashlib.sha256(archive.read_bytes()).hexdigest()
         monkeypatch.setattr(datasets, "_OFFICIAL_ARCHIVES", {archive.name: (sha, archive.stat().st_size)})
+        monkeypatch.setattr(datasets, "_OFFICIAL_RECORDS", own)
     elif form.startswith("bin"):
-        own = {name: hashlib.sha256(records[index].tobytes()).hexdigest() for index, name in enumerate(BATCHES)}
         monkeypatch.setattr(datasets, "_OFFICIAL_RECORDS", own)
     else:
-        own = {name: hashlib.md5(content).hexdigest() for name, content in batch_bytes(records, "py")}
-        monkeypatch.setattr(datasets, "_OFFICIAL_PICKLES", own)
-    assert load(four_forms[form]).official
+        pickles = {name: hashlib.md5(content).hexdigest() for name, content in batch_bytes(records, "py")}
+        monkeypatch.setattr(datasets, "_OFFICIAL_PICKLES", pickles)
+    found = load(four_forms[form])
+    assert found.official
+    assert len(found.splits["train"].labels) == 5 * ROWS
+
+
+def test_an_official_archive_is_not_unpacked_for_its_digest(
+    four_forms: dict[str, Path], records: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And yet what is unpacked later must be what the digest says."""
+    before = load(four_forms["bin archive"]).digest
+    (archive,) = four_forms["bin archive"].iterdir()
+    sha = hashlib.sha256(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(datasets, "_OFFICIAL_ARCHIVES", {archive.name: (sha, archive.stat().st_size)})
+    own = {name: hashlib.sha256(records[index].tobytes()).hexdigest() for index, name in enumerate(BATCHES)}
+    monkeypatch.setattr(datasets, "_OFFICIAL_RECORDS", own)
+    with monkeypatch.context() as patched:
+        patched.delattr(datasets, "_read_archive")
+        found = load(four_forms["bin archive"])
+    assert found.digest == before
+    monkeypatch.setattr(datasets, "_OFFICIAL_RECORDS", {**own, "test_batch": "0" * 64})
+    with pytest.raises(UserError, match="changed while it was being used"):
+        _ = load(four_forms["bin archive"]).splits
 
 
 def test_the_digest_covers_images_and_labels(records: np.ndarray, tmp_path: Path) -> None:

@@ -53,7 +53,19 @@ def calls(done: subprocess.CompletedProcess[str]) -> list[list[str]]:
 def test_help_is_the_default_and_lists_every_target() -> None:
     done = make(ROOT)
     assert done.returncode == 0
-    targets = ["install", "demo", "features", "train", "inspect", "test", "torture", "check", "format", "clean"]
+    targets = [
+        "install",
+        "demo",
+        "features",
+        "train",
+        "inspect",
+        "test",
+        "torture",
+        "bench",
+        "check",
+        "format",
+        "clean",
+    ]
     for target in [*targets, "clean-features"]:
         assert f"\n  {target} " in done.stdout
     assert make(ROOT, "help").stdout == done.stdout
@@ -104,6 +116,19 @@ def test_inspect_needs_a_file(project: Path) -> None:
     assert done.returncode == 2
     assert "name a feature file" in done.stderr
     assert calls(make(project, "inspect", "FILE=a b.h5")) == [["-m", "pipeline", "inspect", "a b.h5"]]
+
+
+def test_the_benchmarks_have_requirements_of_their_own(project: Path) -> None:
+    """Nothing that is only there to be compared with enters the product's .venv."""
+    shutil.copytree(ROOT / "benchmarks", project / "benchmarks", ignore=shutil.ignore_patterns(".venv"))
+    done = make(project, "--dry-run", "bench", "DATA_DIR=x", "QUICK=1")
+    assert done.returncode == 0, done.stderr
+    assert "-m venv --clear benchmarks/.venv" in done.stdout
+    assert "benchmarks/.venv/bin/python -m pip install --disable-pip-version-check -r benchmarks/requirements.txt" in (
+        done.stdout
+    )
+    assert done.stdout.rstrip().endswith('benchmarks/bench.py --data-dir "$MAKE_DATA_DIR" --quick')
+    assert "torch" not in (ROOT / "requirements.txt").read_text(encoding="utf-8")
 
 
 def test_folders_named_like_targets_do_not_hide_them(project: Path) -> None:

@@ -183,6 +183,20 @@ def test_both_layouts_agree_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None
         assert relative(one[tap], other[tap]) < 1e-5, tap
 
 
+def test_memory_that_does_not_suffice_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow as tf
+
+    network = extractor(weights.random_weights().layers, 32, "float32", ("block1_conv1.avg",))
+    for error in (MemoryError(), tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")):
+
+        def fail(batch: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(network, "_run", fail)
+        with pytest.raises(UserError, match=r"Memory does not suffice for batches of 4 .* smaller --batch-size"):
+            network(images(1))
+
+
 def test_an_overflow_names_its_tap() -> None:
     layers = dict(weights.random_weights().layers)
     kernel, bias = layers["block2_conv1"]

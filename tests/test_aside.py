@@ -1,0 +1,37 @@
+"""Beside the network: work keeps its order, and hides no error."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from pipeline.aside import Aside
+
+
+def test_work_aside_is_done_in_order_and_its_errors_are_raised() -> None:
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        time.sleep(0.01)
+        if number == 3:
+            raise OSError("no space")
+        done.append(number)
+
+    with pytest.raises(OSError, match="no space"), Aside() as aside:
+        for number in range(10):
+            aside.do(work, number)
+    assert done == [0, 1, 2], "nothing is begun after an error"
+
+
+def test_an_interrupt_waits_for_what_was_begun() -> None:
+    done: list[int] = []
+
+    def work() -> None:
+        time.sleep(0.1)
+        done.append(1)
+
+    with pytest.raises(KeyboardInterrupt), Aside() as aside:
+        aside.do(work)
+        raise KeyboardInterrupt
+    assert done == [1]
