@@ -87,8 +87,7 @@ def extract(options: FeatureOptions, *, batch_size: int = BATCH_SIZE) -> Extract
     Interrupted
         On SIGINT or SIGTERM.
     """
-    if not 1 <= batch_size <= parts.PART_ROWS:
-        raise UserError(f"The batch size parameter must be between 1 and {parts.PART_ROWS}. Got {batch_size}.")
+    check_batch_size(batch_size)
     dataset = datasets.load(options.dataset, options.data_dir, download=True, follow_links=options.follow_links)
     if options.strict:
         computing.refuse_skipped(dataset.skipped, dataset.source)
@@ -98,6 +97,12 @@ def extract(options: FeatureOptions, *, batch_size: int = BATCH_SIZE) -> Extract
         parts.Build(options.features_dir, hit.spec, hit.rows).tidy(_say_waiting)
         return _found(hit, options)
     return _build(options, dataset, specs[0], batch_size)
+
+
+def check_batch_size(size: int) -> None:
+    """Raise UserError unless so many images can go through the network together."""
+    if not 1 <= size <= parts.PART_ROWS:
+        raise UserError(f"The batch size parameter must be between 1 and {parts.PART_ROWS}. Got {size}.")
 
 
 # --- deciding ---------------------------------------------------------------------------------
@@ -247,7 +252,7 @@ def compute(options: FeatureOptions, dataset: Dataset, build: parts.Build, batch
         )
     say_untrained(network.label)
     work = computing.Work(
-        dataset, build, network, lambda sample: _make_extractor(network, build.spec, sample, batch_size), batch_size
+        dataset, build, network, lambda sample: make_extractor(network, build.spec, sample, batch_size), batch_size
     )
     if options.strict:
         computing.check_images(work)
@@ -267,7 +272,7 @@ def _check_space(build: parts.Build) -> None:
         )
 
 
-def _make_extractor(network: weights.Weights, spec: FeatureSpec, sample: Any, batch_size: int) -> Callable[..., Any]:
+def make_extractor(network: weights.Weights, spec: FeatureSpec, sample: Any, batch_size: int) -> Callable[..., Any]:
     """Compile the graph, and prove its precision on a few images."""
     log.info("loading TensorFlow")
     with quiet_stderr():

@@ -26,6 +26,10 @@ LEAVES = {
     "feeding",
     "folders",
     "images",
+    "models",
+    "sheet",
+    "card",
+    "guard",
     "parts",
     "reuse",
     "weights",
@@ -45,7 +49,7 @@ SAME_ROOM = {
     "datasets": {"folders"},
     "folders": {"images"},
 }  # one room in two modules, each small enough to read
-STAGES = {"computing", "extract", "train", "protocol", "inspection"}
+STAGES = {"computing", "extract", "predict", "sharing", "transformer", "reading", "train", "protocol", "inspection"}
 TOP = {"cli", "__main__", "__init__"}
 
 OWNERS = {
@@ -54,10 +58,12 @@ OWNERS = {
     "keras": {"vgg16"},
     "h5py": {"store"},
     "matplotlib": {"figures"},
+    "PIL": {"images", "sheet"},
+    "skops": {"models"},
     "tqdm": {"progress"},
     "pooch": {"datasets"},
     "requests": {"datasets"},
-    "sklearn": {"classifiers", "history", "protocol", "train"},
+    "sklearn": {"classifiers", "history", "protocol", "train", "transformer"},
 }
 
 
