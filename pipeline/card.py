@@ -151,8 +151,8 @@ Everything about size, taps, precision and weights is taken from `{metrics["run"
 scikit-learn {versions["scikit-learn"]}; another version is refused."""
 
 
-_TRUST = """A `.joblib` file **runs code when it is loaded**. `predict` loads it only if its sha256 is the one that `train`
-recorded in `{run}.json`. That protects from a damaged file, from mixing up two models, and from a file that was put in
+_TRUST = """A `.joblib` file **runs code when it is loaded**. `predict` loads it only if its sha256 is the one that
+`train` recorded in `{run}.json`. That protects from a damaged file, from mixing up two models, and from a file put in
 this one's place. It does **not** protect from somebody who replaces both files, or who gives you both: load only models
 that you trained, or whose author you trust as you would with a program of theirs.
 
