@@ -94,7 +94,7 @@ def extract(options: FeatureOptions, *, batch_size: int = BATCH_SIZE) -> Extract
     specs = candidate_specs(options, dataset.digest, dataset.rows, weights_digest(options))
     hit = find(options.features_dir, specs)
     if hit is not None:
-        parts.Build(options.features_dir, hit.spec, hit.rows).tidy(_say_waiting)
+        parts.Build(options.features_dir, hit.spec, hit.rows).tidy(say_waiting)
         return _found(hit, options)
     return _build(options, dataset, specs[0], batch_size)
 
@@ -202,7 +202,8 @@ def _extracted(cache: store.Cache, options: FeatureOptions, summary: str) -> Ext
     return Extracted(cache.path, "\n".join(filter(None, (summary, skipped))))
 
 
-def _say_waiting(holder: str) -> None:
+def say_waiting(holder: str) -> None:
+    """Tell who holds the lock that this process waits for."""
     log.info("waiting for %s, which is computing the same features", holder)
 
 
@@ -231,7 +232,7 @@ def _build(options: FeatureOptions, dataset: Dataset, spec: FeatureSpec, batch_s
             )
     build = parts.Build(options.features_dir, spec, rows)
     kept = f"The parts that are finished are kept in {build.parts_folder}."
-    with file_errors("write the features", options.features_dir, kept), build.hold(_say_waiting):
+    with file_errors("write the features", options.features_dir, kept), build.hold(say_waiting):
         made_meanwhile = find(options.features_dir, [spec])
         if made_meanwhile is not None:
             return _found(made_meanwhile, options)

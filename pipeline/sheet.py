@@ -40,7 +40,7 @@ def draw(cells: Sequence[Cell], title: str, note: str) -> bytes:
     title, note : str
         Two lines at the top.
     """
-    columns = max(3, min(8, math.ceil(math.sqrt(len(cells)))))
+    columns = max(3, min(16, math.ceil(math.sqrt(len(cells)))))
     rows = math.ceil(len(cells) / columns)
     width, height = THUMBNAIL + _GAP, THUMBNAIL + 2 * _LINE + 10 + _GAP
     sheet = Image.new("RGB", (2 * _MARGIN + columns * width - _GAP, 2 * _MARGIN + _HEAD + rows * height), "white")
