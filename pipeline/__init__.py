@@ -1,1 +1,22 @@
 """A two-stage cached feature pipeline for image classification: VGG16 once, classifiers as often as you like."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.reading import class_names, load_features
+    from pipeline.transformer import VGG16Features
+
+__all__ = ["VGG16Features", "class_names", "load_features"]
+
+_HOMES = {"VGG16Features": "transformer", "class_names": "reading", "load_features": "reading"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: ``import pipeline`` costs nothing (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"pipeline.{_HOMES[name]}"), name)

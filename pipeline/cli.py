@@ -104,6 +104,18 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_training_flags(demo)
     demo.set_defaults(run=_run_demo, dataset="digits")
 
+    predict = commands.add_parser(
+        "predict", help="classify images of your own with a fitted model", formatter_class=show_defaults
+    )
+    _add_predict_flags(predict)
+    predict.set_defaults(run=_run_predict)
+
+    export = commands.add_parser(
+        "export", help="write a model in the format for sharing (skops)", formatter_class=show_defaults
+    )
+    export.add_argument("--model", type=Path, required=True, metavar="FILE.joblib", help="a model that train wrote")
+    export.set_defaults(run=_run_export)
+
     inspect = commands.add_parser(
         "inspect", help="what a feature file holds, and whether it verifies", formatter_class=show_defaults
     )
@@ -133,6 +145,19 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
                 metavar="N,N…" if option.kind is tuple else "X" if option.kind is float else "N",
                 help=option.help + (f" (default: {default})" if default is not None else ""),
             )
+
+
+def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", type=Path, nargs="*", metavar="IMAGE|FOLDER", help="what to classify")
+    parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="a model that train wrote")
+    parser.add_argument("--top-k", type=_number(int), default=5, metavar="K", help="classes shown for each image")
+    parser.add_argument("--format", metavar="NAME", help="table, csv or json; else what the output's name implies")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the predictions there")
+    parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="write a contact sheet of thumbnails there")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="where weights are, or go")
+    parser.add_argument("--weights", metavar="FILE", help="where the model's own weights are now, if they were a file")
+    parser.add_argument("--follow-links", action="store_true", help="follow symbolic links out of a folder")
+    parser.add_argument("--batch-size", type=_number(int), default=128, metavar="N", help="images that go together")
 
 
 def _feature_options(arguments: argparse.Namespace) -> Any:
@@ -178,6 +203,22 @@ def _run_inspect(arguments: argparse.Namespace) -> None:
     from pipeline import inspection
 
     sys.stdout.write(inspection.inspect(arguments.file, _feature_options(arguments), must_verify=arguments.verify))
+
+
+def _run_predict(arguments: argparse.Namespace) -> None:
+    from pipeline import predict
+
+    names = (
+        "images", "model", "top_k", "format", "output", "sheet", "data_dir", "weights", "follow_links", "batch_size"
+    )  # fmt: skip
+    options = predict.PredictOptions(**{name: getattr(arguments, name) for name in names})
+    sys.stdout.write(predict.predict(options))
+
+
+def _run_export(arguments: argparse.Namespace) -> None:
+    from pipeline import sharing
+
+    sys.stdout.write(sharing.export(arguments.model))
 
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:

@@ -89,8 +89,7 @@ def extract(options: FeatureOptions, *, batch_size: int | None = None, threads: 
     Interrupted
         On SIGINT or SIGTERM.
     """
-    if batch_size is not None and not 1 <= batch_size <= parts.PART_ROWS:
-        raise UserError(f"The batch size parameter must be between 1 and {parts.PART_ROWS}. Got {batch_size}.")
+    check_batch_size(batch_size)
     if threads is not None:
         _check_threads(threads)
     with Aside() as aside:  # both digests of a hit, of the images and of the features, are taken at once
@@ -103,11 +102,17 @@ def extract(options: FeatureOptions, *, batch_size: int | None = None, threads: 
         specs = candidate_specs(options, dataset.digest, dataset.rows, weights_digest(options))
         hit = find(options.features_dir, specs, aside.wait())
     if hit is not None:
-        parts.Build(options.features_dir, hit.spec, hit.rows).tidy(_say_waiting)
+        parts.Build(options.features_dir, hit.spec, hit.rows).tidy(say_waiting)
         return _found(hit, options)
     plan = make_plan(options, batch_size)
     (spec,) = (spec for spec in specs if spec.precision == plan.precision)
     return _build(options, dataset, spec, plan, threads)
+
+
+def check_batch_size(size: int | None) -> None:
+    """Raise UserError unless so many images can go through the network together; None leaves the choice to us."""
+    if size is not None and not 1 <= size <= parts.PART_ROWS:
+        raise UserError(f"The batch size parameter must be between 1 and {parts.PART_ROWS}. Got {size}.")
 
 
 # --- deciding ---------------------------------------------------------------------------------
@@ -261,7 +266,8 @@ def _extracted(cache: store.Cache, options: FeatureOptions, summary: str) -> Ext
     return Extracted(cache.path, "\n".join(filter(None, (summary, skipped))))
 
 
-def _say_waiting(holder: str) -> None:
+def say_waiting(holder: str) -> None:
+    """Tell who holds the lock that this process waits for."""
     log.info("waiting for %s, which is computing the same features", holder)
 
 
@@ -287,7 +293,7 @@ def _build(
             )
     build = parts.Build(options.features_dir, spec, rows)
     kept = f"The parts that are finished are kept in {build.parts_folder}."
-    with file_errors("write the features", options.features_dir, kept), build.hold(_say_waiting):
+    with file_errors("write the features", options.features_dir, kept), build.hold(say_waiting):
         made_meanwhile = find(options.features_dir, [spec])
         if made_meanwhile is not None:
             return _found(made_meanwhile, options)
@@ -310,7 +316,7 @@ def compute(
         )
     say_untrained(network.label)
     work = computing.Work(
-        dataset, build, network, lambda sample: _make_extractor(network, build.spec, sample, plan, threads), plan
+        dataset, build, network, lambda sample: make_extractor(network, build.spec, sample, plan, threads), plan
     )
     if options.strict:
         computing.check_images(work)
@@ -330,8 +336,8 @@ def _check_space(build: parts.Build) -> None:
         )
 
 
-def _make_extractor(
-    network: weights.Weights, spec: FeatureSpec, sample: Any, plan: hardware.Plan, threads: int | None
+def make_extractor(
+    network: weights.Weights, spec: FeatureSpec, sample: Any, plan: hardware.Plan, threads: int | None = None
 ) -> Callable[..., Any]:
     """Compile the graph, and prove its precision on a few images."""
     log.info("loading TensorFlow")

@@ -205,6 +205,22 @@ def _scan(folder: Path, follow_links: bool) -> _Found:
 _LAYOUT = "Put the images of each class into a folder of its own: {folder}/<class>/…, one folder for each class."
 
 
+def list_images(folder: Path, *, follow_links: bool) -> tuple[list[str], list[Skipped]]:
+    """List every file in a folder that has an image's extension, in the order of their names, and what was left out.
+
+    Raises
+    ------
+    OSError
+        When the folder itself cannot be listed.
+    """
+    walk = _Walk(folder, follow_links)
+    names = walk.files("")
+    pictures = [name for name in names if images.named_format(name)]
+    others = set(names) - set(pictures)
+    skipped = [*walk.skipped, *(Skipped(name, "wrong extension: it is not an image's") for name in others)]
+    return pictures, sorted(skipped, key=lambda item: os.fsencode(item.file))
+
+
 class _Walk:
     """Lists folders, and notes what is left out."""
 

@@ -130,6 +130,13 @@ def decode(content: bytes, image_size: int | None = None, fit: str = "squash") -
         raise Unusable(f"damaged: {reason}") from error
 
 
+def thumbnail(content: bytes, side: int) -> NDArray[np.uint8]:
+    """Decode an image file to at most so many pixels a side, its proportions kept; raises Unusable."""
+    pixels = Image.fromarray(decode(content))
+    pixels.thumbnail((side, side))
+    return np.array(pixels)
+
+
 def fitted(image: NDArray[np.uint8], image_size: int, fit: str) -> NDArray[np.uint8]:
     """Give an image the shape in which the network's graph takes it.
 

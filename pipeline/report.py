@@ -24,6 +24,7 @@ RUN_FILES = (
     "confusion_matrix.png",
     "predictions.csv",
 )
+OPTIONAL_FILES = ("skipped.csv",)  # of data sets that are folders
 PICTURES = tuple(name for name in RUN_FILES if name.endswith(".png"))
 
 
@@ -56,6 +57,11 @@ class RunPlace:
     def description(self) -> Path:
         """What the model file holds."""
         return self.model.with_suffix(".json")
+
+    @property
+    def card(self) -> Path:
+        """What a person must know before using the model."""
+        return self.model.with_suffix(".md")
 
 
 def to_json(value: Any) -> bytes:
@@ -109,7 +115,9 @@ def prepare(place: RunPlace) -> None:
                 files.unlink(entry)
 
 
-def save(place: RunPlace, contents: Mapping[str, bytes], model: bytes, description: Mapping[str, Any]) -> None:
+def save(
+    place: RunPlace, contents: Mapping[str, bytes], model: bytes, description: Mapping[str, Any], card: str = ""
+) -> None:
     """Write a run into folders that `prepare` has made: the model, its description, then the folder, complete.
 
     A run is found by its folder, so one that was killed on the way here does not exist.
@@ -123,16 +131,19 @@ def save(place: RunPlace, contents: Mapping[str, bytes], model: bytes, descripti
         The fitted pipeline, as joblib writes it.
     description : mapping
         Goes beside the model; the model's sha256 and the run's name are added.
+    card : str
+        Markdown for people, beside both.
 
     Raises
     ------
     OSError
         When the file system refuses.
     """
-    if set(contents) != set(RUN_FILES):
+    if set(contents) - set(OPTIONAL_FILES) != set(RUN_FILES):
         raise AssertionError(f"a run leaves {RUN_FILES}, not {tuple(contents)}")
     digest = hashlib.sha256(model).hexdigest()
     files.write_atomically(place.model, model)
+    files.write_atomically(place.card, card.encode("utf-8"))
     files.write_atomically(place.description, to_json({"run": place.name, **description, "sha256": digest}))
     with files.new_folder(place.folder) as folder:
         for name, content in contents.items():

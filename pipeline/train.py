@@ -5,8 +5,10 @@ python -m pipeline train --classifier logistic --taps all
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
+import json
 import logging
 import platform
 import time
@@ -20,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import datasets, extract, report, store
+from pipeline import card, computing, datasets, extract, report, store
+from pipeline.collection import Skipped, listing, printable
 from pipeline.errors import UserError, file_errors
 from pipeline.extract import FeatureOptions
 from pipeline.progress import Progress, format_seconds
@@ -75,6 +78,9 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunPlace:
     resolved = classifier_options(options.classifier, options.options)
     run = RunSpec(asked.key(), asked.dataset, options.classifier, resolved, options.seed, PROTOCOL)
     place = RunPlace(run.name, options.output_dir, options.models_dir)
+    if features.strict:
+        with file_errors("read the features", path):
+            computing.refuse_skipped(store.open_cache(path, asked).skipped, features.dataset)
     if not options.force and report.find(place) is not None:
         log.info("%s is there already: nothing to compute (--force computes it again)", place.folder)
         return place
@@ -87,8 +93,27 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunPlace:
         report.prepare(place)  # now, not after minutes of computing
     contents, model, description = _compute(cache, asked, place, options, resolved, start)
     with file_errors("write the results", place.output_dir, "The feature cache is as it was."):
-        report.save(place, contents, model, description)
+        contents, description = _with_members(cache, contents, description)
+        metrics = json.loads(contents["metrics.json"])
+        report.save(place, contents, model, description, card.render(metrics, description, cache))
     return place
+
+
+def _with_members(
+    cache: store.Cache, contents: Mapping[str, bytes], description: Mapping[str, Any]
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Add what is known of images of one's own: the file of each test row, and what was not used."""
+    described = {**description, "weights_source": cache.provenance["weights_source"]}
+    if not cache.has_members:
+        return dict(contents), described
+    header, *rows = csv.reader(io.StringIO(contents["predictions.csv"].decode("utf-8")))
+    names = store.read_members(cache, "test").names
+    named = ([*row, printable(name)] for row, name in zip(rows, names, strict=True))
+    return {
+        **contents,
+        "predictions.csv": report.to_csv([*header, "file"], named),
+        "skipped.csv": report.to_csv(Skipped._fields, ((printable(item.file), item.reason) for item in cache.skipped)),
+    }, described
 
 
 # --- finding the features ---------------------------------------------------------------------
@@ -391,4 +416,14 @@ def closing(place: RunPlace) -> str:
     """A run's report and the paths of its pictures, for the terminal."""
     text = (place.folder / "report.txt").read_text(encoding="utf-8")
     pictures = "\n".join(f"  {place.folder / name}" for name in report.PICTURES)
-    return f"{text}\npictures:\n{pictures}\nmodel:\n  {place.model}\n"
+    return f"{text}\npictures:\n{pictures}\nmodel:\n  {place.model}\n  {place.card}\n{_skipped_lines(place)}"
+
+
+def _skipped_lines(place: RunPlace) -> str:
+    """What of a folder of images was not used, from the run's own list."""
+    path = place.folder / "skipped.csv"
+    if not path.is_file():
+        return ""
+    _, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+    text = listing([Skipped(*row) for row in rows], f", all in {path}")
+    return f"\n{text}\n" if text else ""

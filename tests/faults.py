@@ -150,7 +150,7 @@ def install(act: Act, delay: Callable[[], None] = lambda: None) -> Points:
 
     random = _random_weights()
     weights.random_weights = lambda: random
-    extract._make_extractor = make
+    extract.make_extractor = make
     parts.PART_ROWS = PART_ROWS
     return points
 

@@ -189,14 +189,14 @@ def _child(place: Path) -> int:
     from pipeline import extract
 
     parts.PART_ROWS = REAL_PART_ROWS
-    make = extract._make_extractor
+    make = extract.make_extractor
 
     def make_and_tell(*arguments: object) -> object:
         network = make(*arguments)  # type: ignore[arg-type]
         os.write(1, b"ready\n")
         return network
 
-    extract._make_extractor = make_and_tell  # type: ignore[assignment]
+    extract.make_extractor = make_and_tell  # type: ignore[assignment]
     return cli.main(["features", *REAL, "--features-dir", str(place)])
 
 

@@ -1,0 +1,290 @@
+"""Classify images of one's own with a model that `train` fitted.
+
+python -m pipeline predict --model models/RUN.joblib IMAGE|FOLDER…
+
+Size, fit, taps, precision and weights are those that are recorded with the model; nobody has to remember them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import extract, feeding, files, folders, images, models, report, sheet
+from pipeline.collection import Image, Skipped, Split, Unusable, listing, printable
+from pipeline.errors import UserError, file_errors
+from pipeline.extract import FeatureOptions
+from pipeline.progress import Progress
+
+log = logging.getLogger("pipeline")
+
+FORMATS = ("table", "csv", "json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """What `predict` is asked for."""
+
+    model: Path
+    images: Sequence[Path]
+    top_k: int = 5
+    format: str | None = None
+    output: Path | None = None
+    sheet: Path | None = None
+    data_dir: Path = Path("data")
+    weights: str | None = None
+    batch_size: int | None = None
+    follow_links: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise UserError(
+                "The images parameter must name at least one image or folder: "
+                "python -m pipeline predict --model models/RUN.joblib photo.jpg"
+            )
+        if self.top_k < 1:
+            raise UserError(f"The top-k parameter must be at least 1. Got {self.top_k}.")
+        if self.format is not None and self.format not in FORMATS:
+            raise UserError(f"The format parameter must be one of {', '.join(FORMATS)}. Got {self.format!r}.")
+        extract.check_batch_size(self.batch_size)
+        if self.sheet is not None and self.sheet.suffix.lower() != ".png":
+            raise UserError(f"The sheet parameter must name a .png file. Got {self.sheet}.")
+
+    @property
+    def resolved_format(self) -> str:
+        """The format asked for, or the one that the output's name implies."""
+        implied = "" if self.output is None else self.output.suffix.lower().removeprefix(".")
+        return self.format or (implied if implied in FORMATS else "table")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of an image: its most probable classes, best first."""
+
+    file: str
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+class Files:
+    """Images in files, wherever they are; see `collection.LazyImages`."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, rows: slice) -> list[Image]:
+        """Decode some images at their own size, or raise Unusable."""
+        return [images.decode(_content(path)) for path in self._paths[rows]]
+
+    def decoder(self, image_size: int, fit: str) -> Callable[[int], Image]:
+        """Give a function that decodes one image as the network is to see it, or raises Unusable."""
+        return lambda row: images.decode(_content(self._paths[row]), image_size, fit)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size == 0 or size > images.MAX_FILE_BYTES:
+            raise Unusable("empty: it has no bytes" if size == 0 else f"absurdly large: {size:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise Unusable(f"unreadable: {error.strerror}") from error
+
+
+def predict(options: PredictOptions) -> str:
+    """Classify images; return what is to be printed.
+
+    Raises
+    ------
+    UserError
+        When the model is refused, its weights cannot be had, or not one image can be used.
+    """
+    paths, skipped = _gather(options.images, follow_links=options.follow_links)
+    model = models.load(options.model)
+    for target in filter(None, (options.output, options.sheet)):
+        if not target.parent.is_dir():
+            raise UserError(f"There is no folder {target.parent} to write {target.name} to. Make it, or name another.")
+    network = _network(model, options)
+    predictions, faults = _classify(model, network, paths, options)
+    skipped = [*skipped, *faults]
+    if not predictions:
+        raise UserError(f"None of {len(skipped):,} images could be used.\n{listing(skipped, '')}".replace("\n", " "))
+    text = _FORMATTERS[options.resolved_format](options.model, predictions, skipped)
+    if options.sheet is not None:
+        with file_errors("write the contact sheet", options.sheet):
+            files.write_atomically(options.sheet, _sheet(model, predictions))
+        log.info("contact sheet: %s", options.sheet)
+    if skipped:
+        log.warning("%s", listing(skipped, ""))
+    if options.output is None:
+        return text
+    with file_errors("write the predictions", options.output):
+        files.write_atomically(options.output, text.encode("utf-8"))
+    return f"{options.output}: {len(predictions):,} predictions\n"
+
+
+# --- which images -----------------------------------------------------------------------------
+
+
+def _gather(named: Sequence[Path], *, follow_links: bool) -> tuple[list[Path], list[Skipped]]:
+    """Every image file that is named, or in a folder that is named, and what in these is none."""
+    paths: list[Path] = []
+    skipped: list[Skipped] = []
+    for path in named:
+        if path.is_dir():
+            with file_errors("list the images", path):
+                found, left_out = folders.list_images(path, follow_links=follow_links)
+            paths += [path / name for name in found]
+            skipped += [Skipped(str(path / item.file), item.reason) for item in left_out]
+        elif path.exists():
+            paths.append(path)
+        else:
+            raise UserError(f"There is no image or folder {printable(str(path))}. Check the path.")
+    if not paths:
+        what = f" {listing(skipped, '')}".replace("\n", " ") if skipped else ""
+        raise UserError(f"There is no image in {', '.join(printable(str(path)) for path in named)}.{what}")
+    return paths, skipped
+
+
+# --- computing --------------------------------------------------------------------------------
+
+
+def _network(model: models.Model, options: PredictOptions) -> Any:
+    """The weights that the model was trained with, wherever they are now."""
+    wanted = model.spec.weights_digest
+    choice = options.weights or model.weights
+    try:
+        network = extract.load_weights(FeatureOptions(weights=choice, data_dir=options.data_dir))
+    except UserError as error:
+        raise UserError(f"The model {model.path} needs the weights it was trained with: {error}") from error
+    if network.digest != wanted:
+        raise UserError(
+            f"The model {model.path} was trained on features of other weights: their digest is {wanted[:12]}…, that of "
+            f"{choice} is {network.digest[:12]}…. Name the file that it was trained with by --weights."
+        )
+    extract.say_untrained(network.label)
+    return network
+
+
+def _classify(
+    model: models.Model, network: Any, paths: Sequence[Path], options: PredictOptions
+) -> tuple[list[Prediction], list[Skipped]]:
+    """Push images through the network and the model, batch by batch."""
+    spec = model.spec
+    plan = extract.make_plan(FeatureOptions(image_size=spec.image_size, precision=spec.precision), options.batch_size)
+    # One image need not pay for a batch; a power of two, so that few shapes are ever compiled.
+    plan = dataclasses.replace(plan, batch_size=min(plan.batch_size, max(4, 1 << (len(paths) - 1).bit_length())))
+    predictions: list[Prediction] = []
+    faults: list[Skipped] = []
+    rows = [("images", row) for row in range(len(paths))]
+    splits = {"images": Split(Files(paths), np.zeros(len(paths), np.uint8))}
+    extractor: Callable[[Any], feeding.Features] | None = None
+    with (
+        Progress("predicting", len(paths), "images") as progress,
+        feeding.batches(splits, rows, image_size=spec.image_size, fit=spec.fit, batch_size=plan.batch_size) as source,
+    ):
+        for batch in source:
+            usable = [(row, image) for (_, row), image in batch if not isinstance(image, Unusable)]
+            faults += [Skipped(str(paths[row]), str(image)) for (_, row), image in batch if isinstance(image, Unusable)]
+            if usable:
+                pixels = [image for _, image in usable]
+                if extractor is None:
+                    extractor = extract.make_extractor(network, spec, pixels[:2], plan)
+                features = extractor(pixels)
+                columns = np.hstack([features[tap] for tap in spec.taps]).astype(np.float32)
+                names = [str(paths[row]) for row, _ in usable]
+                predictions += _best(model, names, columns, options.top_k)
+            progress.update(len(batch))
+    return predictions, faults
+
+
+def _best(model: models.Model, names: Sequence[str], features: Any, top_k: int) -> list[Prediction]:
+    probabilities = model.estimator.predict_proba(features)
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    return [
+        Prediction(
+            name,
+            tuple(model.classes[int(model.estimator.classes_[index])] for index in best),
+            tuple(float(row[index]) for index in best),
+        )
+        for name, row, best in zip(names, probabilities, order, strict=True)
+    ]
+
+
+# --- saying it --------------------------------------------------------------------------------
+
+
+def _table(model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> str:
+    """One line for each image: its classes, best first, each with its probability in percent."""
+    rows = [
+        [printable(item.file)]
+        + [f"{label} {100 * value:.1f} %" for label, value in zip(item.labels, item.probabilities, strict=True)]
+        for item in predictions
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _csv(model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> str:
+    count = len(predictions[0].labels)
+    header = ["file", *(f"{name}_{place}" for place in range(1, count + 1) for name in ("label", "probability"))]
+    rows = (
+        [printable(item.file)]
+        + [
+            cell
+            for label, value in zip(item.labels, item.probabilities, strict=True)
+            for cell in (label, f"{value:.6f}")
+        ]
+        for item in predictions
+    )
+    return report.to_csv(header, rows).decode("utf-8")
+
+
+def _json(model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> str:
+    return report.to_json(
+        {
+            "model": str(model),
+            "predictions": [
+                {
+                    "file": printable(item.file),
+                    "classes": [
+                        {"label": label, "probability": round(value, 6)}
+                        for label, value in zip(item.labels, item.probabilities, strict=True)
+                    ],
+                }
+                for item in predictions
+            ],
+            "skipped": [{"file": printable(item.file), "reason": item.reason} for item in skipped],
+        }
+    ).decode("utf-8")
+
+
+_FORMATTERS: Mapping[str, Callable[[Path, Sequence[Prediction], Sequence[Skipped]], str]] = {
+    "table": _table,
+    "csv": _csv,
+    "json": _json,
+}
+
+
+def _sheet(model: models.Model, predictions: Sequence[Prediction]) -> bytes:
+    shown = predictions[: sheet.MOST]
+    note = f"{len(predictions):,} images" + (
+        f", the first {len(shown):,} shown" if len(shown) < len(predictions) else ""
+    )
+    cells = []
+    with Progress("contact sheet", len(shown), "images") as progress:
+        for item in shown:
+            pixels = images.thumbnail(_content(Path(item.file)), sheet.THUMBNAIL)
+            cells.append(sheet.Cell(pixels, printable(Path(item.file).name), item.labels[0], item.probabilities[0]))
+            progress.update(1)
+    return sheet.draw(cells, f"{model.path.stem}: most probable class", note)
