@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pipeline import classifiers, hardware
 from pipeline.errors import Interrupted, UserError
-from pipeline.spec import CLASSIFIER_OPTIONS
 
 log = logging.getLogger("pipeline")
 
@@ -112,23 +112,29 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
-    group.add_argument("--classifier", default="logistic", metavar="NAME", help=", ".join(CLASSIFIER_OPTIONS))
+    group.add_argument("--classifier", default="logistic", metavar="NAME", help=", ".join(classifiers.REGISTRY))
     group.add_argument("--models-dir", type=Path, default=Path("models"), metavar="DIR", help="fitted classifiers")
     group.add_argument("--output-dir", type=Path, default=Path("output"), metavar="DIR", help="reports and figures")
     group.add_argument("--seed", type=_number(int), default=0, metavar="N", help="of the split and the shuffling")
     group.add_argument("--force", action="store_true", help="compute a run again that is there")
-    for classifier, options in CLASSIFIER_OPTIONS.items():
-        own = parser.add_argument_group(f"options of {classifier}")
-        for option in options:
-            default = ",".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default
-            own.add_argument(
-                option.flag,
-                dest=f"option_{option.name}",
-                type=_numbers if option.kind is tuple else _number(option.kind),
-                default=argparse.SUPPRESS,
-                metavar="N,N…" if option.kind is tuple else "X" if option.kind is float else "N",
-                help=option.help + (f" (default: {default})" if default is not None else ""),
-            )
+    own = parser.add_argument_group("options of the classifiers")
+    for name, owners in classifiers.all_options().items():
+        _, option = owners[0]
+        texts = []
+        for classifier, its in owners:
+            default = ",".join(map(str, its.default)) if isinstance(its.default, tuple) else its.default
+            texts.append(f"{classifier}: {its.help}" + (f" (default: {default})" if default is not None else ""))
+        alike = len({text.partition(": ")[2] for text in texts}) == 1
+        own.add_argument(
+            option.flag,
+            dest=f"option_{name}",
+            type=_numbers if option.kind is tuple else _number(option.kind),
+            default=argparse.SUPPRESS,
+            metavar="N,N…" if option.kind is tuple else "X" if option.kind is float else "N",
+            help=f"{', '.join(classifier for classifier, _ in owners)}: {texts[0].partition(': ')[2]}"
+            if alike
+            else "; ".join(texts),
+        )
 
 
 def _feature_options(arguments: argparse.Namespace) -> Any:
@@ -201,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.addHandler(ConsoleHandler(sys.stderr))
         log.setLevel(logging.INFO)
         log.propagate = False
+    hardware.prefer_avx512()
     signal.signal(signal.SIGTERM, _interrupt)  # like SIGINT: stop cleanly, and say how to go on
     try:
         arguments = _build_parser().parse_args(argv)

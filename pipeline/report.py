@@ -22,6 +22,7 @@ RUN_FILES = (
     "learning_curve.csv",
     "learning_curve.png",
     "confusion_matrix.png",
+    "calibration.png",
     "predictions.csv",
 )
 PICTURES = tuple(name for name in RUN_FILES if name.endswith(".png"))
