@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 # environment under another name, taken unexpanded, and the shell quotes it.
 VARIABLES := DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE \
   CLASSIFIER MODELS_DIR OUTPUT_DIR SEED C MAX_ITER TOL HIDDEN_LAYER_SIZES ALPHA LEARNING_RATE_INIT MAX_EPOCHS \
-  PATIENCE FILE
+  PATIENCE FILE N_NEIGHBORS N_COMPONENTS GRID
 $(foreach name,$(VARIABLES),$(eval export MAKE_$(name) := $$(value $(name))))
 
 flag = $(if $(value $1), --$2 "$$MAKE_$1")
@@ -24,20 +24,23 @@ TRAIN_FLAGS = $(call flag,CLASSIFIER,classifier)$(call flag,MODELS_DIR,models-di
   flag,OUTPUT_DIR,output-dir)$(call flag,SEED,seed)$(if $(FORCE), --force)$(call flag,C,C)$(call \
   flag,MAX_ITER,max-iter)$(call flag,TOL,tol)$(call flag,HIDDEN_LAYER_SIZES,hidden-layer-sizes)$(call \
   flag,ALPHA,alpha)$(call flag,LEARNING_RATE_INIT,learning-rate-init)$(call flag,MAX_EPOCHS,max-epochs)$(call \
-  flag,PATIENCE,patience)
+  flag,PATIENCE,patience)$(call flag,N_NEIGHBORS,n-neighbors)$(call flag,N_COMPONENTS,n-components)
+SWEEP_FLAGS = $(call flag,GRID,grid)$(call flag,FILE,file)$(if $(YES), --yes)$(if $(NO_HALVING), --no-halving)
+REPORT_FLAGS = $(call flag,DATASET,dataset)$(call flag,DATA_DIR,data-dir)$(call flag,OUTPUT_DIR,output-dir)
 
-.PHONY: help install demo features train inspect test torture check format clean clean-features
+.PHONY: help install demo features train sweep report inspect test torture check format clean clean-features
 
 help: ## show this list
 	@echo "Usage: make TARGET [VARIABLE=value …]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "Variables of demo, features and train, each the flag of the same name:"
+	@echo "Variables of demo, features, train and sweep, each the flag of the same name:"
 	@echo "  DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE"
-	@echo "Variables of demo and train besides:"
+	@echo "Variables of demo, train and sweep besides:"
 	@echo "  CLASSIFIER MODELS_DIR OUTPUT_DIR SEED FORCE=1, of logistic C MAX_ITER TOL, of mlp"
-	@echo "  HIDDEN_LAYER_SIZES ALPHA LEARNING_RATE_INIT MAX_EPOCHS PATIENCE"
+	@echo "  HIDDEN_LAYER_SIZES ALPHA LEARNING_RATE_INIT MAX_EPOCHS PATIENCE, of svm ALPHA MAX_EPOCHS PATIENCE,"
+	@echo "  of ridge ALPHA, of knn N_NEIGHBORS N_COMPONENTS; of sweep GRID FILE YES=1 NO_HALVING=1"
 	@echo "PYTHON is the Python that makes $(VENV) (python3). 'make train IMAGE_SIZE=32 TAPS=top', for example."
 
 install: $(STAMP) ## make .venv from requirements.txt (every target does so by itself)
@@ -63,6 +66,13 @@ features: $(STAMP) ## stage one: push all images through VGG16 once, into featur
 train: $(STAMP) ## stage two: train a classifier on the features (makes them when missing)
 	@$(RUN) pipeline features$(FEATURE_FLAGS)
 	@$(RUN) pipeline train$(FEATURE_FLAGS)$(TRAIN_FLAGS)
+
+sweep: $(STAMP) ## stage two, many times: compare candidates on validation, train the best (FILE=experiments.toml)
+	@$(RUN) pipeline features$(FEATURE_FLAGS)
+	@$(RUN) pipeline sweep$(FEATURE_FLAGS)$(TRAIN_FLAGS)$(SWEEP_FLAGS)
+
+report: $(STAMP) ## rebuild output/leaderboard.csv and output/index.html from the runs that are there
+	@$(RUN) pipeline report$(REPORT_FLAGS)
 
 inspect: $(STAMP) ## tell what a feature file holds and whether it verifies: make inspect FILE=features/….h5
 	@$(if $(value FILE),,echo "error: name a feature file: make inspect FILE=features/NAME.h5" >&2; exit 2;) \

@@ -110,8 +110,8 @@ def _mlp_space(columns: int) -> list[float]:
 
 
 def _svm_space(columns: int) -> list[float]:
-    """L2 strengths around ``columns / 60,000``: 0.1 for 6,016 columns."""
-    centre = columns / 60_000
+    """L2 strengths around ``columns / 600,000``: 0.01 for 6,016 columns."""
+    centre = columns / 600_000
     return [_rounded(centre * factor) for factor in (10, 3, 1, 0.3, 0.1)]
 
 
@@ -205,9 +205,9 @@ REGISTRY: dict[str, Classifier] = {
     "mlp": Classifier(
         help="a network with hidden layers, early stopping, best epoch kept",
         options=(
-            Option("hidden_layer_sizes", tuple, (256,), 1, "units of each hidden layer, comma-separated"),
+            Option("hidden_layer_sizes", tuple, (512,), 1, "units of each hidden layer, comma-separated"),
             Option("alpha", float, None, 0, "L2 strength; chosen on validation when left out"),
-            Option("learning_rate_init", float, 2e-4, 1e-12, "Adam's step size"),
+            Option("learning_rate_init", float, 1e-4, 1e-12, "Adam's step size"),
             *_EARLY_STOPPING,
         ),
         space=_mlp_space,
@@ -303,7 +303,7 @@ def check_option(classifier: str, name: str, value: Any) -> Any:
 
 def _allowed(item: Any, kind: type, least: float) -> bool:
     """Whether a value is of exactly this type (a bool is no number), finite and not too small."""
-    return isinstance(item, kind) and not isinstance(item, bool) and math.isfinite(item) and bool(item >= least)
+    return type(item) in (kind,) and math.isfinite(item) and bool(item >= least)
 
 
 def resolve(classifier: str, given: Mapping[str, Any]) -> dict[str, Any]:

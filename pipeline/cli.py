@@ -47,7 +47,7 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"it must be whole numbers separated by commas. Got {text!r}") from None
 
 
-def _add_feature_flags(parser: argparse.ArgumentParser) -> None:
+def _add_feature_flags(parser: argparse.ArgumentParser, *, many_taps: bool = False) -> None:
     group = parser.add_argument_group("features")
     group.add_argument("--dataset", default="cifar10", metavar="NAME", help="cifar10 or digits")
     group.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="data sets and weights")
@@ -64,7 +64,11 @@ def _add_feature_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="auto (bfloat16 where the processor has it), float32, bfloat16",
     )
-    group.add_argument("--taps", default="all", metavar="NAMES", help="all, top, or names separated by commas")
+    if many_taps:
+        several = "all, top, or names separated by commas; given more than once, choices to compare"
+        group.add_argument("--taps", action="append", metavar="NAMES", help=several)
+    else:
+        group.add_argument("--taps", default="all", metavar="NAMES", help="all, top, or names separated by commas")
     group.add_argument("--limit", type=_number(int), metavar="N", help="only the first N rows of each split")
     group.add_argument(
         "--batch-size", type=_number(int), metavar="N", help="images that go through the network together"
@@ -92,6 +96,26 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_feature_flags(train)
     _add_training_flags(train)
     train.set_defaults(run=_run_train)
+
+    sweep = commands.add_parser(
+        "sweep",
+        help="stage two, many times: choose among many candidates, then train the best",
+        formatter_class=show_defaults,
+    )
+    _add_feature_flags(sweep, many_taps=True)
+    _add_training_flags(sweep)
+    _add_sweep_flags(sweep)
+    sweep.set_defaults(run=_run_sweep)
+
+    report = commands.add_parser(
+        "report", help="rebuild leaderboard and page from the runs that are there", formatter_class=show_defaults
+    )
+    report.add_argument("--dataset", metavar="NAME", help="only the runs of this data set (default: all)")
+    report.add_argument(
+        "--data-dir", type=Path, default=Path("data"), metavar="DIR", help="data sets, for their images"
+    )
+    report.add_argument("--output-dir", type=Path, default=Path("output"), metavar="DIR", help="where the runs are")
+    report.set_defaults(run=_run_report)
 
     demo = commands.add_parser(
         "demo", help="both stages on scikit-learn's digits, in about a minute", formatter_class=show_defaults
@@ -137,6 +161,22 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def _add_sweep_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sweep")
+    group.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="values of an option, as in C=1e-4..1,log,9 or C=0.001,0.01; may be given for several options",
+    )
+    group.add_argument("--file", type=Path, metavar="FILE.toml", help="experiments to run; see experiments.toml")
+    group.add_argument("--yes", action="store_true", help="fit a very large grid without asking")
+    group.add_argument(
+        "--no-halving", action="store_true", help="fit every candidate on all rows, however many there are"
+    )
+
+
 def _feature_options(arguments: argparse.Namespace) -> Any:
     from pipeline.extract import FeatureOptions
 
@@ -168,7 +208,41 @@ def _run_train(arguments: argparse.Namespace) -> None:
     from pipeline import train
 
     place = train.train(_feature_options(arguments), _train_options(arguments))
-    sys.stdout.write(train.closing(place))
+    _show(arguments, train.closing(place))
+
+
+def _show(arguments: argparse.Namespace, text: str) -> None:
+    """Bring leaderboard and page up to date, and print a run's results with where they are."""
+    from pipeline import leaderboard
+
+    if not leaderboard.is_current(arguments.output_dir):
+        from pipeline import page  # late: a run that is found needs none of what makes the page
+
+        page.rebuild(arguments.output_dir, arguments.data_dir)
+    sys.stdout.write(f"{text}all runs:\n  {arguments.output_dir / leaderboard.PAGE_NAME}\n")
+
+
+def _run_sweep(arguments: argparse.Namespace) -> None:
+    from pipeline import grids, sweep, train
+
+    choices, arguments.taps = tuple(arguments.taps or ()), "all"
+    options = sweep.SweepOptions(
+        training=_train_options(arguments),
+        taps=choices,
+        grids=tuple(grids.parse_grid(text) for text in arguments.grid),
+        file=arguments.file,
+        sure=arguments.yes,
+        halving=not arguments.no_halving,
+    )
+    result = sweep.sweep(_feature_options(arguments), options)
+    _show(arguments, f"{sweep.closing(result)}\n{train.closing(result.winner)}")
+
+
+def _run_report(arguments: argparse.Namespace) -> None:
+    from pipeline import page
+
+    rebuilt = page.rebuild(arguments.output_dir, arguments.data_dir, dataset=arguments.dataset)
+    sys.stdout.write(page.closing(rebuilt))
 
 
 def _run_demo(arguments: argparse.Namespace) -> None:
@@ -186,7 +260,7 @@ def _run_demo(arguments: argparse.Namespace) -> None:
         log.warning("warning: going on with an untrained network, so that there is something to see")
         options = replace(options, weights="random")
         _extract(options, arguments)
-    sys.stdout.write(train.closing(train.train(options, training)))
+    _show(arguments, train.closing(train.train(options, training)))
 
 
 def _run_inspect(arguments: argparse.Namespace) -> None:

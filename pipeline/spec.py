@@ -98,6 +98,14 @@ def columns_of(taps: Iterable[str]) -> int:
     return sum(TAP_COLUMNS[tap] for tap in taps)
 
 
+def describe_taps(taps: Iterable[str]) -> str:
+    """Taps in a few words: ``all``, ``top``, their names, or the first, the last and how many."""
+    names = tuple(taps)
+    if names in (ALL_TAPS, TOP_TAPS):
+        return "all" if names == ALL_TAPS else "top"
+    return ", ".join(names) if len(names) <= 2 else f"{names[0]} … {names[-1]} ({len(names)})"
+
+
 def check_image_size(size: int) -> int:
     """Return an image size (pixels a side) that VGG16 can take, or raise UserError."""
     if not MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE:

@@ -168,7 +168,8 @@ def _no_cache(options: FeatureOptions) -> UserError:
 # --- computing a run --------------------------------------------------------------------------
 
 
-def _load(cache: store.Cache, split: str, taps: tuple[str, ...]) -> tuple[NDArray[np.float32], NDArray[Any]]:
+def load(cache: store.Cache, split: str, taps: tuple[str, ...]) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """Features, float32 (n, columns), and labels (n,) of a split, read with progress."""
     size = cache.rows[split] * columns_of(taps) * store.FEATURE_DTYPE.itemsize
     with Progress(f"reading {split}", size, "B", scale=True) as progress:
         features = store.read_features(cache, split, taps, progress=progress.update)
@@ -193,7 +194,7 @@ def _compute(
     sklearn.set_config(assume_finite=True)
     name, classes, taps = options.classifier, cache.class_names, asked.taps
     clock = _Clock(start)
-    features, labels = _load(cache, "train", taps)
+    features, labels = load(cache, "train", taps)
     data = history.Data(features, labels)
     clock.lap("load")
     log.info("%s on %s features of %s rows", name, f"{features.shape[1]:,}", f"{features.shape[0]:,}")
@@ -214,7 +215,7 @@ def _compute(
         log.warning("warning: %s did not converge: %s. The run is kept, and marked", name, reason)
     del data, features  # standardised in place by the refit: no longer what they were
     clock.lap("fit")
-    test_features, test_labels = _load(cache, "test", taps)
+    test_features, test_labels = load(cache, "test", taps)
     clock.lap("load")
     scored = _score(model, test_features, test_labels, classes)
     clock.lap("evaluate")

@@ -53,7 +53,20 @@ def calls(done: subprocess.CompletedProcess[str]) -> list[list[str]]:
 def test_help_is_the_default_and_lists_every_target() -> None:
     done = make(ROOT)
     assert done.returncode == 0
-    targets = ["install", "demo", "features", "train", "inspect", "test", "torture", "check", "format", "clean"]
+    targets = [
+        "install",
+        "demo",
+        "features",
+        "train",
+        "sweep",
+        "report",
+        "inspect",
+        "test",
+        "torture",
+        "check",
+        "format",
+        "clean",
+    ]
     for target in [*targets, "clean-features"]:
         assert f"\n  {target} " in done.stdout
     assert make(ROOT, "help").stdout == done.stdout
@@ -92,7 +105,7 @@ def test_every_flag_has_its_variable(project: Path) -> None:
     parser = _build_parser()
     commands = next(action for action in parser._actions if action.dest == "command").choices
     assert commands is not None
-    for command in ("features", "train", "demo"):
+    for command in ("features", "train", "sweep", "report", "demo"):
         flags = [action.option_strings[0] for action in commands[command]._actions if action.option_strings[0] != "-h"]
         variables = [f"{flag[2:].replace('-', '_').upper()}=1" for flag in flags]
         (*_, called) = calls(make(project, command, *variables))
