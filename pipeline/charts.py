@@ -191,7 +191,10 @@ def scatter(
     title: str, points: Sequence[Point], names: Sequence[str], *, x_label: str, y_label: str, log_x: bool = True
 ) -> str:
     """Draw linked marks, a shape and a style for each name; return SVG."""
-    plot = _Plot([point.x for point in points], [point.y for point in points], log_x)
+    xs = [point.x for point in points]
+    # Room on both sides, so that no mark lies on the frame.
+    room = (max(xs) / min(xs)) ** 0.05 if log_x else 1.0
+    plot = _Plot([min(xs) / room, *xs, max(xs) * room], [point.y for point in points], log_x)
     plot.frame(x_label, y_label, percent)
     for point in points:
         style = point.style % len(MARKS)

@@ -140,9 +140,14 @@ def _mlp(params: Mapping[str, Any], seed: int, shape: tuple[int, int]) -> Any:
     import numpy as np
     from sklearn.neural_network import MLPClassifier
 
-    del shape
-    # A generator, not a number: each partial_fit would shuffle alike from the same number.
-    return MLPClassifier(**_own(params), solver="adam", batch_size=256, random_state=np.random.RandomState(seed))
+    rows, _ = shape
+    return MLPClassifier(
+        **_own(params),
+        solver="adam",
+        batch_size=min(256, rows),
+        # A generator, not a number: each partial_fit would shuffle alike from the same number.
+        random_state=np.random.RandomState(seed),
+    )
 
 
 def _svm(params: Mapping[str, Any], seed: int, shape: tuple[int, int]) -> Any:
@@ -170,7 +175,7 @@ def _knn(params: Mapping[str, Any], seed: int, shape: tuple[int, int]) -> Any:
 
     rows, _ = shape
     # Few rows or columns have fewer components; the smallest subsets of a learning curve have few rows.
-    components = PCA(min(params["n_components"], *shape), whiten=True, svd_solver="randomized", random_state=seed)
+    components = PCA(min(params["n_components"], *shape), whiten=True, iterated_power=2, random_state=seed)
     neighbours = KNeighborsClassifier(
         min(params["n_neighbors"], rows), weights="distance", metric="cosine", algorithm="brute", n_jobs=-1
     )
@@ -179,7 +184,7 @@ def _knn(params: Mapping[str, Any], seed: int, shape: tuple[int, int]) -> Any:
 
 _EARLY_STOPPING = (  # ours, not scikit-learn's
     Option("max_epochs", int, 100, 1, "epochs at most"),
-    Option("patience", int, 3, 1, "epochs without a lower validation loss before stopping"),
+    Option("patience", int, 3, 1, "epochs without a validation loss lower by a thousandth before stopping"),
 )
 
 

@@ -21,6 +21,8 @@ from sklearn.frozen import FrozenEstimator
 from pipeline import classifiers, history, multinomial
 from pipeline.history import Data, History, Scores, Step, Watch
 
+IMPROVEMENT = 1e-3  # of the validation loss that patience is renewed for: averaged models creep on for ever
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -140,6 +142,7 @@ def _fit_epochs(
     classes = np.unique(train.labels)
     steps = History("epoch")
     best: Any = None
+    better, lowest = 0, np.inf  # the last epoch that counts as an improvement, and its loss
     reason: str | None = f"the validation loss was still falling at max_epochs={params['max_epochs']}"
     for epoch in range(1, params["max_epochs"] + 1):
         estimator.partial_fit(train.features, train.labels, classes=classes)
@@ -149,7 +152,9 @@ def _fit_epochs(
         watch(step)
         if best is None or step.validation_loss < steps.steps[int(steps.kept) - 1].validation_loss:
             steps.kept, best = epoch, deepcopy(model)
-        elif epoch - steps.kept >= params["patience"]:
+        if step.validation_loss < lowest * (1 - IMPROVEMENT):
+            better, lowest = epoch, step.validation_loss
+        elif epoch - better >= params["patience"]:
             reason = None
             break
     kept = steps.steps[int(steps.kept) - 1]

@@ -85,4 +85,4 @@ def cross_entropy(probabilities: NDArray[Any], columns: NDArray[Any]) -> float:
         Column of each row's right class.
     """
     right = probabilities[np.arange(len(columns)), columns].astype(np.float64)
-    return float(-np.log(np.maximum(right, np.finfo(probabilities.dtype).eps)).mean())
+    return float(-np.log(np.maximum(right, np.finfo(probabilities.dtype).eps)).mean()) + 0.0  # 0, not -0

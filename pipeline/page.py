@@ -14,7 +14,8 @@ import hashlib
 import io
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,17 @@ def _read_columns(path: Path) -> tuple[str, dict[str, list[float]]] | None:
 # --- images -----------------------------------------------------------------------------------
 
 
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """Keep warnings off the terminal in the block."""
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 @dataclass
 class _Images:
     """Test images of the data sets that are on this machine, as small WebP pictures."""
@@ -105,7 +117,8 @@ class _Images:
         name, digest = run.metrics["dataset"]["name"], run.metrics["dataset"]["digest"]
         if (name, digest) not in self._splits:
             try:
-                dataset = datasets.load(name, self.data_dir, download=False)
+                with _unsaid():  # whoever made the run was told about the data then
+                    dataset = datasets.load(name, self.data_dir, download=False)
                 if dataset.digest == digest:
                     found: Any = dataset.splits["test"].images
                 else:
