@@ -47,6 +47,9 @@ ROWS_OF_A_CLASS = 10  # that the smallest round must have on average: fewer say 
 # Bytes of the training rows up to which candidates run side by side, a core for each. Beyond it memory sets the
 # pace, and one fit alone keeps all cores busy with it.
 SIDE_BY_SIDE = 256_000_000
+# Bytes of the training rows times the number of fits from which on side by side is worth the seconds that starting
+# other processes takes.
+WORTH_WORKERS = 1_000_000_000
 SHOWN = 20  # rows of the table on the terminal
 
 
@@ -106,13 +109,12 @@ class Result:
     winner: RunPlace
 
 
-def plan(features: FeatureOptions, options: SweepOptions, held: Sequence[str]) -> list[Candidate]:
+def plan(options: SweepOptions, held: Sequence[str]) -> list[Candidate]:
     """All candidates that were asked for.
 
     Parameters
     ----------
-    features, options
-        As `sweep` has them.
+    options : SweepOptions
     held : sequence of str
         Taps that the cache holds.
 
@@ -144,7 +146,6 @@ def plan(features: FeatureOptions, options: SweepOptions, held: Sequence[str]) -
             f"The feature cache has no tap {', '.join(missing)}; it holds {', '.join(held)}. Choose among these, or "
             f"run 'python -m pipeline features' with the taps wanted."
         )
-    del features
     return candidates
 
 
@@ -164,16 +165,41 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
     Interrupted
         On SIGINT or SIGTERM; finished candidates are recorded then.
     """
+    table, path = compare(features, options)
+    best = table[0][0].candidate
+    log.info("best on validation: %s", _says(best))
+    winner = train.train(
+        dataclasses.replace(features, taps=",".join(best.taps)),
+        dataclasses.replace(options.training, classifier=best.classifier, options=dict(best.params), seed=best.seed),
+    )
+    return Result(table, path, winner)
+
+
+def compare(features: FeatureOptions, options: SweepOptions) -> tuple[list[tuple[Place, Record]], Path]:
+    """Score all candidates on validation; what is recorded already is not fitted again.
+
+    Parameters
+    ----------
+    features, options
+        As `sweep` has them.
+
+    Returns
+    -------
+    table : list of (Place, Record)
+        Every candidate with its last record, best first.
+    path : Path
+        The same table, as CSV.
+    """
     training = options.training
     with file_errors("look for features", features.features_dir):
         path, asked = _find(features, options)
     with file_errors("read the features", path):
         cache = store.open_cache(path)
-    candidates = plan(features, options, cache.spec.taps)
+    candidates = plan(options, cache.spec.taps)
     with file_errors("write the results", training.output_dir):
         report.prepare(RunPlace("sweep", training.output_dir, training.models_dir))
     extract.say_untrained(cache.provenance["weights"])
-    runner = _Runner(cache, asked, training.output_dir, len(candidates))
+    runner = _Runner(cache, asked, training.output_dir)
     log.info("%s candidates on %s rows", f"{len(candidates):,}", f"{cache.rows['train']:,}")
     table: list[tuple[Place, Record]] = []
     with file_errors("write the results", training.output_dir, "What was recorded is kept."):
@@ -192,14 +218,7 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
         target = training.output_dir / "sweeps" / f"{safe_name(asked.dataset)}-{name}.csv"
         files.make_folder(target.parent)
         files.write_atomically(target, _csv(table))
-    best = table[0][0].candidate
-    log.info("best on validation: %s", _says(best))
-    runner.release()
-    winner = train.train(
-        dataclasses.replace(features, taps=",".join(best.taps)),
-        dataclasses.replace(training, classifier=best.classifier, options=dict(best.params), seed=best.seed),
-    )
-    return Result(table, target, winner)
+    return table, target
 
 
 def _find(features: FeatureOptions, options: SweepOptions) -> tuple[Path, FeatureSpec]:
@@ -238,13 +257,12 @@ def _order(item: tuple[Place, Record]) -> tuple[float, float, str]:
 class _Runner:
     """Fits candidates that have no record, from one standardised array for each seed."""
 
-    def __init__(self, cache: store.Cache, asked: FeatureSpec, output_dir: Path, candidates: int) -> None:
+    def __init__(self, cache: store.Cache, asked: FeatureSpec, output_dir: Path) -> None:
         self._cache, self._asked, self._output_dir = cache, asked, output_dir
         self._seed: int | None = None
         self._prepared: Prepared | None = None
         self._taps: tuple[str, ...] = ()
         self.recorded = 0
-        self.candidates = candidates
         total, classes = cache.rows["train"], len(cache.class_names)
         self.rows = total - max(round(0.1 * total), classes)
 
@@ -295,7 +313,8 @@ class _Runner:
         self, paths: list[list[Place]], prepared: Prepared, rows: int, best: _Best
     ) -> Iterator[tuple[Place, Record]]:
         """Fit paths, one after the other or side by side, whichever suits their size."""
-        workers = _workers(len(paths), prepared.train.features[:rows].nbytes)
+        fits = sum(len(path) for path in paths)
+        workers = _workers(len(paths), fits, prepared.train.features[:rows].nbytes)
         if workers == 1:
             for path in paths:
                 yield from fit_path(path, prepared, rows, self._taps, best.tell)
@@ -312,10 +331,11 @@ class _Runner:
                 yield from done
 
 
-def _workers(paths: int, nbytes: int) -> int:
+def _workers(paths: int, fits: int, nbytes: int) -> int:
     import joblib
 
-    return min(paths, int(joblib.cpu_count())) if nbytes <= SIDE_BY_SIDE else 1
+    helps = nbytes <= SIDE_BY_SIDE and nbytes * fits >= WORTH_WORKERS
+    return min(paths, int(joblib.cpu_count())) if helps else 1
 
 
 def _paths(places: Sequence[Place], found: set[Path]) -> list[list[Place]]:
