@@ -197,7 +197,9 @@ def test_killed_at_random_times_the_table_is_the_same(
     def compare(folder: Path) -> None:
         os.setsid()
         sweep.WORTH_WORKERS = 0 if side_by_side else 10**15
-        features = FeatureOptions("digits", ROOT, features_dir, 32, "random", "float32", "all", None)
+        features = FeatureOptions(
+            dataset="digits", features_dir=features_dir, image_size=32, weights="random", precision="float32"
+        )
         training = train.TrainOptions(options={"tol": 1e-5}, output_dir=folder / "output", models_dir=folder / "models")
         taps = ("top", "block1_conv1.avg")
         sweep.compare(features, sweep.SweepOptions(training=training, taps=taps, grids=(("C", values),), halving=False))
