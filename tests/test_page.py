@@ -134,17 +134,21 @@ def test_runs_can_be_filtered_by_data_set(run: Run, output: Path) -> None:
     assert "birds" in (output / "index.html").read_text(), "runs on data that is not here are shown without images"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"run": 3}', b"\xff\xfe"])
-def test_a_corrupt_run_is_named_and_skipped_and_kept(run: Run, output: Path, content: bytes) -> None:
-    path = output / "digits-mlp-bbbbbbbb" / "metrics.json"
-    path.write_bytes(content)
+def test_corrupt_runs_are_named_and_skipped_and_kept(run: Run, output: Path) -> None:
+    contents = {}
+    for number, content in enumerate([b"", b"{", b"[]", b'{"run": 3}', b"\xff\xfe", b'{"run": "another"}']):
+        path = output / f"digits-knn-{number:08x}" / "metrics.json"
+        path.parent.mkdir()
+        path.write_bytes(content)
+        contents[path] = content
     done = run("report", "--output-dir", output)
     assert done.returncode == 0
-    assert str(path) in done.stderr
     assert "Traceback" not in done.stderr
-    assert "bbbbbbbb" not in done.stdout
+    for path, content in contents.items():
+        assert str(path) in done.stderr
+        assert path.read_bytes() == content
+    assert "digits-knn" not in done.stdout
     assert "aaaaaaaa" in done.stdout
-    assert path.read_bytes() == content
 
 
 def test_files_missing_or_broken_cost_only_their_part(output: Path) -> None:
@@ -165,7 +169,7 @@ def test_no_runs_is_no_error(run: Run, tmp_path: Path) -> None:
 
 def test_ticks_are_round() -> None:
     assert charts.nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
-    assert charts.nice_ticks(0.831, 0.862) == [0.835, 0.84, 0.845, 0.85, 0.855, 0.86]
+    assert charts.nice_ticks(0.831, 0.862) == [0.84, 0.85, 0.86]
     assert charts.nice_ticks(3, 3) == [3]
     assert charts.log_ticks(1, 1000) == [1, 10, 100, 1000]
     assert charts.log_ticks(2, 30)[0] >= 2
