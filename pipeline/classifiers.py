@@ -117,7 +117,7 @@ def _svm_space(columns: int) -> list[float]:
 
 def _ridge_space(columns: int) -> list[float]:
     """L2 strengths around ``columns``, down in steps of about 3."""
-    return [_rounded(columns * factor) for factor in (3, 1, 0.3, 0.1, 0.03)]
+    return [_rounded(columns * factor) for factor in (10, 3, 1, 0.3, 0.1, 0.03)]
 
 
 def _knn_space(columns: int) -> list[int]:
