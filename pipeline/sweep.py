@@ -16,20 +16,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipeline import classifiers, extract, files, grids, records, report, store, train
+from pipeline import classifiers, extract, files, grids, paths, records, report, store, train
 from pipeline.errors import Interrupted, UserError, file_errors
 from pipeline.extract import FeatureOptions
 from pipeline.grids import Candidate
+from pipeline.paths import Place, says
 from pipeline.progress import Progress, format_seconds
 from pipeline.records import Record
 from pipeline.report import RunPlace
@@ -79,15 +76,6 @@ class SweepOptions:
     file: Path | None = None
     sure: bool = False
     halving: bool = True
-
-
-@dataclass(frozen=True)
-class Place:
-    """A candidate, how many rows it is fitted on, and where its record is."""
-
-    candidate: Candidate
-    rows: int
-    path: Path
 
 
 @dataclass(frozen=True)
@@ -167,7 +155,7 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
     """
     table, path = compare(features, options)
     best = table[0][0].candidate
-    log.info("best on validation: %s", _says(best))
+    log.info("best on validation: %s", says(best))
     winner = train.train(
         dataclasses.replace(features, taps=",".join(best.taps)),
         dataclasses.replace(options.training, classifier=best.classifier, options=dict(best.params), seed=best.seed),
@@ -292,8 +280,8 @@ class _Runner:
             taps = tuple(tap for tap in self._cache.spec.taps if any(tap in place.candidate.taps for place in pending))
             for seed in sorted({place.candidate.seed for place in pending}):
                 prepared = self._prepare(seed, taps)
-                paths = _paths([place for place in places if place.candidate.seed == seed], set(found))
-                for place, record in self._fit(paths, prepared, rows, best):
+                arranged = paths.arrange([place for place in places if place.candidate.seed == seed], set(found))
+                for place, record in self._fit(arranged, prepared, rows, best):
                     found[place.path] = record
                     self.recorded += 1
         return [(place, found[place.path]) for place in places]
@@ -310,136 +298,32 @@ class _Runner:
         return self._prepared
 
     def _fit(
-        self, paths: list[list[Place]], prepared: Prepared, rows: int, best: _Best
+        self, arranged: list[list[Place]], prepared: Prepared, rows: int, best: _Best
     ) -> Iterator[tuple[Place, Record]]:
         """Fit paths, one after the other or side by side, whichever suits their size."""
-        fits = sum(len(path) for path in paths)
-        workers = _workers(len(paths), fits, prepared.train.features[:rows].nbytes)
+        fits = sum(len(path) for path in arranged)
+        workers = _workers(len(arranged), fits, prepared.train.features[:rows].nbytes)
         if workers == 1:
-            for path in paths:
-                yield from fit_path(path, prepared, rows, self._taps, best.tell)
+            for path in arranged:
+                yield from paths.fit_path(path, prepared, rows, self._taps, best.tell)
             return
         import joblib
 
         # joblib writes the arrays out once, and every worker maps that file into its memory: no copies.
         with (
-            _polling([place for path in paths for place in path], best),
+            _polling([place for path in arranged for place in path], best),
             joblib.parallel_config("loky", inner_max_num_threads=1),
         ):
-            work = (joblib.delayed(fit_path_in_worker)(path, prepared, rows, self._taps) for path in paths)
+            work = (joblib.delayed(paths.fit_path_in_worker)(path, prepared, rows, self._taps) for path in arranged)
             for done in joblib.Parallel(n_jobs=workers, return_as="generator_unordered", max_nbytes="1M")(work):
                 yield from done
 
 
-def _workers(paths: int, fits: int, nbytes: int) -> int:
+def _workers(tasks: int, fits: int, nbytes: int) -> int:
     import joblib
 
     helps = nbytes <= SIDE_BY_SIDE and nbytes * fits >= WORTH_WORKERS
-    return min(paths, int(joblib.cpu_count())) if helps else 1
-
-
-def _paths(places: Sequence[Place], found: set[Path]) -> list[list[Place]]:
-    """Candidates in the order in which they are fitted: those that differ in C alone one after the other.
-
-    A path begins at the last one that is recorded before any that is not, because that is where it starts.
-    """
-    groups: dict[str, list[Place]] = {}
-    for place in places:
-        candidate = place.candidate
-        known = classifiers.get(candidate.classifier)
-        rest = {name: value for name, value in candidate.params.items() if name != known.searched}
-        alone = place.path.stem if known.learns != "iterations" else ""
-        groups.setdefault(repr((candidate.classifier, candidate.taps, rest, alone)), []).append(place)
-    paths = []
-    for group in groups.values():
-        searched = classifiers.get(group[0].candidate.classifier).searched
-        ordered = sorted(group, key=lambda place: place.candidate.params[searched])  # most regularised first
-        if any(place.path not in found for place in ordered):
-            paths.append(ordered)
-    return paths
-
-
-def fit_path_in_worker(path: list[Place], prepared: Prepared, rows: int, taps: tuple[str, ...]) -> list[Any]:
-    """Fit a path in another process: `fit_path`, all at once."""
-    import sklearn
-
-    sklearn.set_config(assume_finite=True)
-    return list(fit_path(path, prepared, rows, taps, lambda what, record: None))
-
-
-def fit_path(
-    path: list[Place],
-    prepared: Prepared,
-    rows: int,
-    taps: tuple[str, ...],
-    tell: Callable[[str, Record | None], None],
-) -> Iterator[tuple[Place, Record]]:
-    """Fit what is not recorded of a path, each from where the one before ended, and record it at once.
-
-    Parameters
-    ----------
-    path : list of Place
-        Candidates of the same classifier and taps, in order.
-    prepared : Prepared
-        Standardised rows of ``taps``.
-    rows : int
-        How many of the rows to fit on.
-    taps : tuple of str
-        What the columns of ``prepared`` are.
-    tell : callable
-        Told what is being done, and what came out.
-    """
-    from pipeline import fitting, history, multinomial
-
-    columns = _columns(path[0].candidate.taps, taps)
-    fit_rows = history.Data(prepared.train.features[:rows][:, columns], prepared.train.labels[:rows])
-    validation = history.Data(prepared.validation.features[:, columns], prepared.validation.labels)
-    last: Place | None = None
-    for place in path:
-        if records.read(place.path) is not None:
-            if last is not None:
-                records.drop_state(last.path)  # left behind when a sweep was killed right after this record
-            last = place
-            continue
-        candidate = place.candidate
-        state = records.read_state(last.path) if last else None
-        begin = time.monotonic()
-
-        def note(step: history.Step, what: str = _says(candidate)) -> None:
-            tell(f"{what}: step {step.step:g}, {step.validation_accuracy:.2%}", None)
-
-        fitted = fitting.fit(
-            candidate.classifier, candidate.params, fit_rows, validation, candidate.seed, watch=note,
-            start=None if state is None else multinomial.Weights(np.ascontiguousarray(state[:, :-1]), state[:, -1]),
-        )  # fmt: skip
-        record = Record(
-            fitted.validation[0], fitted.validation[1], fitted.train[0], fitted.train[1], fitted.reason,
-            round(time.monotonic() - begin, 3),
-        )  # fmt: skip
-        end = None
-        if isinstance(fitted.model, multinomial.Weights):
-            end = np.column_stack([fitted.model.coef, fitted.model.intercept]).astype(np.float32)
-        described = {
-            "classifier": candidate.classifier,
-            "taps": list(candidate.taps),
-            "params": dict(fitted.params),
-            "seed": candidate.seed,
-            "rows": rows,
-        }
-        records.write(place.path, record, described, None if place is path[-1] else end)
-        if last is not None:
-            records.drop_state(last.path)
-        last = place
-        tell(_says(candidate), record)
-        yield place, record
-
-
-def _columns(wanted: tuple[str, ...], held: tuple[str, ...]) -> slice | NDArray[np.intp]:
-    """The columns of some taps among those of others; a slice, which copies nothing, where it is all of them."""
-    if wanted == held:
-        return slice(None)
-    starts = dict(zip(held, np.cumsum([0, *(columns_of([tap]) for tap in held)])[:-1], strict=True))
-    return np.concatenate([np.arange(starts[tap], starts[tap] + columns_of([tap])) for tap in wanted])
+    return min(tasks, int(joblib.cpu_count())) if helps else 1
 
 
 class _Best:
@@ -470,7 +354,7 @@ def _polling(places: Sequence[Place], best: _Best) -> Iterator[None]:
     def look() -> None:
         for path, place in list(waiting.items()):
             if path.exists():
-                best.tell(_says(place.candidate), records.read(path))
+                best.tell(says(place.candidate), records.read(path))
                 del waiting[path]
 
     def loop() -> None:
@@ -488,12 +372,6 @@ def _polling(places: Sequence[Place], best: _Best) -> Iterator[None]:
 
 
 # --- saying it --------------------------------------------------------------------------------
-
-
-def _says(candidate: Candidate) -> str:
-    searched = classifiers.get(candidate.classifier).searched
-    value = classifiers.describe({searched: candidate.params[searched]})
-    return f"{candidate.classifier} {value}, {describe_taps(candidate.taps)}"
 
 
 def _row(place: Place, record: Record) -> Mapping[str, Any]:

@@ -37,7 +37,7 @@ SAME_ROOM = {
     "parts": {"store"},
     "leaderboard": {"report"},
 }  # one room in two modules, each small enough to read
-STAGES = {"extract", "train", "protocol", "fitting", "grids", "sweep", "page", "inspection"}
+STAGES = {"extract", "train", "protocol", "fitting", "grids", "paths", "sweep", "page", "inspection"}
 TOP = {"cli", "__main__", "__init__"}
 
 OWNERS = {
@@ -49,7 +49,7 @@ OWNERS = {
     "tqdm": {"progress"},
     "pooch": {"datasets"},
     "requests": {"datasets"},
-    "sklearn": {"classifiers", "multinomial", "scaling", "fitting", "protocol", "sweep", "train"},
+    "sklearn": {"classifiers", "multinomial", "scaling", "fitting", "protocol", "paths", "train"},
     "scipy": {"multinomial", "fitting"},
     "threadpoolctl": {"multinomial"},
     "jinja2": {"page"},
