@@ -14,7 +14,7 @@ BENCH := benchmarks/.venv
 # environment under another name, taken unexpanded, and the shell quotes it.
 VARIABLES := DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE THREADS \
   CLASSIFIER MODELS_DIR OUTPUT_DIR SEED C MAX_ITER TOL HIDDEN_LAYER_SIZES ALPHA LEARNING_RATE_INIT MAX_EPOCHS \
-  PATIENCE FILE \
+  PATIENCE FILE N_NEIGHBORS N_COMPONENTS GRID \
   FIT MODEL IMAGES TOP_K FORMAT OUTPUT SHEET
 $(foreach name,$(VARIABLES),$(eval export MAKE_$(name) := $$(value $(name))))
 
@@ -27,25 +27,29 @@ TRAIN_FLAGS = $(call flag,CLASSIFIER,classifier)$(call flag,MODELS_DIR,models-di
   flag,OUTPUT_DIR,output-dir)$(call flag,SEED,seed)$(if $(FORCE), --force)$(call flag,C,C)$(call \
   flag,MAX_ITER,max-iter)$(call flag,TOL,tol)$(call flag,HIDDEN_LAYER_SIZES,hidden-layer-sizes)$(call \
   flag,ALPHA,alpha)$(call flag,LEARNING_RATE_INIT,learning-rate-init)$(call flag,MAX_EPOCHS,max-epochs)$(call \
-  flag,PATIENCE,patience)
+  flag,PATIENCE,patience)$(call flag,N_NEIGHBORS,n-neighbors)$(call flag,N_COMPONENTS,n-components)
+SWEEP_FLAGS = $(call flag,GRID,grid)$(call flag,FILE,file)$(if $(YES), --yes)$(if $(NO_HALVING), --no-halving)
+REPORT_FLAGS = $(call flag,DATASET,dataset)$(call flag,DATA_DIR,data-dir)$(call flag,OUTPUT_DIR,output-dir)
 
 PREDICT_FLAGS = $(call flag,TOP_K,top-k)$(call flag,FORMAT,format)$(call flag,OUTPUT,output)$(call \
   flag,SHEET,sheet)$(call flag,DATA_DIR,data-dir)$(call flag,WEIGHTS,weights)$(call \
   flag,BATCH_SIZE,batch-size)$(if $(FOLLOW_LINKS), --follow-links)
 
-.PHONY: help install demo features train predict export inspect test torture bench check format clean clean-features
+.PHONY: help install demo features train sweep report predict export inspect test torture bench check format clean \
+  clean-features
 
 help: ## show this list
 	@echo "Usage: make TARGET [VARIABLE=value …]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "Variables of demo, features and train, each the flag of the same name:"
+	@echo "Variables of demo, features, train and sweep, each the flag of the same name:"
 	@echo "  DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE THREADS"
 	@echo "  FIT STRICT=1 FOLLOW_LINKS=1"
-	@echo "Variables of demo and train besides:"
+	@echo "Variables of demo, train and sweep besides:"
 	@echo "  CLASSIFIER MODELS_DIR OUTPUT_DIR SEED FORCE=1, of logistic C MAX_ITER TOL, of mlp"
-	@echo "  HIDDEN_LAYER_SIZES ALPHA LEARNING_RATE_INIT MAX_EPOCHS PATIENCE"
+	@echo "  HIDDEN_LAYER_SIZES ALPHA LEARNING_RATE_INIT MAX_EPOCHS PATIENCE, of svm ALPHA MAX_EPOCHS PATIENCE,"
+	@echo "  of ridge ALPHA, of knn N_NEIGHBORS N_COMPONENTS; of sweep GRID FILE YES=1 NO_HALVING=1"
 	@echo "Variables of predict: MODEL, IMAGES (an image or a folder), and TOP_K FORMAT OUTPUT SHEET DATA_DIR"
 	@echo "  WEIGHTS BATCH_SIZE FOLLOW_LINKS=1"
 	@echo "PYTHON is the Python that makes $(VENV) (python3). 'make train IMAGE_SIZE=32 TAPS=top', for example."
@@ -76,6 +80,13 @@ features: $(STAMP) ## stage one: push all images through VGG16 once, into featur
 train: $(STAMP) ## stage two: train a classifier on the features (makes them when missing)
 	@$(RUN) pipeline features$(FEATURE_FLAGS)
 	@$(RUN) pipeline train$(FEATURE_FLAGS)$(TRAIN_FLAGS)
+
+sweep: $(STAMP) ## stage two, many times: compare candidates on validation, train the best (FILE=experiments.toml)
+	@$(RUN) pipeline features$(FEATURE_FLAGS)
+	@$(RUN) pipeline sweep$(FEATURE_FLAGS)$(TRAIN_FLAGS)$(SWEEP_FLAGS)
+
+report: $(STAMP) ## rebuild output/leaderboard.csv and output/index.html from the runs that are there
+	@$(RUN) pipeline report$(REPORT_FLAGS)
 
 predict: $(STAMP) ## classify images of your own: make predict MODEL=models/RUN.joblib IMAGES=folder
 	@$(if $(and $(value MODEL),$(value IMAGES)),,echo "error: name a model and images: make predict MODEL=models/RUN.joblib IMAGES=folder" >&2; exit 2;) \

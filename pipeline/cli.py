@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pipeline import classifiers, hardware
 from pipeline.errors import Interrupted, UserError
-from pipeline.spec import CLASSIFIER_OPTIONS
 
 log = logging.getLogger("pipeline")
 
@@ -47,7 +47,7 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"it must be whole numbers separated by commas. Got {text!r}") from None
 
 
-def _add_feature_flags(parser: argparse.ArgumentParser) -> None:
+def _add_feature_flags(parser: argparse.ArgumentParser, *, many_taps: bool = False) -> None:
     group = parser.add_argument_group("features")
     group.add_argument("--dataset", default="cifar10", metavar="NAME", help="cifar10, digits or a folder of images")
     group.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="data sets and weights")
@@ -65,7 +65,11 @@ def _add_feature_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="auto (bfloat16 where the processor has it), float32, bfloat16",
     )
-    group.add_argument("--taps", default="all", metavar="NAMES", help="all, top, or names separated by commas")
+    if many_taps:
+        several = "all, top, or names separated by commas; given more than once, choices to compare"
+        group.add_argument("--taps", action="append", metavar="NAMES", help=several)
+    else:
+        group.add_argument("--taps", default="all", metavar="NAMES", help="all, top, or names separated by commas")
     group.add_argument("--limit", type=_number(int), metavar="N", help="only the first N rows of each split")
     group.add_argument("--strict", action="store_true", help="make images that cannot be used an error")
     group.add_argument("--follow-links", action="store_true", help="follow symbolic links out of a folder of images")
@@ -96,6 +100,26 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_feature_flags(train)
     _add_training_flags(train)
     train.set_defaults(run=_run_train)
+
+    sweep = commands.add_parser(
+        "sweep",
+        help="stage two, many times: choose among many candidates, then train the best",
+        formatter_class=show_defaults,
+    )
+    _add_feature_flags(sweep, many_taps=True)
+    _add_training_flags(sweep)
+    _add_sweep_flags(sweep)
+    sweep.set_defaults(run=_run_sweep)
+
+    report = commands.add_parser(
+        "report", help="rebuild leaderboard and page from the runs that are there", formatter_class=show_defaults
+    )
+    report.add_argument("--dataset", metavar="NAME", help="only the runs of this data set (default: all)")
+    report.add_argument(
+        "--data-dir", type=Path, default=Path("data"), metavar="DIR", help="data sets, for their images"
+    )
+    report.add_argument("--output-dir", type=Path, default=Path("output"), metavar="DIR", help="where the runs are")
+    report.set_defaults(run=_run_report)
 
     demo = commands.add_parser(
         "demo", help="both stages on scikit-learn's digits, in about a minute", formatter_class=show_defaults
@@ -128,23 +152,45 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
-    group.add_argument("--classifier", default="logistic", metavar="NAME", help=", ".join(CLASSIFIER_OPTIONS))
+    group.add_argument("--classifier", default="logistic", metavar="NAME", help=", ".join(classifiers.REGISTRY))
     group.add_argument("--models-dir", type=Path, default=Path("models"), metavar="DIR", help="fitted classifiers")
     group.add_argument("--output-dir", type=Path, default=Path("output"), metavar="DIR", help="reports and figures")
     group.add_argument("--seed", type=_number(int), default=0, metavar="N", help="of the split and the shuffling")
     group.add_argument("--force", action="store_true", help="compute a run again that is there")
-    for classifier, options in CLASSIFIER_OPTIONS.items():
-        own = parser.add_argument_group(f"options of {classifier}")
-        for option in options:
-            default = ",".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default
-            own.add_argument(
-                option.flag,
-                dest=f"option_{option.name}",
-                type=_numbers if option.kind is tuple else _number(option.kind),
-                default=argparse.SUPPRESS,
-                metavar="N,N…" if option.kind is tuple else "X" if option.kind is float else "N",
-                help=option.help + (f" (default: {default})" if default is not None else ""),
-            )
+    own = parser.add_argument_group("options of the classifiers")
+    for name, owners in classifiers.all_options().items():
+        _, option = owners[0]
+        texts = []
+        for classifier, its in owners:
+            default = ",".join(map(str, its.default)) if isinstance(its.default, tuple) else its.default
+            texts.append(f"{classifier}: {its.help}" + (f" (default: {default})" if default is not None else ""))
+        alike = len({text.partition(": ")[2] for text in texts}) == 1
+        own.add_argument(
+            option.flag,
+            dest=f"option_{name}",
+            type=_numbers if option.kind is tuple else _number(option.kind),
+            default=argparse.SUPPRESS,
+            metavar="N,N…" if option.kind is tuple else "X" if option.kind is float else "N",
+            help=f"{', '.join(classifier for classifier, _ in owners)}: {texts[0].partition(': ')[2]}"
+            if alike
+            else "; ".join(texts),
+        )
+
+
+def _add_sweep_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sweep")
+    group.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="values of an option, as in C=1e-4..1,log,9 or C=0.001,0.01; may be given for several options",
+    )
+    group.add_argument("--file", type=Path, metavar="FILE.toml", help="experiments to run; see experiments.toml")
+    group.add_argument("--yes", action="store_true", help="fit a very large grid without asking")
+    group.add_argument(
+        "--no-halving", action="store_true", help="fit every candidate on all rows, however many there are"
+    )
 
 
 def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
@@ -188,7 +234,41 @@ def _run_train(arguments: argparse.Namespace) -> None:
     from pipeline import train
 
     place = train.train(_feature_options(arguments), _train_options(arguments))
-    sys.stdout.write(train.closing(place))
+    _show(arguments, train.closing(place))
+
+
+def _show(arguments: argparse.Namespace, text: str) -> None:
+    """Bring leaderboard and page up to date, and print a run's results with where they are."""
+    from pipeline import leaderboard
+
+    if not leaderboard.is_current(arguments.output_dir):
+        from pipeline import page  # late: a run that is found needs none of what makes the page
+
+        page.rebuild(arguments.output_dir, arguments.data_dir)
+    sys.stdout.write(f"{text}all runs:\n  {arguments.output_dir / leaderboard.PAGE_NAME}\n")
+
+
+def _run_sweep(arguments: argparse.Namespace) -> None:
+    from pipeline import grids, sweep, train
+
+    choices, arguments.taps = tuple(arguments.taps or ()), "all"
+    options = sweep.SweepOptions(
+        training=_train_options(arguments),
+        taps=choices,
+        grids=tuple(grids.parse_grid(text) for text in arguments.grid),
+        file=arguments.file,
+        sure=arguments.yes,
+        halving=not arguments.no_halving,
+    )
+    result = sweep.sweep(_feature_options(arguments), options)
+    _show(arguments, f"{sweep.closing(result)}\n{train.closing(result.winner)}")
+
+
+def _run_report(arguments: argparse.Namespace) -> None:
+    from pipeline import page
+
+    rebuilt = page.rebuild(arguments.output_dir, arguments.data_dir, dataset=arguments.dataset)
+    sys.stdout.write(page.closing(rebuilt))
 
 
 def _run_demo(arguments: argparse.Namespace) -> None:
@@ -196,7 +276,8 @@ def _run_demo(arguments: argparse.Namespace) -> None:
 
     options, training = _feature_options(arguments), _train_options(arguments)
     extracted, place = demo.demo(options, training, batch_size=arguments.batch_size, threads=arguments.threads)
-    sys.stdout.write(f"{extracted.summary}\n{train.closing(place)}")
+    sys.stdout.write(f"{extracted.summary}\n")
+    _show(arguments, train.closing(place))
 
 
 def _run_inspect(arguments: argparse.Namespace) -> None:
@@ -233,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.addHandler(ConsoleHandler(sys.stderr))
         log.setLevel(logging.INFO)
         log.propagate = False
+    hardware.prefer_avx512()
     signal.signal(signal.SIGTERM, _interrupt)  # like SIGINT: stop cleanly, and say how to go on
     try:
         arguments = _build_parser().parse_args(argv)

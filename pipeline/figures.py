@@ -54,19 +54,19 @@ def _png(figure: Figure) -> bytes:
 
 
 def history(
-    unit: str, steps: Sequence[int], curves: Mapping[str, Sequence[float]], kept: int, title: str, chance: int
+    unit: str, steps: Sequence[float], curves: Mapping[str, Sequence[float]], kept: float, title: str, chance: int
 ) -> bytes:
     """Loss and accuracy after every step, training and validation, as PNG bytes.
 
     Parameters
     ----------
     unit : str
-        What a step is: ``epoch`` or ``iteration``.
-    steps : sequence of int
+        What a step is: ``epoch``, ``iteration``, or the parameter whose values the steps are.
+    steps : sequence of float
     curves : mapping
         ``train_loss``, ``train_accuracy``, ``validation_loss``, ``validation_accuracy``, a value a step;
         losses in nats, accuracies between 0 and 1.
-    kept : int
+    kept : float
         The step whose model was kept.
     title : str
     chance : int
@@ -75,6 +75,7 @@ def history(
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.8))
         marker = "o" if len(steps) <= 40 else None
+        in_time = unit in ("iteration", "epoch")
         for axis, what in zip(axes, ("loss", "accuracy"), strict=True):
             for split, colour, line in (("train", BLUE, "-"), ("validation", ORANGE, "--")):
                 axis.plot(
@@ -87,10 +88,17 @@ def history(
                     markersize=3,
                     label={"train": "training", "validation": "validation"}[split],
                 )
-            if kept != steps[-1]:
-                axis.axvline(kept, color=GREY, linewidth=1, linestyle=":", label=f"kept: {unit} {kept}")
-            axis.set_xlabel(unit)
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            if kept != steps[-1] or not in_time:
+                axis.axvline(kept, color=GREY, linewidth=1, linestyle=":", label=f"kept: {unit} {kept:g}")
+            if in_time:
+                axis.set_xlabel(unit)
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            else:
+                axis.set_xlabel(f"{unit} (logarithmic scale)")
+                axis.set_xscale("log" if min(steps) > 0 else "symlog")
+                axis.set_xticks(list(steps), [f"{step:g}" for step in steps])
+                axis.xaxis.set_minor_formatter(NullFormatter())
+                axis.tick_params(axis="x", which="minor", length=0)
             axis.legend()
         axes[0].set_ylabel("mean cross-entropy (nats)")
         axes[0].set_ylim(0, 1.05 * min(np.log(chance) * 1.3, _highest(curves, "loss")))
@@ -138,6 +146,62 @@ def learning_curve(
         axis.yaxis.set_major_formatter(_PERCENT)
         axis.legend(title=f"mean ± 1 s.d. of {seeds} seeds", alignment="left")
         axis.set_title(_wrapped(title, 5.6))
+        return _png(figure)
+
+
+def calibration(
+    ece: float, counts: Sequence[int], confidence: Sequence[float], accuracy: Sequence[float], title: str
+) -> bytes:
+    """Reliability diagram: accuracy against confidence, and how many rows have which, as PNG bytes.
+
+    Parameters
+    ----------
+    ece : float
+        Expected calibration error, between 0 and 1.
+    counts : sequence of int
+        Rows in each of some equally wide bins of confidence.
+    confidence, accuracy : sequence of float
+        Means of each bin, between 0 and 1.
+    title : str
+    """
+    bins = len(counts)
+    total = max(sum(counts), 1)
+    filled = [index for index, rows in enumerate(counts) if rows]
+    with plt.rc_context(STYLE):
+        figure, (top, bottom) = plt.subplots(2, 1, figsize=(5.2, 6.0), sharex=True, height_ratios=(3, 1))
+        top.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2, label="confidence = accuracy")
+        top.bar(
+            [(index + 0.5) / bins for index in filled],
+            [accuracy[index] for index in filled],
+            width=0.92 / bins,
+            color=BLUE,
+            alpha=0.3,
+        )
+        top.plot(
+            [confidence[index] for index in filled],
+            [accuracy[index] for index in filled],
+            color=BLUE,
+            marker="o",
+            markersize=4,
+            linewidth=1.6,
+            label="accuracy of a bin",
+        )
+        top.set_ylabel("accuracy")
+        top.set_ylim(0, 1)
+        top.set_xlim(0, 1)
+        top.yaxis.set_major_formatter(_PERCENT)
+        top.legend(title=f"expected calibration error {100 * ece:.2f} %", alignment="left", loc="upper left")
+        bottom.bar(
+            [(index + 0.5) / bins for index in range(bins)],
+            [rows / total for rows in counts],
+            width=0.92 / bins,
+            color=ORANGE,
+        )
+        bottom.set_ylabel("share of rows")
+        bottom.yaxis.set_major_formatter(_PERCENT)
+        bottom.xaxis.set_major_formatter(_PERCENT)
+        bottom.set_xlabel("confidence of the prediction, test split")
+        figure.suptitle(_wrapped(title, 5.2), fontsize=11)
         return _png(figure)
 
 

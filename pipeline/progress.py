@@ -134,7 +134,8 @@ class Progress:
             share = self.done / self.total
             parts[0] += f" of {say(self.total)}" + ("" if self._scale else f" {self.unit}") + f" ({share:.0%})"
         if self.done > self._first:
-            parts.append(f"{say(self.rate)}{'' if self._scale else ' ' + self.unit}/s")
+            if self.rate >= 1:  # "0 candidates/s" says nothing that the time left does not
+                parts.append(f"{say(self.rate)}{'' if self._scale else ' ' + self.unit}/s")
             if self.total:
                 parts.append(f"{format_seconds((self.total - self.done) / self.rate)} left")
         if self._note:

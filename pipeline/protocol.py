@@ -7,6 +7,7 @@ by chance where the loss is smooth. The chosen one is then refitted on all train
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,10 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline
 
-from pipeline import classifiers, history
+from pipeline import classifiers, fitting, scaling
 from pipeline.errors import UserError
-from pipeline.history import Data, History, Scores, Step
+from pipeline.fitting import Fitted
+from pipeline.history import Data, History, Step
 from pipeline.progress import Progress
 
 VALIDATION_SHARE = 0.1
@@ -30,25 +32,37 @@ CURVE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """The rows to fit on and to validate on, standardised by the former.
+
+    Attributes
+    ----------
+    train, validation : Data
+        The beginning of ``train`` is a stratified subset, however many rows are taken.
+    """
+
+    train: Data
+    validation: Data
+
+    def first(self, rows: int) -> Data:
+        """A stratified subset of the rows to fit on; a view, not a copy."""
+        return Data(self.train.features[:rows], self.train.labels[:rows])
+
+
+@dataclass(frozen=True)
 class Selection:
     """What was chosen on validation.
 
     Attributes
     ----------
-    params : dict
-        All parameters of the chosen candidate.
-    history : History
-        Of its fit on the 90 %.
-    train, validation : tuple of float
-        Its loss and accuracy on either.
+    fitted : Fitted
+        The chosen candidate as it was fitted on the 90 %; its history is over all candidates where a single one
+        has none.
     trials : list of dict
         Every candidate with its validation loss and accuracy.
     """
 
-    params: dict[str, Any]
-    history: History
-    train: Scores
-    validation: Scores
+    fitted: Fitted
     trials: list[dict[str, Any]]
 
 
@@ -72,6 +86,9 @@ class LearningCurve:
 def split(labels: NDArray[Any], seed: int, class_names: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Row numbers to fit on and to validate on: stratified, seeded.
 
+    The rows to fit on are in an order of which every beginning is stratified, too: row i of the n of its class
+    comes at (i + 1/2) / n.
+
     Raises
     ------
     UserError
@@ -86,20 +103,33 @@ def split(labels: NDArray[Any], seed: int, class_names: Sequence[str]) -> tuple[
         )
     validation = max(round(VALIDATION_SHARE * len(labels)), len(class_names))
     fit, held_out = train_test_split(np.arange(len(labels)), test_size=validation, stratify=labels, random_state=seed)
-    return fit, held_out
+    places = np.empty(len(fit))
+    for label in range(len(class_names)):
+        own = np.flatnonzero(labels[fit] == label)
+        places[own] = (np.arange(len(own)) + 0.5) / len(own)
+    return fit[np.argsort(places, kind="stable")], held_out
 
 
-def _standardised(data: Data, fit: NDArray[np.intp], held_out: NDArray[np.intp]) -> tuple[Data, Data]:
-    """Copies of some rows to fit on and others to score, standardised by the first."""
-    train = data.features[fit]
-    scaler = classifiers.fit_scaler(train)
-    return (
-        Data(classifiers.standardise(scaler, train), data.labels[fit]),
-        Data(classifiers.standardise(scaler, data.features[held_out]), data.labels[held_out]),
+def prepare(data: Data, seed: int, class_names: Sequence[str]) -> Prepared:
+    """Split all training rows and standardise copies of both sides.
+
+    Parameters
+    ----------
+    data : Data
+        All training rows, not standardised; left as they are.
+    seed : int
+    class_names : sequence of str
+    """
+    fit, held_out = split(data.labels, seed, class_names)
+    train, validation = data.features[fit], data.features[held_out]
+    scaler = scaling.fit_scaler(train)
+    return Prepared(
+        Data(scaling.standardise(scaler, train), data.labels[fit]),
+        Data(scaling.standardise(scaler, validation), data.labels[held_out]),
     )
 
 
-def select(name: str, options: Mapping[str, Any], data: Data, seed: int, class_names: Sequence[str]) -> Selection:
+def select(name: str, options: Mapping[str, Any], rows: Prepared, seed: int) -> Selection:
     """Choose a classifier's parameters on validation.
 
     Parameters
@@ -107,66 +137,52 @@ def select(name: str, options: Mapping[str, Any], data: Data, seed: int, class_n
     name : str
         The classifier's.
     options : mapping
-        As `spec.classifier_options` gives them.
-    data : Data
-        All training rows, not standardised; left as they are.
+        As `classifiers.resolve` gives them.
+    rows : Prepared
     seed : int
-    class_names : sequence of str
     """
-    train, validation = _standardised(data, *split(data.labels, seed, class_names))
-    candidates = classifiers.candidates(options, data.features.shape[1])
-    chooser = _select_logistic if name == "logistic" else _select_mlp
-    return chooser(candidates, train, validation, seed)
+    classifier = classifiers.get(name)
+    candidates = classifiers.candidates(name, options, rows.train.features.shape[1])
+    if classifier.learns == "iterations":
+        return _select_on_path(name, candidates, rows, seed)
+    found: list[Fitted] = []
+    for number, params in enumerate(candidates, 1):
+        title = f"fit {classifier.searched}={params[classifier.searched]:g} ({number} of {len(candidates)})"
+        with Progress(title, params.get("max_epochs", 1), "epochs") as progress:
+            found.append(fitting.fit(name, params, rows.train, rows.validation, seed, watch=_watching(progress)))
+    best = min(found, key=lambda fitted: fitted.validation[0])
+    if classifier.learns == "once":
+        steps = sorted((step for fitted in found for step in fitted.history.steps), key=lambda step: step.step)
+        best = dataclasses.replace(best, history=History(best.history.unit, steps, best.history.kept))
+    return Selection(best, [trial(fitted, classifier.searched) for fitted in found])
 
 
-def _select_logistic(candidates: list[dict[str, Any]], train: Data, validation: Data, seed: int) -> Selection:
-    report: list[dict[str, Any]] = []
-    params = candidates[0]
+def trial(fitted: Fitted, searched: str) -> dict[str, Any]:
+    """A candidate as the report lists it."""
+    loss, accuracy = fitted.validation
+    return {searched: fitted.params[searched], "log_loss": loss, "accuracy": accuracy, "converged": not fitted.reason}
+
+
+def _select_on_path(name: str, candidates: list[dict[str, Any]], rows: Prepared, seed: int) -> Selection:
+    trials: list[dict[str, Any]] = []
+    params, last = candidates[0], None
     if len(candidates) > 1:
-        path = classifiers.make("logistic", candidates[0], seed)
+        searched = classifiers.get(name).searched
         with Progress("search", 0, "candidates") as progress:
             for candidate in candidates:
-                path.set_params(C=candidate["C"])  # each starts where the one before, more regularised, ended
-                history.fit_quietly(path, train, _noting(progress, f"C={candidate['C']:g}", "iteration"))
-                loss, accuracy = history.scores(path, validation)
-                report.append({"C": candidate["C"], "log_loss": loss, "accuracy": accuracy})
+                note = _noting(progress, f"{searched}={candidate[searched]:g}", "iteration")
+                # Each starts where the one before, more regularised, ended.
+                start = last.model if last else None
+                last = fitting.fit(name, candidate, rows.train, rows.validation, seed, start=start, watch=note)
+                trials.append(trial(last, searched))
                 progress.update(1)
-                if len(report) > 1 and loss > report[-2]["log_loss"]:
+                if len(trials) > 1 and trials[-1]["log_loss"] > trials[-2]["log_loss"]:
                     break  # the loss falls with C, then rises: past the rise there is nothing to find
                 params = candidate
     # From scratch, not from the path: its history is then one of learning, not of continuing.
-    estimator = classifiers.make("logistic", params, seed)
-    with Progress(f"fit C={params['C']:g}", 0, "iterations") as progress:
-        steps = history.fit_iterations(estimator, train, validation, _watching(progress))
-    return Selection(params, steps, history.scores(estimator, train), history.scores(estimator, validation), report)
-
-
-def _select_mlp(candidates: list[dict[str, Any]], train: Data, validation: Data, seed: int) -> Selection:
-    best: Selection | None = None
-    report: list[dict[str, Any]] = []
-    for number, params in enumerate(candidates, 1):
-        estimator = classifiers.make("mlp", params, seed)
-        title = f"search alpha={params['alpha']:g} ({number} of {len(candidates)})"
-        with Progress(title, params["max_epochs"], "epochs") as progress:
-            steps = history.fit_epochs(
-                estimator, train, validation, _watching(progress),
-                max_epochs=params["max_epochs"], patience=params["patience"],
-            )  # fmt: skip
-        kept = steps.steps[steps.kept - 1]
-        report.append(
-            {"alpha": params["alpha"], "log_loss": kept.validation_loss, "accuracy": kept.validation_accuracy}
-        )
-        if best is None or kept.validation_loss < best.validation[0]:
-            best = Selection(
-                {**params, "epochs": steps.kept},
-                steps,
-                (kept.train_loss, kept.train_accuracy),
-                (kept.validation_loss, kept.validation_accuracy),
-                report,
-            )
-    if best is None:
-        raise AssertionError("no candidates")
-    return best
+    with Progress(f"fit {classifiers.describe(params)}", 0, "iterations") as progress:
+        fitted = fitting.fit(name, params, rows.train, rows.validation, seed, watch=_watching(progress))
+    return Selection(fitted, trials)
 
 
 def _watching(progress: Progress) -> Callable[[Step], None]:
@@ -177,16 +193,9 @@ def _watching(progress: Progress) -> Callable[[Step], None]:
     return watch
 
 
-def _noting(progress: Progress, what: str, unit: str) -> Callable[[int], None]:
-    def tick(number: int) -> None:
-        progress.note(f"{what}, {unit} {number}")
-
-    return tick
-
-
-def _noting_steps(progress: Progress, what: str) -> Callable[[Step], None]:
+def _noting(progress: Progress, what: str, unit: str) -> Callable[[Step], None]:
     def watch(step: Step) -> None:
-        progress.note(f"{what}, epoch {step.step}")
+        progress.note(f"{what}, {unit} {step.step:g}, validation accuracy {step.validation_accuracy:.2%}")
 
     return watch
 
@@ -200,54 +209,73 @@ def curve_sizes(rows: int, classes: int) -> list[int]:
 
 
 def learning_curve(
-    name: str, params: Mapping[str, Any], data: Data, seed: int, class_names: Sequence[str]
+    name: str, chosen: Fitted, rows: Prepared, data: Data, seed: int, class_names: Sequence[str]
 ) -> LearningCurve:
     """Accuracy of the chosen parameters against training-set size, over several seeds.
 
-    Each seed draws a split of its own, and of its training side ever larger stratified subsets.
+    Each seed draws a split of its own, and of its training side ever larger stratified subsets. The first seed's
+    split is the selection's, and its largest subset is what the selection has fitted already. Subsets keep the
+    standardisation of all rows of their split: it needs no labels, and what is measured is the classifier.
 
     Parameters
     ----------
-    name, params, data, seed, class_names
-        As for `select`; ``params`` as it chose them.
+    name : str
+        The classifier's.
+    chosen : Fitted
+        By `select`, on ``rows``.
+    rows : Prepared
+        Of ``seed``.
+    data : Data
+        All training rows, not standardised; left as they are.
+    seed : int
+    class_names : sequence of str
     """
-    splits = [split(data.labels, seed + offset, class_names) for offset in range(LEARNING_CURVE_SEEDS)]
-    sizes = curve_sizes(len(splits[0][0]), len(class_names))
+    params = {key: value for key, value in chosen.params.items() if key != "epochs"}
+    if "tol" in params:
+        params["tol"] = max(params["tol"], CURVE_TOLERANCE)
+    sizes = _usable(curve_sizes(len(rows.train.labels), len(class_names)), rows.train.labels, len(class_names))
     train_scores = np.full((len(sizes), LEARNING_CURVE_SEEDS), np.nan)
     validation_scores = train_scores.copy()
-    relaxed = {**params, "tol": max(params["tol"], CURVE_TOLERANCE)} if name == "logistic" else params
-    with Progress("learning curve", sum(sizes) * LEARNING_CURVE_SEEDS, "rows") as progress:
-        for number, (fit, held_out) in enumerate(splits):
+    train_scores[-1, 0], validation_scores[-1, 0] = chosen.train[1], chosen.validation[1]
+    with Progress("learning curve", sum(sizes) * LEARNING_CURVE_SEEDS - sizes[-1], "rows") as progress:
+        for number in range(LEARNING_CURVE_SEEDS):
+            if number > 0:
+                del rows
+                rows = prepare(data, seed + number, class_names)
+            last = None
             for index, size in enumerate(sizes):
-                rows = fit
-                if size < len(fit):
-                    rows, _ = train_test_split(
-                        fit, train_size=size, stratify=data.labels[fit], random_state=seed + number
-                    )
-                train, validation = _standardised(data, rows, held_out)
+                if not np.isnan(train_scores[index, number]):
+                    continue
                 what = f"{size:,} rows, seed {number + 1} of {LEARNING_CURVE_SEEDS}"
-                estimator = classifiers.make(name, relaxed, seed + number)
-                if name == "logistic":
-                    history.fit_quietly(estimator, train, _noting(progress, what, "iteration"))
-                else:  # fewer rows need more epochs, so each size stops where its own validation says
-                    history.fit_epochs(
-                        estimator, train, validation, _noting_steps(progress, what),
-                        max_epochs=params["max_epochs"], patience=params["patience"],
-                    )  # fmt: skip
-                train_scores[index, number] = estimator.score(train.features, train.labels)
-                validation_scores[index, number] = estimator.score(validation.features, validation.labels)
+                # A solver starts where it ended on fewer rows. Epochs start anew: fewer rows need more of them, so
+                # each size stops where its own validation says.
+                last = fitting.fit(
+                    name, params, rows.first(size), rows.validation, seed + number,
+                    start=last.model if last and "tol" in params else None, watch=_noting(progress, what, "step"),
+                )  # fmt: skip
+                train_scores[index, number], validation_scores[index, number] = last.train[1], last.validation[1]
                 progress.update(size)
     return LearningCurve(sizes, train_scores, validation_scores)
 
 
-def refit(name: str, params: Mapping[str, Any], data: Data, seed: int) -> Pipeline:
-    """Fit the chosen parameters on all training rows; ``data`` is standardised in place and used up."""
-    scaler = classifiers.fit_scaler(data.features)
-    train = Data(classifiers.standardise(scaler, data.features), data.labels)
-    estimator = classifiers.make(name, params, seed)
-    with Progress("refit on all rows", params.get("epochs", 0), "steps") as progress:
-        if name == "logistic":
-            history.fit_quietly(estimator, train, lambda _: progress.update(1))
-        else:
-            history.fit_fixed_epochs(estimator, train, params["epochs"], lambda _: progress.update(1))
-    return classifiers.assemble(name, scaler, estimator, seed)
+def _usable(sizes: list[int], labels: NDArray[Any], classes: int) -> list[int]:
+    """The sizes whose beginning of the rows holds every class: rare classes come late."""
+    firsts = [int(np.argmax(labels == label)) for label in range(classes)]
+    return [size for size in sizes if size > max(firsts)]
+
+
+def refit(name: str, chosen: Fitted, data: Data, seed: int) -> tuple[Pipeline, str | None]:
+    """Fit the chosen parameters on all training rows; ``data`` is standardised in place and used up.
+
+    Returns
+    -------
+    model : Pipeline
+        From raw features to labels and probabilities.
+    reason : str or None
+        Why it did not converge; None when it did.
+    """
+    scaler = scaling.fit_scaler(data.features)
+    train = Data(scaling.standardise(scaler, data.features), data.labels)
+    with Progress("refit on all rows", chosen.params.get("epochs", 0), "steps") as progress:
+        estimator, reason = fitting.refit(name, train, seed, chosen, lambda: progress.update(1))
+    return scaling.assemble(name, scaler, estimator, seed), reason

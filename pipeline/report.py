@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ RUN_FILES = (
     "learning_curve.csv",
     "learning_curve.png",
     "confusion_matrix.png",
+    "calibration.png",
     "predictions.csv",
 )
 OPTIONAL_FILES = ("skipped.csv",)  # of data sets that are folders
@@ -76,6 +77,20 @@ def to_csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> bytes:
     writer.writerow(header)
     writer.writerows(rows)
     return text.getvalue().encode("utf-8")
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out cells in columns as wide as their widest; those that look like numbers stand to the right."""
+    widths = [max(len(row[index]) for row in (header, *rows)) for index in range(len(header))]
+    numbers = [all(row[index][:1].isdigit() or not row[index] for row in rows) for index in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numbers, strict=True)
+        ).rstrip()
+        for row in (header, *rows)
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def find(place: RunPlace) -> Mapping[str, Any] | None:

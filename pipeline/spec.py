@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -98,6 +97,14 @@ def order_taps(names: Iterable[str]) -> tuple[str, ...]:
 def columns_of(taps: Iterable[str]) -> int:
     """Number of feature columns of some taps together."""
     return sum(TAP_COLUMNS[tap] for tap in taps)
+
+
+def describe_taps(taps: Iterable[str]) -> str:
+    """Taps in a few words: ``all``, ``top``, their names, or the first, the last and how many."""
+    names = tuple(taps)
+    if names in (ALL_TAPS, TOP_TAPS):
+        return "all" if names == ALL_TAPS else "top"
+    return ", ".join(names) if len(names) <= 2 else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
 def check_image_size(size: int) -> int:
@@ -237,77 +244,6 @@ def relatives(image_size: int) -> str:
 
 
 @dataclass(frozen=True)
-class Option:
-    """An option of a classifier that a user can fix.
-
-    Attributes
-    ----------
-    name : str
-        scikit-learn's own name for the parameter, where it is one of scikit-learn's.
-    kind : type
-        int, float, or tuple for a comma-separated list of int.
-    default : object
-        The value used; None where it is chosen on validation.
-    least : float
-        The smallest value allowed.
-    help : str
-    """
-
-    name: str
-    kind: type
-    default: Any
-    least: float
-    help: str
-
-    @property
-    def flag(self) -> str:
-        """The command-line flag of the option."""
-        return "--" + self.name.replace("_", "-")
-
-
-CLASSIFIER_OPTIONS: dict[str, tuple[Option, ...]] = {
-    "logistic": (
-        Option("C", float, None, 1e-12, "inverse of the L2 strength; chosen on validation when left out"),
-        Option("max_iter", int, 1000, 1, "solver iterations at most"),
-        Option("tol", float, 3e-4, 1e-12, "the solver stops when no gradient component is larger"),
-    ),
-    "mlp": (
-        Option("hidden_layer_sizes", tuple, (256,), 1, "units of each hidden layer, comma-separated"),
-        Option("alpha", float, None, 0, "L2 strength; chosen on validation when left out"),
-        Option("learning_rate_init", float, 2e-4, 1e-12, "Adam's step size"),
-        Option("max_epochs", int, 100, 1, "epochs at most"),
-        Option("patience", int, 3, 1, "epochs without a lower validation loss before stopping"),
-    ),
-}
-
-
-def classifier_options(classifier: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of a classifier: the value given, else the default (None: chosen on validation).
-
-    Raises
-    ------
-    UserError
-        When the classifier is unknown, an option is not its own, or a value is too small.
-    """
-    if classifier not in CLASSIFIER_OPTIONS:
-        raise UserError(f"The classifier parameter must be one of {', '.join(CLASSIFIER_OPTIONS)}. Got {classifier!r}.")
-    options = {option.name: option for option in CLASSIFIER_OPTIONS[classifier]}
-    for name, value in given.items():
-        if name not in options:
-            own = ", ".join(option.flag for option in options.values())
-            raise UserError(
-                f"The {'--' + name.replace('_', '-')} option is not one of the classifier {classifier}, which has "
-                f"{own}. Leave it out, or choose another --classifier."
-            )
-        values = value if isinstance(value, tuple) else (value,)
-        if not values or any(not math.isfinite(item) or item < options[name].least for item in values):
-            raise UserError(
-                f"The {options[name].flag} option must be a number of at least {options[name].least:g}. Got {value!r}."
-            )
-    return {name: given.get(name, option.default) for name, option in options.items()}
-
-
-@dataclass(frozen=True)
 class RunSpec:
     """Every input that changes a stage-two result.
 
@@ -320,7 +256,7 @@ class RunSpec:
     classifier : str
         The classifier's name.
     options : dict
-        As `classifier_options` gives them.
+        As `classifiers.resolve` gives them.
     seed : int
         Seed of the split, of the initial weights and of the shuffling.
     protocol : int
@@ -334,12 +270,15 @@ class RunSpec:
     seed: int
     protocol: int
 
+    def key(self) -> str:
+        """sha256, in hex, over the canonical JSON of all fields."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return digest_of({**fields, "options": dict(self.options)})
+
     @property
     def name(self) -> str:
         """The run's name: data set, classifier, 8 hex digits of the run key."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        key = digest_of({**fields, "options": dict(self.options)})
-        return f"{safe_name(self.dataset)}-{self.classifier}-{key[:8]}"
+        return f"{safe_name(self.dataset)}-{self.classifier}-{self.key()[:8]}"
 
 
 def safe_name(name: str) -> str:

@@ -12,7 +12,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,20 +22,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import card, computing, datasets, extract, report, store
+from pipeline import card, certainty, classifiers, computing, datasets, extract, report, store
 from pipeline.collection import Skipped, listing, printable
 from pipeline.errors import UserError, file_errors
 from pipeline.extract import FeatureOptions
 from pipeline.progress import Progress, format_seconds
 from pipeline.report import RunPlace
-from pipeline.spec import FeatureSpec, RunSpec, classifier_options, columns_of
+from pipeline.spec import FeatureSpec, RunSpec, columns_of
 
 if TYPE_CHECKING:
-    from pipeline.protocol import LearningCurve, Selection
+    from pipeline.fitting import Fitted
+    from pipeline.protocol import LearningCurve
 
 log = logging.getLogger("pipeline")
 
-PROTOCOL = 1  # part of a run's key: raise it when the same inputs give another result
+PROTOCOL = 2  # part of a run's key: raise it when the same inputs give another result
 MAX_SEED = 2**32 - 1  # what numpy's legacy generator, which scikit-learn uses, accepts
 
 
@@ -51,7 +52,7 @@ class TrainOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
-        classifier_options(self.classifier, self.options)
+        classifiers.resolve(self.classifier, self.options)
         if not 0 <= self.seed <= MAX_SEED:
             raise UserError(f"The seed parameter must be between 0 and {MAX_SEED}. Got {self.seed}.")
 
@@ -75,9 +76,8 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunPlace:
     start = time.monotonic()
     with file_errors("look for features", features.features_dir):
         path, asked = find_features(features)
-    resolved = classifier_options(options.classifier, options.options)
-    run = RunSpec(asked.key(), asked.dataset, options.classifier, resolved, options.seed, PROTOCOL)
-    place = RunPlace(run.name, options.output_dir, options.models_dir)
+    resolved = classifiers.resolve(options.classifier, options.options)
+    place = place_of(asked, options)
     if features.strict:
         with file_errors("read the features", path):
             computing.refuse_skipped(store.open_cache(path, asked).skipped, features.dataset)
@@ -114,6 +114,13 @@ def _with_members(
         "predictions.csv": report.to_csv([*header, "file"], named),
         "skipped.csv": report.to_csv(Skipped._fields, ((printable(item.file), item.reason) for item in cache.skipped)),
     }, described
+
+
+def place_of(asked: FeatureSpec, options: TrainOptions) -> RunPlace:
+    """Where the results of a run are, or will be."""
+    resolved = classifiers.resolve(options.classifier, options.options)
+    run = RunSpec(asked.key(), asked.dataset, options.classifier, resolved, options.seed, PROTOCOL)
+    return RunPlace(run.name, options.output_dir, options.models_dir)
 
 
 # --- finding the features ---------------------------------------------------------------------
@@ -186,7 +193,8 @@ def _no_cache(options: FeatureOptions) -> UserError:
 # --- computing a run --------------------------------------------------------------------------
 
 
-def _load(cache: store.Cache, split: str, taps: tuple[str, ...]) -> tuple[NDArray[np.float32], NDArray[Any]]:
+def load(cache: store.Cache, split: str, taps: tuple[str, ...]) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """Features, float32 (n, columns), and labels (n,) of a split, read with progress."""
     size = cache.rows[split] * columns_of(taps) * store.FEATURE_DTYPE.itemsize
     with Progress(f"reading {split}", size, "B", scale=True) as progress:
         features = store.read_features(cache, split, taps, progress=progress.update)
@@ -204,8 +212,6 @@ def _compute(
     """Run the protocol; return the run folder's files, the model file and its description."""
     import joblib  # late, like all that follows: a run that is there is shown without loading scikit-learn
     import sklearn
-    from sklearn.metrics import classification_report
-    from sklearn.metrics import confusion_matrix as count_confusions
 
     from pipeline import figures, history, protocol
 
@@ -213,31 +219,30 @@ def _compute(
     sklearn.set_config(assume_finite=True)
     name, classes, taps = options.classifier, cache.class_names, asked.taps
     clock = _Clock(start)
-    features, labels = _load(cache, "train", taps)
+    features, labels = load(cache, "train", taps)
     data = history.Data(features, labels)
     clock.lap("load")
     log.info("%s on %s features of %s rows", name, f"{features.shape[1]:,}", f"{features.shape[0]:,}")
-    selection = protocol.select(name, resolved, data, options.seed, classes)
+    rows = protocol.prepare(data, options.seed, classes)
+    selection = protocol.select(name, resolved, rows, options.seed)
+    chosen = selection.fitted
     log.info(
         "chosen on validation: %s (accuracy %.2f %%, log loss %.4f)",
-        _describe(selection.params), 100 * selection.validation[1], selection.validation[0],
+        classifiers.describe(chosen.params), 100 * chosen.validation[1], chosen.validation[0],
     )  # fmt: skip
     clock.lap("search")
-    curve = protocol.learning_curve(name, selection.params, data, options.seed, classes)
+    curve = protocol.learning_curve(name, chosen, rows, data, options.seed, classes)
+    del rows
     clock.lap("evaluate")
-    model = protocol.refit(name, selection.params, data, options.seed)
+    model, reason = protocol.refit(name, chosen, data, options.seed)
+    reason = reason or chosen.reason
+    if reason:
+        log.warning("warning: %s did not converge: %s. The run is kept, and marked", name, reason)
     del data, features  # standardised in place by the refit: no longer what they were
     clock.lap("fit")
-    test_features, test_labels = _load(cache, "test", taps)
+    test_features, test_labels = load(cache, "test", taps)
     clock.lap("load")
-    probabilities = model.predict_proba(test_features)  # the one time that the test split is looked at
-    predicted = model.classes_[probabilities.argmax(axis=1)]
-    test_loss = history.cross_entropy(probabilities, np.searchsorted(model.classes_, test_labels))
-    test_accuracy = float(np.mean(predicted == test_labels))
-    shared = {"labels": np.arange(len(classes)), "target_names": list(classes), "zero_division": 0}
-    per_class = classification_report(test_labels, predicted, output_dict=True, **shared)
-    text = classification_report(test_labels, predicted, digits=4, **shared)
-    confusions = count_confusions(test_labels, predicted, labels=np.arange(len(classes)))
+    scored = _score(model, test_features, test_labels, classes)
     clock.lap("evaluate")
 
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -260,20 +265,16 @@ def _compute(
             "weights": cache.provenance["weights"],
             "limit": asked.limit,
         },
-        "classifier": {"name": name, "params": selection.params},
+        "classifier": {"name": name, "params": chosen.params},
+        "converged": reason is None,
+        "convergence": reason,
         "search": selection.trials,
         "seed": options.seed,
-        "accuracy": {"train": selection.train[1], "validation": selection.validation[1], "test": test_accuracy},
-        "log_loss": {"train": selection.train[0], "validation": selection.validation[0], "test": test_loss},
-        "per_class": {
-            label: {
-                "precision": per_class[label]["precision"],
-                "recall": per_class[label]["recall"],
-                "f1": per_class[label]["f1-score"],
-                "support": int(per_class[label]["support"]),
-            }
-            for label in classes
-        },
+        "accuracy": {"train": chosen.train[1], "validation": chosen.validation[1], "test": scored.accuracy},
+        "log_loss": {"train": chosen.train[0], "validation": chosen.validation[0], "test": scored.loss},
+        "interval": {"test": list(scored.interval)},
+        "calibration": scored.calibration.to_dict(),
+        "per_class": scored.per_class,
         "seconds": {},
         "versions": {
             "python": platform.python_version(),
@@ -282,10 +283,17 @@ def _compute(
         },
     }
     pictures = {
-        "history.png": _history_picture(selection, title, len(classes)),
+        "history.png": _history_picture(chosen, title, len(classes)),
+        "calibration.png": figures.calibration(
+            scored.calibration.ece,
+            scored.calibration.counts,
+            scored.calibration.confidence,
+            scored.calibration.accuracy,
+            title,
+        ),
         "learning_curve.png": figures.learning_curve(curve.sizes, curve.train, curve.validation, title),
         "confusion_matrix.png": figures.confusion_matrix(
-            confusions, classes, f"{title}\ntest accuracy {100 * test_accuracy:.2f} %"
+            scored.confusions, classes, f"{title}\ntest accuracy {100 * scored.accuracy:.2f} %"
         ),
     }
     buffer = io.BytesIO()
@@ -293,16 +301,16 @@ def _compute(
     clock.lap("evaluate")
     metrics["seconds"] = clock.seconds()
     contents = {
-        "report.txt": _report_text(metrics, text).encode("utf-8"),
+        "report.txt": _report_text(metrics, scored.text).encode("utf-8"),
         "metrics.json": report.to_json(metrics),
-        "history.csv": selection.history.to_csv().encode("utf-8"),
+        "history.csv": chosen.history.to_csv().encode("utf-8"),
         "learning_curve.csv": _curve_csv(curve),
         "predictions.csv": report.to_csv(
             ("index", "label", "predicted", "confidence"),
             (
                 (index, classes[label], classes[guess], f"{confidence:.6f}")
                 for index, (label, guess, confidence) in enumerate(
-                    zip(test_labels, predicted, probabilities.max(axis=1), strict=True)
+                    zip(test_labels, scored.predicted, scored.confidences, strict=True)
                 )
             ),
         ),
@@ -319,6 +327,53 @@ def _compute(
         "versions": metrics["versions"],
     }
     return contents, buffer.getvalue(), description
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What the test split says of a model: predictions (n,), confidences (n,), and what is counted from them."""
+
+    predicted: NDArray[Any]
+    confidences: NDArray[Any]
+    accuracy: float
+    loss: float
+    interval: tuple[float, float]
+    calibration: certainty.Calibration
+    confusions: NDArray[np.int64]
+    per_class: dict[str, dict[str, float]]
+    text: str
+
+
+def _score(model: Any, features: NDArray[np.float32], labels: NDArray[Any], classes: Sequence[str]) -> _Scored:
+    """Score the test split: the one time that it is looked at."""
+    from sklearn.metrics import classification_report, confusion_matrix
+
+    from pipeline import history
+
+    probabilities = model.predict_proba(features)
+    predicted = model.classes_[probabilities.argmax(axis=1)]
+    right, confidences = predicted == labels, probabilities.max(axis=1)
+    shared = {"labels": np.arange(len(classes)), "target_names": list(classes), "zero_division": 0}
+    per_class = classification_report(labels, predicted, output_dict=True, **shared)
+    return _Scored(
+        predicted=predicted,
+        confidences=confidences,
+        accuracy=float(np.mean(right)),
+        loss=history.cross_entropy(probabilities, np.searchsorted(model.classes_, labels)),
+        interval=certainty.wilson_interval(int(np.count_nonzero(right)), len(right)),
+        calibration=certainty.calibration(confidences, right),
+        confusions=confusion_matrix(labels, predicted, labels=np.arange(len(classes))),
+        per_class={
+            label: {
+                "precision": per_class[label]["precision"],
+                "recall": per_class[label]["recall"],
+                "f1": per_class[label]["f1-score"],
+                "support": int(per_class[label]["support"]),
+            }
+            for label in classes
+        },
+        text=classification_report(labels, predicted, digits=4, **shared),
+    )
 
 
 class _Clock:
@@ -345,12 +400,6 @@ class _Clock:
 # --- saying it --------------------------------------------------------------------------------
 
 
-def _describe(params: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in params.items()
-    )
-
-
 def caveats(official: bool, weights: str) -> list[str]:
     """What everyone who reads a result must know about its inputs."""
     notes = [] if official else ["data not the official files"]
@@ -365,14 +414,14 @@ def _title(cache: store.Cache, asked: FeatureSpec, name: str) -> str:
     return " · ".join(parts + caveats(cache.provenance["official"] is True, cache.provenance["weights"]))
 
 
-def _history_picture(selection: Selection, title: str, classes: int) -> bytes:
+def _history_picture(chosen: Fitted, title: str, classes: int) -> bytes:
     from pipeline import figures  # late: it loads matplotlib
 
-    steps = selection.history.steps
+    steps = chosen.history.steps
     names = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
     curves = {name: [getattr(step, name) for step in steps] for name in names}
     return figures.history(
-        selection.history.unit, [step.step for step in steps], curves, selection.history.kept, title, classes
+        chosen.history.unit, [step.step for step in steps], curves, chosen.history.kept, title, classes
     )
 
 
@@ -389,18 +438,24 @@ def _report_text(metrics: Mapping[str, Any], table: str) -> str:
     """scikit-learn's classification report of the test split, under what it is a report of."""
     features, accuracy, loss = metrics["features"], metrics["accuracy"], metrics["log_loss"]
     notes = caveats(metrics["dataset"]["official"] is True, features["weights"])
+    if not metrics["converged"]:
+        notes.append(f"did not converge: {metrics['convergence']}")
+    low, high = metrics["interval"]["test"]
     lines = [
         f"{metrics['run']}  ({metrics['created']})",
         f"data        {metrics['dataset']['name']}"
         + (f", first {features['limit']:,} rows" if features["limit"] else ""),
         f"features    VGG16 at {features['image_size']} px, {features['precision']}, {features['columns']:,} columns "
         f"of {len(features['taps'])} {'tap' if len(features['taps']) == 1 else 'taps'}",
-        f"classifier  {metrics['classifier']['name']}: {_describe(metrics['classifier']['params'])}",
+        f"classifier  {metrics['classifier']['name']}: {classifiers.describe(metrics['classifier']['params'])}",
         *([f"NOTE        {'; '.join(notes)}"] if notes else []),
         "",
         "            train  validation    test",
         f"accuracy   {accuracy['train']:6.2%}      {accuracy['validation']:6.2%}  {accuracy['test']:6.2%}",
         f"log loss   {loss['train']:6.4f}      {loss['validation']:6.4f}  {loss['test']:6.4f}",
+        "",
+        f"test accuracy, 95 % interval (Wilson)  {low:.2%} to {high:.2%}",
+        f"expected calibration error             {metrics['calibration']['ece']:.4f}",
         "",
         "Train and validation are scores of the model fitted on 90 % of the training rows; test is scored once, by the",
         "chosen model refitted on all of them. The classes of the test split:",

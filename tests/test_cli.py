@@ -90,7 +90,7 @@ def test_help_names_every_command(run: Run) -> None:
         (["features", "--dataset", "digits", "--weights", "/no/such.h5"], ["weights", "existing file", "/no/such.h5"]),
         (["features", "--dataset", "digits", "--data-dir", "x", "--frobnicate"], ["nrecognized", "--frobnicate"]),
         (["features", "--dataset", "cifar10", "--data-dir", "/dev/null"], ["/dev/null", "is a file"]),
-        (["train", "--dataset", "digits", "--classifier", "svm"], ["classifier", "logistic, mlp", "'svm'"]),
+        (["train", "--dataset", "digits", "--classifier", "forest"], ["classifier", "logistic, mlp", "'forest'"]),
         (["train", "--dataset", "digits", "--C", "0"], ["--C option", "Got 0"]),
         (["train", "--dataset", "digits", "--alpha", "1"], ["--alpha", "logistic"]),
         (["train", "--dataset", "digits", "--seed", "-1"], ["seed", "Got -1"]),
@@ -228,9 +228,9 @@ def test_a_hit_needs_no_tensorflow(copied: Path) -> None:
     assert "is valid" in fewer.stdout, "a cache with more taps, of either precision, serves"
 
 
-@pytest.mark.parametrize("classifier", ["logistic", "mlp"])
+@pytest.mark.parametrize("classifier", ["logistic", "mlp", "svm", "ridge", "knn"])
 def test_train(features_dir: Path, tmp_path: Path, classifier: str, run: Run) -> None:
-    own = ["--max-epochs", "6", "--hidden-layer-sizes", "16"] if classifier == "mlp" else []
+    own = {"mlp": ["--max-epochs", "6", "--hidden-layer-sizes", "16"], "svm": ["--max-epochs", "6"]}.get(classifier, [])
     flags = ["train", *DIGITS, *TAPS, "--classifier", classifier, *own, "--features-dir", str(features_dir)]
     flags += places(tmp_path)
     done = run_and_list_modules(*flags)
@@ -246,8 +246,11 @@ def test_train(features_dir: Path, tmp_path: Path, classifier: str, run: Run) ->
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics) >= {
         "run", "created", "dataset", "features", "classifier", "seed", "accuracy", "log_loss", "per_class", "seconds",
-        "versions",
+        "versions", "interval", "calibration", "converged", "convergence",
     }  # fmt: skip
+    low, high = metrics["interval"]["test"]
+    assert low < metrics["accuracy"]["test"] < high
+    assert 0 <= metrics["calibration"]["ece"] < 0.5
     assert set(metrics["seconds"]) == {"load", "search", "fit", "evaluate", "total"}
     assert metrics["features"]["columns"] == 576
     assert metrics["features"]["weights"] == "random"
@@ -278,7 +281,7 @@ def test_train(features_dir: Path, tmp_path: Path, classifier: str, run: Run) ->
     assert again.stdout == done.stdout
     assert again.stderr.splitlines()[-1] == "LOADED", "found without loading scikit-learn"
     created = metrics["created"]
-    forced = run(*flags, "--force", "--C" if classifier == "logistic" else "--alpha", "0.1")
+    forced = run(*flags, "--force", {"logistic": "--C", "knn": "--n-neighbors"}.get(classifier, "--alpha"), "2")
     assert forced.returncode == 0
     assert len(list((tmp_path / "output").iterdir())) == 2, "another option is another run"
     assert json.loads((folder / "metrics.json").read_text())["created"] == created

@@ -58,6 +58,10 @@ def test_help_is_the_default_and_lists_every_target() -> None:
         "demo",
         "features",
         "train",
+        "sweep",
+        "report",
+        "predict",
+        "export",
         "inspect",
         "test",
         "torture",
@@ -104,7 +108,7 @@ def test_every_flag_has_its_variable(project: Path) -> None:
     parser = _build_parser()
     commands = next(action for action in parser._actions if action.dest == "command").choices
     assert commands is not None
-    for command in ("features", "train", "demo"):
+    for command in ("features", "train", "sweep", "report", "demo"):
         flags = [action.option_strings[0] for action in commands[command]._actions if action.option_strings[0] != "-h"]
         variables = [f"{flag[2:].replace('-', '_').upper()}=1" for flag in flags]
         (*_, called) = calls(make(project, command, *variables))

@@ -11,7 +11,7 @@ from conftest import ROOT
 from pipeline.cli import _build_parser
 from pipeline.spec import ALL_TAPS
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "reliability.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "reliability.md", ROOT / "docs" / "experiments.md"]
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
@@ -37,7 +37,9 @@ def test_make_variables_exist() -> None:
     for code in _code():
         if code.startswith("make "):
             for variable in re.findall(r"\b([A-Z][A-Z_]*)=", code):
-                assert variable in known | {"PYTHON", "FORCE", "QUICK", "VARIABLE"}, code
+                assert variable in known | {
+                    "PYTHON", "FORCE", "QUICK", "VARIABLE", "YES", "NO_HALVING", "STRICT", "FOLLOW_LINKS",
+                }, code  # fmt: skip
 
 
 def test_command_lines_parse() -> None:
@@ -74,7 +76,9 @@ def test_modules_and_taps_exist() -> None:
 
 
 def test_tests_named_in_the_table_exist() -> None:
-    table = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    table = "\n".join(
+        (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("reliability", "experiments")
+    )
     defined = {
         name
         for path in (ROOT / "tests").glob("test_*.py")

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import classifiers
 from pipeline.errors import UserError
 from pipeline.extract import FeatureOptions
-from pipeline.spec import ALL_TAPS, TAP_COLUMNS, FeatureSpec, RunSpec, classifier_options, columns_of, parse_taps
+from pipeline.spec import ALL_TAPS, TAP_COLUMNS, FeatureSpec, RunSpec, columns_of, parse_taps
 
 SPEC = FeatureSpec(
     dataset="cifar10",
@@ -120,27 +121,32 @@ def test_more_taps_serve_fewer() -> None:
 
 
 def test_run_key_covers_every_input() -> None:
-    run = RunSpec("f", "digits", "logistic", classifier_options("logistic", {}), 0, 1)
+    run = RunSpec("f", "digits", "logistic", classifiers.resolve("logistic", {}), 0, 1)
     names = {
         run.name,
         dataclasses.replace(run, features="g").name,
         dataclasses.replace(run, dataset="cifar10").name,
         dataclasses.replace(run, classifier="mlp").name,
-        dataclasses.replace(run, options=classifier_options("logistic", {"C": 1.0})).name,
+        dataclasses.replace(run, options=classifiers.resolve("logistic", {"C": 1.0})).name,
         dataclasses.replace(run, seed=1).name,
         dataclasses.replace(run, protocol=2).name,
     }
     assert len(names) == 7
-    assert dataclasses.replace(run, options=classifier_options("logistic", {"max_iter": 1000})).name == run.name
+    assert dataclasses.replace(run, options=classifiers.resolve("logistic", {"max_iter": 1000})).name == run.name
 
 
 def test_classifier_options_are_checked() -> None:
     for classifier, given_options, message in [
-        ("svm", {}, "one of logistic, mlp"),
+        ("forest", {}, "one of logistic, mlp, svm, ridge, knn"),
         ("logistic", {"alpha": 1.0}, "--alpha option is not one of the classifier logistic"),
         ("logistic", {"C": 0.0}, "--C option must be"),
         ("logistic", {"C": float("nan")}, "--C option must be"),
+        ("logistic", {"C": "0.1"}, "--C option must be a number"),
+        ("logistic", {"C": [0.1, 1.0]}, "--C option must be a number"),
+        ("logistic", {"max_iter": 2.5}, "--max-iter option must be a whole number"),
+        ("logistic", {"max_iter": True}, "--max-iter option must be a whole number"),
+        ("mlp", {"hidden_layer_sizes": ()}, "--hidden-layer-sizes option must be"),
         ("mlp", {"hidden_layer_sizes": (8, 0)}, "--hidden-layer-sizes option must be"),
     ]:
         with pytest.raises(UserError, match=message):
-            classifier_options(classifier, given_options)
+            classifiers.resolve(classifier, given_options)

@@ -13,10 +13,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from pipeline import classifiers, figures, history, protocol, report
+from pipeline import certainty, classifiers, figures, fitting, multinomial, protocol, report, scaling
 from pipeline.errors import UserError
 from pipeline.history import Data
-from pipeline.spec import classifier_options
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -31,76 +30,114 @@ def blobs(rows: int, seed: int = 0, columns: int = 12) -> Data:
 
 
 def options(name: str, **given: object) -> dict[str, object]:
-    return classifier_options(name, given)
+    return classifiers.resolve(name, given)
 
 
-FAST = {"logistic": {}, "mlp": {"hidden_layer_sizes": (8,), "max_epochs": 12, "learning_rate_init": 0.01}}
+FAST: dict[str, dict[str, object]] = {
+    "logistic": {},
+    "mlp": {"hidden_layer_sizes": (8,), "max_epochs": 12, "learning_rate_init": 0.01},
+    "svm": {"max_epochs": 12},
+    "ridge": {},
+    "knn": {},
+}
+EVERY = pytest.mark.parametrize("name", list(classifiers.REGISTRY))
 
 
-@pytest.mark.parametrize("name", ["logistic", "mlp"])
+def select(name: str, data: Data, **given: object) -> protocol.Selection:
+    rows = protocol.prepare(data, 0, CLASSES)
+    return protocol.select(name, options(name, **FAST[name], **given), rows, 0)
+
+
+@EVERY
 def test_selection_uses_validation_alone(name: str) -> None:
     data = blobs(400)
     before = data.features.copy()
-    chosen = protocol.select(name, options(name, **FAST[name]), data, 0, CLASSES)
+    chosen = select(name, data)
     np.testing.assert_array_equal(data.features, before)
     losses = [trial["log_loss"] for trial in chosen.trials]
-    searched = "C" if name == "logistic" else "alpha"
+    searched = classifiers.get(name).searched
     best = chosen.trials[int(np.argmin(losses))]
-    assert chosen.params[searched] == best[searched]
-    assert chosen.validation[0] == pytest.approx(min(losses), rel=0.02)
-    again = protocol.select(name, options(name, **FAST[name]), data, 0, CLASSES)
-    assert again == chosen, "seeded"
+    assert chosen.fitted.params[searched] == best[searched]
+    assert chosen.fitted.validation[0] == pytest.approx(min(losses), rel=0.02)
+    assert select(name, data) == chosen, "seeded"
 
 
-@pytest.mark.parametrize("name", ["logistic", "mlp"])
+@EVERY
 def test_history_holds_both_splits_for_every_step(name: str) -> None:
-    chosen = protocol.select(name, options(name, **FAST[name]), blobs(300), 0, CLASSES)
+    chosen = select(name, blobs(300)).fitted
     rows = list(csv.DictReader(io.StringIO(chosen.history.to_csv())))
-    unit = "iteration" if name == "logistic" else "epoch"
+    unit = {"logistic": "iteration", "mlp": "epoch", "svm": "epoch", "ridge": "alpha", "knn": "n_neighbors"}[name]
     assert list(rows[0]) == [unit, "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
-    assert [int(row[unit]) for row in rows] == list(range(1, len(rows) + 1))
-    kept = rows[chosen.history.kept - 1]
+    numbers = [float(row[unit]) for row in rows]
+    if unit in ("iteration", "epoch"):
+        assert numbers == list(range(1, len(rows) + 1))
+    else:
+        assert numbers == sorted(classifiers.get(name).space(12)), "the validation curve over what was searched"
+    kept = rows[numbers.index(chosen.history.kept)]
     assert float(kept["validation_loss"]) == pytest.approx(chosen.validation[0], abs=1e-6)
     assert float(kept["train_accuracy"]) == pytest.approx(chosen.train[1], abs=1e-6)
 
 
-def test_the_last_iteration_is_the_fitted_model() -> None:
-    data, held_out = blobs(300), blobs(90, seed=1)
-    scaler = classifiers.fit_scaler(data.features)
-    train = Data(classifiers.standardise(scaler, data.features), data.labels)
-    validation = Data(classifiers.standardise(scaler, held_out.features), held_out.labels)
-    seen: list[int] = []
-    model = classifiers.make("logistic", options("logistic", C=0.1), 0)
-    steps = history.fit_iterations(model, train, validation, lambda step: seen.append(step.step))
-    assert seen == list(range(1, int(model.n_iter_[0]) + 1))
-    last = steps.steps[-1]
-    assert last.train_loss == pytest.approx(log_loss(train.labels, model.predict_proba(train.features)), rel=1e-5)
-    assert last.validation_accuracy == model.score(validation.features, validation.labels)
-    assert last.train_loss < steps.steps[0].train_loss
-    plain = LogisticRegression(C=0.1, tol=1e-6, max_iter=2000).fit(train.features, train.labels)
-    np.testing.assert_allclose(model.coef_, plain.coef_, atol=0.02)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_optimum_is_scikit_learns(classes: int) -> None:
+    data, held_out = blobs(900), blobs(90, seed=1)
+    mine = data.labels < classes
+    train = Data(data.features[mine], data.labels[mine])
+    scaler = scaling.fit_scaler(train.features)
+    train = Data(scaling.standardise(scaler, train.features), train.labels)
+    few = held_out.labels < classes
+    validation = Data(scaling.standardise(scaler, held_out.features[few]), held_out.labels[few])
+    params = options("logistic", C=0.1, tol=1e-5)
+    fitted = fitting.fit("logistic", params, train, validation, 0)
+    plain = LogisticRegression(C=0.1, tol=1e-6, max_iter=2000).fit(train.features.astype(float), train.labels)
+    np.testing.assert_allclose(fitted.model.coef, plain.coef_, atol=1e-3)
+    np.testing.assert_allclose(fitted.model.intercept, plain.intercept_, atol=1e-3)
+    last = fitted.history.steps[-1]
+    assert last.train_loss < fitted.history.steps[0].train_loss
+    assert last.train_loss == pytest.approx(log_loss(train.labels, plain.predict_proba(train.features)), rel=1e-4)
+    assert last.train_accuracy == pytest.approx(plain.score(train.features, train.labels), abs=0.002)
+    assert last.validation_accuracy == pytest.approx(plain.score(validation.features, validation.labels), abs=0.02)
+
+    found = multinomial.fit(train.features, train.labels, **params, start=None, watch=lambda *_: None)
+    estimator, reason = multinomial.finish(train.features, train.labels, params, found)
+    assert reason is None
+    assert found.iterations <= estimator.n_iter_[0] <= found.iterations + 2, "scikit-learn agrees at once"
+    np.testing.assert_allclose(estimator.coef_, plain.coef_, atol=1e-3)
+    assert estimator.get_params()["max_iter"] == params["max_iter"]
+
+
+def test_what_does_not_converge_says_so() -> None:
+    chosen = select("logistic", blobs(300), C=1.0, max_iter=2, tol=1e-9).fitted
+    assert chosen.reason is not None
+    assert "max_iter=2" in chosen.reason
+    model, reason = protocol.refit("logistic", chosen, blobs(300), 0)
+    assert reason is not None
+    assert model[-1].get_params()["max_iter"] == 2
+    unfinished = protocol.select(
+        "mlp", options("mlp", hidden_layer_sizes=(4,), max_epochs=2), protocol.prepare(blobs(300), 0, CLASSES), 0
+    )
+    assert "max_epochs=2" in str(unfinished.fitted.reason)
+    assert select("ridge", blobs(300)).fitted.reason is None
 
 
 def test_mlp_keeps_its_best_epoch() -> None:
-    data = blobs(200)
-    scaler = classifiers.fit_scaler(data.features)
-    train = Data(classifiers.standardise(scaler, data.features), data.labels)
-    held_out = blobs(100, seed=5)
-    validation = Data(classifiers.standardise(scaler, held_out.features), held_out.labels)
-    params = options("mlp", hidden_layer_sizes=(64,), alpha=0.0, learning_rate_init=0.02)
-    model = classifiers.make("mlp", params, 0)
-    steps = history.fit_epochs(model, train, validation, lambda step: None, max_epochs=60, patience=4)
-    losses = [step.validation_loss for step in steps.steps]
-    assert steps.kept == int(np.argmin(losses)) + 1
-    assert len(losses) == steps.kept + 4, "stopped after its patience"
-    assert history.scores(model, validation)[0] == pytest.approx(min(losses), rel=1e-6)
+    rows = protocol.prepare(blobs(300), 0, CLASSES)
+    params = options("mlp", hidden_layer_sizes=(64,), alpha=0.0, learning_rate_init=0.02, max_epochs=60, patience=4)
+    fitted = fitting.fit("mlp", params, rows.train, rows.validation, 0)
+    losses = [step.validation_loss for step in fitted.history.steps]
+    assert fitted.history.kept == fitted.params["epochs"] == int(np.argmin(losses)) + 1
+    assert fitted.reason is None
+    best_before = np.minimum.accumulate(losses)[-5]
+    assert min(losses[-4:]) >= best_before * (1 - 1e-3), "stopped after its patience"
+    probabilities = fitted.model.predict_proba(rows.validation.features)
+    assert log_loss(rows.validation.labels, probabilities) == pytest.approx(min(losses), rel=1e-5)
 
 
 def test_scaling_is_scikit_learns_in_float32() -> None:
     data = blobs(9000)
-    scaler = classifiers.fit_scaler(data.features)
+    scaler = scaling.fit_scaler(data.features)
     expected = (data.features - data.features.mean(0, dtype=np.float64)) / data.features.std(0, dtype=np.float64)
-    scaled = classifiers.standardise(scaler, data.features.copy())
+    scaled = scaling.standardise(scaler, data.features.copy())
     assert scaled.dtype == np.float32
     np.testing.assert_allclose(scaled, expected, atol=1e-4)
 
@@ -109,12 +146,12 @@ def test_more_columns_are_regularised_more() -> None:
     for name, sign in (("logistic", 1), ("mlp", -1)):
         key = "C" if name == "logistic" else "alpha"
         few, many = (
-            [sign * candidate[key] for candidate in classifiers.candidates(options(name), columns)]
+            [sign * candidate[key] for candidate in classifiers.candidates(name, options(name), columns)]
             for columns in (512, 6016)
         )
         assert max(many) < max(few)
         assert many == sorted(many), "most regularised first"
-    fixed = classifiers.candidates(options("logistic", C=0.5), 512)
+    fixed = classifiers.candidates("logistic", options("logistic", C=0.5), 512)
     assert [candidate["C"] for candidate in fixed] == [0.5]
 
 
@@ -129,15 +166,26 @@ def test_the_split_is_stratified_and_seeded() -> None:
         protocol.split(np.array([0, 0, 1, 1, 2]), 0, CLASSES)
 
 
-@pytest.mark.parametrize("name", ["logistic", "mlp"])
+def test_every_beginning_of_the_rows_is_stratified() -> None:
+    labels = np.repeat([0, 1, 2], [500, 300, 200])
+    fit, _ = protocol.split(labels, 0, CLASSES)
+    for size in (10, 60, 333, 900):
+        shares = np.bincount(labels[fit[:size]], minlength=3) / size
+        np.testing.assert_allclose(shares, [0.5, 0.3, 0.2], atol=1.5 / size)
+
+
+@EVERY
 def test_learning_curve(name: str) -> None:
-    params = protocol.select(name, options(name, **FAST[name]), blobs(600), 0, CLASSES).params
-    curve = protocol.learning_curve(name, params, blobs(600), 0, CLASSES)
+    data = blobs(600)
+    rows = protocol.prepare(data, 0, CLASSES)
+    chosen = protocol.select(name, options(name, **FAST[name]), rows, 0).fitted
+    curve = protocol.learning_curve(name, chosen, rows, data, 0, CLASSES)
     assert len(curve.sizes) >= 5
     assert curve.sizes[-1] == 540
     assert curve.train.shape == curve.validation.shape == (len(curve.sizes), 3)
     assert not np.isnan(curve.validation).any()
     assert curve.validation[-1].mean() > curve.validation[0].mean()
+    assert curve.validation[-1, 0] == chosen.validation[1]
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(20, 10), (25, 10), (45_000, 10), (90, 10), (1000, 100)])
@@ -149,16 +197,55 @@ def test_curve_sizes_can_be_stratified(rows: int, classes: int) -> None:
         assert len(sizes) >= 5
 
 
-@pytest.mark.parametrize("name", ["logistic", "mlp"])
+@EVERY
 def test_the_model_is_a_pipeline_from_raw_features_to_labels(name: str, tmp_path: Path) -> None:
-    chosen = protocol.select(name, options(name, **FAST[name]), blobs(600), 0, CLASSES)
-    model = protocol.refit(name, chosen.params, blobs(600), 0)
+    chosen = select(name, blobs(600)).fitted
+    model, reason = protocol.refit(name, chosen, blobs(600), 0)
+    assert (reason is None) or name in ("mlp", "svm")
     joblib.dump(model, tmp_path / "m.joblib")
     loaded = joblib.load(tmp_path / "m.joblib")
     test = blobs(300, seed=7)
+    probabilities = loaded.predict_proba(test.features)
     assert np.mean(loaded.predict(test.features) == test.labels) > 0.6
-    np.testing.assert_allclose(loaded.predict_proba(test.features), model.predict_proba(test.features))
+    np.testing.assert_array_equal(loaded.classes_[probabilities.argmax(axis=1)], loaded.predict(test.features))
+    np.testing.assert_allclose(probabilities, model.predict_proba(test.features), rtol=1e-6)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    assert log_loss(test.labels, probabilities) < np.log(3), "better than guessing"
     assert (tmp_path / "m.joblib").stat().st_size < 100_000, "a model must not carry its data"
+
+
+# --- certainty --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("right", "rows"), [(0, 10), (10, 10), (1, 3), (8508, 10_000), (355, 355)])
+def test_intervals_are_wilsons(right: int, rows: int) -> None:
+    from scipy.stats import binomtest
+
+    expected = binomtest(right, rows).proportion_ci(method="wilson")
+    assert certainty.wilson_interval(right, rows) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 0), (5, 5), (12, 30), (400, 460), (1500, 1490)])
+def test_mcnemar_is_the_mid_p_of_the_exact_test(first: int, second: int) -> None:
+    from scipy.stats import binom, binomtest
+
+    exact = binomtest(first, first + second).pvalue if first + second else 1.0
+    halved = binom.pmf(first, first + second, 0.5) if first + second else 0.0
+    expected = exact - halved if first != second else 1.0
+    assert certainty.mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+def test_calibration_compares_confidence_and_accuracy() -> None:
+    generator = np.random.default_rng(0)
+    confidences = generator.uniform(0.3, 1, 20_000)
+    honest = certainty.calibration(confidences, generator.random(20_000) < confidences)
+    assert honest.ece < 0.015
+    boastful = certainty.calibration(confidences, generator.random(20_000) < confidences - 0.2)
+    assert boastful.ece == pytest.approx(0.2, abs=0.015)
+    assert sum(honest.counts) == 20_000
+    assert certainty.calibration(np.array([1.0, 0.0]), np.array([True, False])).ece == 0
+    # Two rows at 0.9, one of them right, are one bin that is 0.4 off.
+    assert certainty.calibration(np.array([0.9, 0.9]), np.array([True, False])).ece == pytest.approx(0.4)
 
 
 # --- pictures ---------------------------------------------------------------------------------
@@ -174,6 +261,11 @@ def test_history_pictures(count: int) -> None:
     names = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
     curves = {name: list(np.linspace(1, 0.1, count)) for name in names}
     assert is_png(figures.history("epoch", steps, curves, max(1, count // 2), "title", 10))
+
+
+def test_calibration_pictures() -> None:
+    bins = certainty.calibration(np.linspace(0.2, 1, 50), np.arange(50) % 3 > 0)
+    assert is_png(figures.calibration(bins.ece, bins.counts, bins.confidence, bins.accuracy, "title"))
 
 
 @pytest.mark.parametrize("classes", [2, 10, 60])

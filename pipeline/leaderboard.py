@@ -1,0 +1,180 @@
+"""Every run in an output folder, best first: read from what the runs left, as a table and as CSV.
+
+A run is a folder with a metrics.json that holds what one must hold; the folder is renamed into place when it is
+complete, so a half-written run is never seen. The list is made anew from the folders each time: a folder that is
+gone is gone from it, and one that cannot be read is named, skipped and left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import files, report
+from pipeline.spec import describe_taps, safe_name
+
+log = logging.getLogger("pipeline")
+
+CSV_NAME, PAGE_NAME = "leaderboard.csv", "index.html"
+
+# What must be there, and of which type, for a run to be shown: the path in metrics.json, joined by dots.
+_REQUIRED: dict[str, Any] = {
+    "run": str,
+    "created": str,
+    "seed": int,
+    "dataset.name": str,
+    "dataset.digest": str,
+    "features.image_size": int,
+    "features.precision": str,
+    "features.taps": list,
+    "features.columns": int,
+    "classifier.name": str,
+    "classifier.params": dict,
+    "accuracy.train": (int, float),
+    "accuracy.validation": (int, float),
+    "accuracy.test": (int, float),
+    "log_loss.train": (int, float),
+    "log_loss.validation": (int, float),
+    "log_loss.test": (int, float),
+    "seconds.total": (int, float),
+    "per_class": dict,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is complete.
+
+    Attributes
+    ----------
+    folder : Path
+    metrics : mapping
+        Its metrics.json.
+    """
+
+    folder: Path
+    metrics: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.metrics["run"])
+
+    @property
+    def converged(self) -> bool:
+        """Whether the classifier converged; runs from before this was recorded count as if."""
+        return bool(self.metrics.get("converged", True))
+
+
+def _fault(metrics: Any, folder: Path) -> str | None:
+    """What is wrong with the content of a metrics.json; None when nothing is."""
+    for path, kind in _REQUIRED.items():
+        value = metrics
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"{path} is missing or of another type"
+    if safe_name(metrics["run"]) != folder.name:
+        return f"it is of the run {metrics['run']!r}, not of its folder's"
+    return None
+
+
+def read(output_dir: Path, dataset: str | None = None) -> list[Run]:
+    """All complete runs of a folder, highest test accuracy first.
+
+    Parameters
+    ----------
+    output_dir : Path
+    dataset : str, optional
+        Only the runs of this data set.
+
+    Notes
+    -----
+    A metrics.json that cannot be read is warned about by name, and skipped.
+    """
+    found = []
+    for path in sorted(output_dir.glob("[!.]*/metrics.json")):
+        try:
+            metrics = json.loads(path.read_bytes())
+            fault = _fault(metrics, path.parent)
+        except (OSError, ValueError) as error:
+            fault = str(error)
+        if fault:
+            log.warning("warning: %s cannot be read (%s): that run is left out. The file was not changed", path, fault)
+        elif dataset is None or metrics["dataset"]["name"] == dataset:
+            found.append(Run(path.parent, metrics))
+    return sorted(found, key=lambda run: (-run.metrics["accuracy"]["test"], run.metrics["log_loss"]["test"], run.name))
+
+
+HEADER = (
+    "rank", "run", "dataset", "classifier", "parameters", "taps", "image_size", "columns", "validation_accuracy",
+    "test_accuracy", "test_low", "test_high", "test_log_loss", "calibration_error", "seconds", "converged", "created",
+)  # fmt: skip
+
+
+def to_csv(runs: Sequence[Run]) -> bytes:
+    """The list as CSV; accuracies between 0 and 1, losses in nats, times in seconds."""
+    return report.to_csv(HEADER, [_row(rank, run) for rank, run in enumerate(runs, 1)])
+
+
+def _row(rank: int, run: Run) -> tuple[Any, ...]:
+    metrics = run.metrics
+    low, high = metrics.get("interval", {}).get("test", ("", ""))
+    return (
+        rank,
+        run.name,
+        metrics["dataset"]["name"],
+        metrics["classifier"]["name"],
+        "; ".join(f"{name}={value}" for name, value in metrics["classifier"]["params"].items()),
+        " ".join(metrics["features"]["taps"]),
+        metrics["features"]["image_size"],
+        metrics["features"]["columns"],
+        *(f"{metrics['accuracy'][split]:.6f}" for split in ("validation", "test")),
+        *(f"{end:.6f}" if end != "" else "" for end in (low, high)),
+        f"{metrics['log_loss']['test']:.6f}",
+        f"{metrics['calibration']['ece']:.6f}" if "calibration" in metrics else "",
+        metrics["seconds"]["total"],
+        "yes" if run.converged else "no",
+        metrics["created"],
+    )
+
+
+def to_text(runs: Sequence[Run]) -> str:
+    """The list for a terminal."""
+    if not runs:
+        return "There is no run yet. 'python -m pipeline train' makes one.\n"
+    header = ("rank", "run", "classifier", "taps", "px", "columns", "val", "test", "log loss", "seconds", "date", "")
+    rows = [
+        (
+            str(rank), run.name, str(m["classifier"]["name"]), describe_taps(m["features"]["taps"]),
+            str(m["features"]["image_size"]), f"{m['features']['columns']:,}", f"{m['accuracy']['validation']:.2%}",
+            f"{m['accuracy']['test']:.2%}", f"{m['log_loss']['test']:.4f}", f"{m['seconds']['total']:.0f}",
+            str(m["created"])[:10], "" if run.converged else "not converged",
+        )
+        for rank, run in enumerate(runs, 1)
+        for m in [run.metrics]
+    ]  # fmt: skip
+    return report.text_table(header, rows)
+
+
+def write_csv(output_dir: Path, runs: Sequence[Run]) -> Path:
+    """Write the list beside the runs; return where."""
+    path = output_dir / CSV_NAME
+    files.write_atomically(path, to_csv(runs))
+    return path
+
+
+def is_current(output_dir: Path) -> bool:
+    """Whether list and page are there and newer than every run, and list exactly the runs that are there."""
+    listed = output_dir / CSV_NAME
+    try:
+        made = min(listed.stat().st_mtime_ns, (output_dir / PAGE_NAME).stat().st_mtime_ns)
+        names = {line.split(",")[1] for line in listed.read_text(encoding="utf-8").splitlines()[1:]}
+        paths = list(output_dir.glob("[!.]*/metrics.json"))
+        return all(path.stat().st_mtime_ns <= made for path in paths) and names == {path.parent.name for path in paths}
+    except (OSError, ValueError, IndexError):
+        return False

@@ -1,0 +1,417 @@
+"""All runs on one HTML page that needs nothing else: leaderboard, curves, confusions, galleries, comparison.
+
+python -m pipeline report
+
+Everything is in the file, the images too; it opens from disk, without a network. Numbers and predictions come from
+the run folders alone. The images come from the data set, where that is on this machine and is the one the run saw.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from pipeline import certainty, charts, classifiers, datasets, files, leaderboard, report
+from pipeline.charts import Point, Series
+from pipeline.errors import UserError, file_errors
+from pipeline.leaderboard import Run
+from pipeline.progress import Progress
+from pipeline.spec import describe_taps, safe_name
+
+log = logging.getLogger("pipeline")
+
+TEMPLATES = Path(__file__).parent / "templates"
+GALLERY_MISTAKES = 12  # most confident mistakes shown of a run
+GALLERY_PAIRS, GALLERY_OF_A_PAIR = 4, 6  # most confused pairs of classes, and images of each
+THUMBNAIL = 64  # pixels a side at most; smaller images stay as they are
+WEBP_QUALITY = 88  # of 100: no visible artefacts at this size
+CONFUSION_CLASSES = 25  # up to which the matrix is shown as a table; beyond it, the most confused pairs tell more
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A run's predictions.csv: a list entry for each row of the test split, in its order."""
+
+    indices: list[int]
+    labels: list[str]
+    predicted: list[str]
+    confidences: list[float]
+
+    @property
+    def rows(self) -> str:
+        """A digest of which rows these are: runs with the same can be compared row by row."""
+        return hashlib.sha256("\n".join(map("{},{}".format, self.indices, self.labels)).encode()).hexdigest()[:16]
+
+    @property
+    def bits(self) -> str:
+        """Which rows are right, a bit for each, the first row the highest bit of the first byte, in base64."""
+        right = np.array([a == b for a, b in zip(self.labels, self.predicted, strict=True)], bool)
+        return base64.b64encode(np.packbits(right).tobytes()).decode("ascii")
+
+
+def _read_predictions(path: Path) -> Predictions | None:
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            rows = list(csv.reader(stream))[1:]
+        return Predictions(
+            [int(row[0]) for row in rows], [row[1] for row in rows], [row[2] for row in rows],
+            [float(row[3]) for row in rows],
+        )  # fmt: skip
+    except (OSError, ValueError, IndexError) as error:
+        log.warning("warning: %s cannot be read (%s): the page does without it", path, error)
+        return None
+
+
+def _read_columns(path: Path) -> tuple[str, dict[str, list[float]]] | None:
+    """A CSV file of numbers: the name of its first column, and all columns by name."""
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            header, *rows = list(csv.reader(stream))
+        if not rows:
+            return None
+        columns = {name: [float(row[index]) for row in rows] for index, name in enumerate(header)}
+    except (OSError, ValueError, IndexError) as error:
+        log.warning("warning: %s cannot be read (%s): the page does without it", path, error)
+        return None
+    return header[0], columns
+
+
+# --- images -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """Keep warnings off the terminal in the block."""
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+@dataclass
+class _Images:
+    """Test images of the data sets that are on this machine, as small WebP pictures."""
+
+    data_dir: Path
+    _splits: dict[tuple[str, str], Any] = field(default_factory=dict)
+    _ready: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    def of(self, run: Run) -> Any | str:
+        """Images of a run's test split, or a sentence that says why there are none."""
+        name, digest = run.metrics["dataset"]["name"], run.metrics["dataset"]["digest"]
+        if (name, digest) not in self._splits:
+            try:
+                with _unsaid():  # whoever made the run was told about the data then
+                    dataset = datasets.load(name, self.data_dir, download=False)
+                if dataset.digest == digest:
+                    found: Any = dataset.splits["test"].images
+                else:
+                    found = f"The {name} in {self.data_dir} is not the one that this run saw, so no images are shown."
+            except UserError as error:
+                log.info("no images of %s on the page: %s", name, error)
+                found = f"No images are shown, because {name} was not on the machine where this page was made."
+            self._splits[name, digest] = found
+        return self._splits[name, digest]
+
+    def uri(self, digest: str, images: Any, index: int) -> str:
+        """One image as a data URI."""
+        if (digest, index) not in self._ready:
+            picture = Image.fromarray(np.ascontiguousarray(images[index : index + 1][0]))
+            picture.thumbnail((THUMBNAIL, THUMBNAIL))
+            buffer = io.BytesIO()
+            picture.save(buffer, "WEBP", quality=WEBP_QUALITY, method=4)
+            self._ready[digest, index] = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+        return self._ready[digest, index]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a gallery."""
+
+    uri: str
+    label: str
+    predicted: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Rows of one class that were taken for another."""
+
+    label: str
+    predicted: str
+    count: int
+    pictures: list[Picture]
+
+
+def _galleries(run: Run, predictions: Predictions, images: _Images) -> dict[str, Any]:
+    order = np.argsort(-np.array(predictions.confidences), kind="stable")
+    mistakes = [int(row) for row in order if predictions.labels[row] != predictions.predicted[row]]
+    pairs = Counter((predictions.labels[row], predictions.predicted[row]) for row in mistakes)
+    source = images.of(run)
+    digest = run.metrics["dataset"]["digest"]
+
+    def pictures(rows: Sequence[int]) -> list[Picture]:
+        if isinstance(source, str):
+            return []
+        return [
+            Picture(
+                images.uri(digest, source, predictions.indices[row]), predictions.labels[row],
+                predictions.predicted[row], predictions.confidences[row],
+            )
+            for row in rows
+            if predictions.indices[row] < len(source)
+        ]  # fmt: skip
+
+    confused = []
+    for (label, predicted), count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:GALLERY_PAIRS]:
+        rows = [row for row in mistakes if (predictions.labels[row], predictions.predicted[row]) == (label, predicted)][
+            :GALLERY_OF_A_PAIR
+        ]
+        confused.append(Pair(label, predicted, count, pictures(rows)))
+    return {
+        "mistakes": pictures(mistakes[:GALLERY_MISTAKES]),
+        "pairs": confused,
+        "number_of_mistakes": len(mistakes),
+        "why_no_images": source if isinstance(source, str) else "",
+    }
+
+
+# --- drawings ---------------------------------------------------------------------------------
+
+
+def _history_charts(run: Run) -> list[Markup]:
+    read = _read_columns(run.folder / "history.csv")
+    if read is None:
+        return []
+    unit, columns = read
+    found = []
+    lowest = columns["validation_loss"].index(min(columns["validation_loss"]))
+    stopped = unit != "iteration"  # an iterative solver keeps its last step
+    for what, say, label in (
+        ("loss", charts.plain, "mean cross-entropy (nats)"),
+        ("accuracy", charts.percent, "accuracy"),
+    ):
+        series = [
+            Series({"train": "training"}.get(split, split), columns[unit], columns[f"{split}_{what}"], style)
+            for style, split in enumerate(("train", "validation"))
+        ]
+        drawing = charts.lines(
+            f"{what} against {unit}, training and validation", series, x_label=unit, y_label=label, say_y=say,
+            log_x=unit not in ("iteration", "epoch"), kept=columns[unit][lowest] if stopped else None,
+        )  # fmt: skip
+        found.append(Markup(drawing))  # noqa: S704 - drawn by us, every text in it escaped
+    return found
+
+
+def _learning_chart(run: Run) -> list[Markup]:
+    read = _read_columns(run.folder / "learning_curve.csv")
+    if read is None:
+        return []
+    columns = read[1]
+    sizes = sorted(set(columns["rows"]))
+    series = []
+    for style, split in enumerate(("train", "validation")):
+        means = [
+            float(np.mean([v for n, v in zip(columns["rows"], columns[f"{split}_accuracy"], strict=True) if n == size]))
+            for size in sizes
+        ]
+        series.append(Series({"train": "training"}.get(split, split), sizes, means, style))
+    drawing = charts.lines(
+        "accuracy against training-set size", series, x_label="training rows (mean of the seeds)",
+        y_label="accuracy", say_y=charts.percent, log_x=True,
+    )  # fmt: skip
+    return [Markup(drawing)]  # noqa: S704
+
+
+def _calibration_chart(run: Run) -> list[Markup]:
+    bins = run.metrics.get("calibration")
+    if not bins:
+        return []
+    filled = [index for index, count in enumerate(bins["counts"]) if count]
+    series = Series(
+        "accuracy of a bin", [bins["confidence"][i] for i in filled], [bins["accuracy"][i] for i in filled], 0
+    )
+    drawing = charts.lines(
+        "reliability diagram: accuracy against confidence", [series], x_label="confidence",
+        y_label="accuracy", say_y=charts.percent, diagonal=True,
+    )  # fmt: skip
+    return [Markup(drawing)]  # noqa: S704
+
+
+def _confusions(predictions: Predictions, names: Sequence[str]) -> list[tuple[str, list[tuple[int, float]]]] | None:
+    """Each true class with (count, share) of every predicted one; None when there are too many to read."""
+    if len(names) > CONFUSION_CLASSES:
+        return None
+    counts = Counter(zip(predictions.labels, predictions.predicted, strict=True))
+    table = []
+    for label in names:
+        total = max(1, sum(counts[label, other] for other in names))
+        table.append((label, [(counts[label, other], counts[label, other] / total) for other in names]))
+    return table
+
+
+# --- the page ---------------------------------------------------------------------------------
+
+
+def _settings(run: Run) -> list[tuple[str, str]]:
+    m = run.metrics
+    features = m["features"]
+    official = "" if m["dataset"].get("official") is True else " (not the official files)"
+    pairs = [
+        ("data", f"{m['dataset']['name']}{official}, digest {m['dataset']['digest'][:12]}…"),
+        ("features", f"{features['columns']:,} columns at {features['image_size']} px, {features['precision']}"),
+        ("taps", ", ".join(features["taps"])),
+        ("weights", str(features.get("weights", "unknown"))),
+        ("cache", str(features.get("file", "unknown"))),
+        ("classifier", m["classifier"]["name"]),
+        ("parameters", classifiers.describe(m["classifier"]["params"])),
+        ("seed", str(m["seed"])),
+        ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in m["seconds"].items())),
+        ("versions", ", ".join(f"{name} {number}" for name, number in m.get("versions", {}).items())),
+        ("made", m["created"]),
+    ]
+    if features.get("limit"):
+        pairs.insert(1, ("limit", f"the first {features['limit']:,} rows of each split"))
+    return pairs
+
+
+def _view(rank: int, run: Run, images: _Images) -> dict[str, Any]:
+    m = run.metrics
+    predictions = _read_predictions(run.folder / "predictions.csv")
+    names = list(m["per_class"])
+    right = round(m["accuracy"]["test"] * len(predictions.labels)) if predictions else 0
+    interval = m.get("interval", {}).get("test")
+    if interval is None and predictions:
+        interval = certainty.wilson_interval(right, len(predictions.labels))
+    return {
+        "rank": rank,
+        "id": f"run-{safe_name(run.name)}",
+        "name": run.name,
+        "folder": run.folder.name,
+        "m": m,
+        "converged": run.converged,
+        "convergence": m.get("convergence") or "",
+        "taps": describe_taps(m["features"]["taps"]),
+        "interval": interval,
+        "ece": m["calibration"]["ece"] if "calibration" in m else None,
+        "charts": [*_history_charts(run), *_learning_chart(run), *_calibration_chart(run)],
+        "classes": names,
+        "per_class": [(name, m["per_class"][name]) for name in names],
+        "confusions": _confusions(predictions, names) if predictions else None,
+        "settings": _settings(run),
+        "bits": predictions.bits if predictions else "",
+        "test_rows": len(predictions.labels) if predictions else 0,
+        "rows_key": predictions.rows if predictions else "",
+        "galleries": _galleries(run, predictions, images) if predictions else None,
+        "files": [name for name in report.RUN_FILES if (run.folder / name).is_file()],
+    }
+
+
+def _cost_chart(runs: Sequence[Run]) -> Markup:
+    names = sorted({run.metrics["classifier"]["name"] for run in runs})
+    points = [
+        Point(
+            max(run.metrics["seconds"]["total"], 0.01),
+            run.metrics["accuracy"]["test"],
+            names.index(run.metrics["classifier"]["name"]),
+            f"{run.name}: {run.metrics['accuracy']['test']:.2%} in {run.metrics['seconds']['total']:.0f} s",
+            f"run-{safe_name(run.name)}",
+        )
+        for run in runs
+    ]
+    drawing = charts.scatter(
+        "test accuracy against seconds of computing", points, names, x_label="seconds of computing (logarithmic scale)",
+        y_label="test accuracy",
+    )  # fmt: skip
+    return Markup(drawing)  # noqa: S704
+
+
+def render(runs: Sequence[Run], data_dir: Path, *, dataset: str | None = None) -> bytes:
+    """Make the page.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        Best first.
+    data_dir : Path
+        Where the data sets are, for their images.
+    dataset : str, optional
+        Said in the title when only its runs are shown.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["percent"] = lambda value, digits=2: f"{100 * value:.{digits}f} %"
+    images = _Images(data_dir)
+    views = []
+    with Progress("page", len(runs), "runs") as progress:
+        for rank, run in enumerate(runs, 1):
+            views.append(_view(rank, run, images))
+            progress.update(1)
+    text = environment.get_template("index.html").render(
+        runs=views,
+        dataset=dataset,
+        several=len({run.metrics["dataset"]["name"] for run in runs}) > 1,
+        cost=_cost_chart(runs) if runs else "",
+        # Ours, and meant to be markup: escaped, neither would work.
+        style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),  # noqa: S704
+        script=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),  # noqa: S704
+    )
+    return text.encode("utf-8")
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What a rebuild wrote: the runs shown, and where list and page are."""
+
+    runs: list[Run]
+    table: Path
+    page: Path
+
+
+def rebuild(output_dir: Path, data_dir: Path, *, dataset: str | None = None) -> Rebuilt:
+    """Make leaderboard and page anew from the run folders.
+
+    Parameters
+    ----------
+    output_dir : Path
+    data_dir : Path
+        Where the data sets are, for their images.
+    dataset : str, optional
+        Only the runs of this data set.
+
+    Raises
+    ------
+    UserError
+        When the folder cannot be read or written to.
+    """
+    with file_errors("write the leaderboard", output_dir):
+        files.make_folder(output_dir)
+        runs = leaderboard.read(output_dir, dataset)
+        page = output_dir / leaderboard.PAGE_NAME
+        content = render(runs, data_dir, dataset=dataset)
+        files.write_atomically(page, content)
+        return Rebuilt(runs, leaderboard.write_csv(output_dir, runs), page)
+
+
+def closing(rebuilt: Rebuilt) -> str:
+    """The leaderboard and where it is, for the terminal."""
+    return f"{leaderboard.to_text(rebuilt.runs)}\ntable: {rebuilt.table}\npage:  {rebuilt.page}\n"

@@ -1,0 +1,325 @@
+"""Leaderboard and page: what they list, and the page as a person meets it, in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Run
+
+from pipeline import certainty, charts, leaderboard, page, report
+
+CLASSES = ("cat <b>", "dog & co", "ant", "bee")
+ROWS = 400
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine")
+
+Make = Callable[..., Path]
+
+
+def make_run(output: Path, name: str, accuracy: float, **changes: Any) -> Path:
+    """A run folder as `train` leaves it, with made-up numbers."""
+    generator = np.random.default_rng(abs(hash(name)) % 2**32 if "seed" not in changes else changes.pop("seed"))
+    labels = np.arange(ROWS) % len(CLASSES)
+    right = generator.random(ROWS) < accuracy
+    predicted = np.where(right, labels, (labels + generator.integers(1, len(CLASSES), ROWS)) % len(CLASSES))
+    confidences = generator.uniform(0.3, 1, ROWS)
+    found = float(np.mean(predicted == labels))
+    bins = certainty.calibration(confidences, predicted == labels)
+    metrics = {
+        "run": name,
+        "created": "2026-11-23T20:00:00+00:00",
+        "dataset": {"name": "digits", "digest": "0" * 64, "official": True},
+        "features": {
+            "file": "features/gone.h5", "key": "k", "image_size": 64, "precision": "bfloat16",
+            "taps": ["block5_pool.avg"], "columns": 512, "weights": "imagenet", "limit": None,
+        },
+        "classifier": {"name": name.split("-")[1], "params": {"C": 0.01}},
+        "converged": True,
+        "convergence": None,
+        "search": [],
+        "seed": 0,
+        "accuracy": {"train": 0.99, "validation": found - 0.01, "test": found},
+        "log_loss": {"train": 0.1, "validation": 0.5, "test": 0.5},
+        "interval": {"test": list(certainty.wilson_interval(round(found * ROWS), ROWS))},
+        "calibration": bins.to_dict(),
+        "per_class": {label: {"precision": 0.9, "recall": 0.8, "f1": 0.85, "support": 100} for label in CLASSES},
+        "seconds": {"load": 1.0, "search": 2.0, "fit": 3.0, "evaluate": 4.0, "total": 10.0 + 100 * accuracy},
+        "versions": {"python": "3.11"},
+    }  # fmt: skip
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        where: dict[str, Any] = metrics
+        for parent in parents:
+            where = where[parent]
+        where[last] = value
+    folder = output / name
+    folder.mkdir(parents=True)
+    for file in report.RUN_FILES:
+        (folder / file).write_bytes(b"")
+    (folder / "metrics.json").write_bytes(report.to_json(metrics))
+    steps = ((n, 1 / n, 1 - 0.5 / n, 1.2 / n, 0.9 - 0.5 / n) for n in range(1, 31))
+    header = ("iteration", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+    (folder / "history.csv").write_bytes(report.to_csv(header, steps))
+    curve = ((size, seed, 0.95, 0.6 + size / 1000) for size in (50, 100, 200) for seed in range(3))
+    header = ("rows", "seed", "train_accuracy", "validation_accuracy")
+    (folder / "learning_curve.csv").write_bytes(report.to_csv(header, curve))
+    rows = zip(range(ROWS), labels, predicted, confidences, strict=True)
+    lines = ((i, CLASSES[a], CLASSES[b], f"{c:.6f}") for i, a, b, c in rows)
+    (folder / "predictions.csv").write_bytes(report.to_csv(("index", "label", "predicted", "confidence"), lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digits_digest() -> str:
+    from pipeline import datasets
+
+    return datasets.load("digits", Path(), download=False).digest
+
+
+@pytest.fixture
+def output(tmp_path: Path, digits_digest: str) -> Path:
+    folder = tmp_path / "output"
+    for seed, (name, accuracy) in enumerate(
+        {"digits-logistic-aaaaaaaa": 0.8, "digits-mlp-bbbbbbbb": 0.9, "digits-ridge-cccccccc": 0.7}.items()
+    ):
+        make_run(folder, name, accuracy, seed=seed, dataset__digest=digits_digest)
+    return folder
+
+
+# --- the leaderboard --------------------------------------------------------------------------
+
+
+def test_the_leaderboard_lists_what_is_there(run: Run, output: Path) -> None:
+    done = run("report", "--output-dir", output)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"1 +digits-mlp-bbbbbbbb .* top ", done.stdout)
+    rows = list(csv.DictReader((output / "leaderboard.csv").read_text().splitlines()))
+    assert [row["run"] for row in rows] == ["digits-mlp-bbbbbbbb", "digits-logistic-aaaaaaaa", "digits-ridge-cccccccc"]
+    assert [row["rank"] for row in rows] == ["1", "2", "3"]
+    for column in (
+        "classifier", "taps", "image_size", "columns", "validation_accuracy", "test_accuracy", "test_log_loss",
+        "seconds", "created", "converged",
+    ):  # fmt: skip
+        assert all(row[column] for row in rows), column
+    assert leaderboard.is_current(output)
+
+    shutil.rmtree(output / "digits-mlp-bbbbbbbb")
+    assert not leaderboard.is_current(output)
+    (output / ".digits-knn-dddddddd.abc.tmp").mkdir()
+    shutil.copy(output / "digits-ridge-cccccccc" / "metrics.json", output / ".digits-knn-dddddddd.abc.tmp")
+    (output / "digits-knn-eeeeeeee").mkdir()
+    done = run("report", "--output-dir", output)
+    assert done.returncode == 0
+    text = (output / "leaderboard.csv").read_text() + (output / "index.html").read_text()
+    for gone in ("bbbbbbbb", "dddddddd", "eeeeeeee"):
+        assert gone not in text
+
+
+def test_runs_can_be_filtered_by_data_set(run: Run, output: Path) -> None:
+    make_run(output, "birds-logistic-ffffffff", 0.6, dataset__name="birds")
+    done = run("report", "--output-dir", output, "--dataset", "birds")
+    assert done.returncode == 0
+    assert "ffffffff" in done.stdout
+    assert "aaaaaaaa" not in done.stdout
+    done = run("report", "--output-dir", output)
+    assert "ffffffff" in done.stdout
+    assert "aaaaaaaa" in done.stdout
+    assert "birds" in (output / "index.html").read_text(), "runs on data that is not here are shown without images"
+
+
+def test_corrupt_runs_are_named_and_skipped_and_kept(run: Run, output: Path) -> None:
+    contents = {}
+    for number, content in enumerate([b"", b"{", b"[]", b'{"run": 3}', b"\xff\xfe", b'{"run": "another"}']):
+        path = output / f"digits-knn-{number:08x}" / "metrics.json"
+        path.parent.mkdir()
+        path.write_bytes(content)
+        contents[path] = content
+    done = run("report", "--output-dir", output)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    for path, content in contents.items():
+        assert str(path) in done.stderr
+        assert path.read_bytes() == content
+    assert "digits-knn" not in done.stdout
+    assert "aaaaaaaa" in done.stdout
+
+
+def test_files_missing_or_broken_cost_only_their_part(output: Path) -> None:
+    folder = output / "digits-mlp-bbbbbbbb"
+    (folder / "predictions.csv").write_text("index,label\n1", encoding="utf-8")
+    (folder / "history.csv").unlink()
+    (folder / "learning_curve.csv").write_text("rows\nx", encoding="utf-8")
+    text = page.rebuild(output, output).page.read_text(encoding="utf-8")
+    assert "digits-mlp-bbbbbbbb" in text
+
+
+def test_no_runs_is_no_error(run: Run, tmp_path: Path) -> None:
+    done = run("report", "--output-dir", tmp_path / "new")
+    assert done.returncode == 0
+    assert "There is no run yet" in done.stdout
+    assert "There is no run yet" in (tmp_path / "new" / "index.html").read_text()
+
+
+def test_ticks_are_round() -> None:
+    assert charts.nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert charts.nice_ticks(0.831, 0.862) == [0.84, 0.85, 0.86]
+    assert charts.nice_ticks(3, 3) == [3]
+    assert charts.log_ticks(1, 1000) == [1, 10, 100, 1000]
+    assert charts.log_ticks(2, 30)[0] >= 2
+    assert charts.plain(0.0001) == "0.0001"
+
+
+# --- the page ---------------------------------------------------------------------------------
+
+
+def test_the_page_is_one_file_and_escapes_what_it_shows(output: Path) -> None:
+    make_run(output, "digits-logistic-99999999", 0.5, converged=False, convergence="stopped at <max_iter>=3")
+    text = page.rebuild(output, output).page.read_text(encoding="utf-8")
+    assert "<b>" not in text
+    assert "cat &lt;b&gt;" in text
+    assert "stopped at &lt;max_iter&gt;=3" in text
+    assert not re.search(r"(?:src|href)=\"(?!data:|#|[\w-]+/[\w.]+\")", text), "nothing is fetched"
+    assert not re.search(r"url\(|@import|https?://", text.split("<body>")[0])
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Start headless Chromium with a profile of its own."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    started = []
+
+    def start(*, script: bool = True, width: int = 1280, dark: bool = False) -> Any:
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(CHROMIUM)
+        for flag in (
+            "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+            "disable-component-update", "disable-sync", f"user-data-dir={tmp_path / f'profile {len(started)}'}",
+        ):  # fmt: skip
+            options.add_argument(f"--{flag}")
+        if not script:
+            options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+        started.append(driver)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        return driver
+
+    yield start
+    for driver in started:
+        driver.quit()
+
+
+def column(driver: Any, index: int) -> list[str]:
+    return driver.execute_script(
+        f"return [...document.querySelectorAll('#leaderboard tbody tr')].map(row => row.cells[{index}].innerText)"
+    )
+
+
+@needs_browser
+def test_the_page_in_a_browser(browser: Callable[..., Any], output: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select
+
+    rebuilt = page.rebuild(output, output)
+    driver = browser()
+    driver.get(rebuilt.page.as_uri())
+    names = [run.name for run in rebuilt.runs]
+    assert column(driver, 1) == names
+
+    # Sorting: by mouse, and by keyboard.
+    headings = driver.find_elements(By.CSS_SELECTOR, "#leaderboard th button")
+    by_name = {heading.text.split(" ")[0]: heading for heading in headings}
+    by_name["run"].click()
+    assert column(driver, 1) == sorted(names)
+    assert driver.find_elements(By.CSS_SELECTOR, "th[aria-sort=ascending]")[0].text.startswith("run")
+    by_name["seconds"].send_keys(Keys.ENTER)
+    seconds = [float(text.replace(",", "")) for text in column(driver, 11)]
+    assert seconds == sorted(seconds)
+    by_name["seconds"].send_keys(Keys.SPACE)
+    assert column(driver, 11) == [f"{value:.0f}" for value in sorted(seconds, reverse=True)]
+
+    # The images are there.
+    driver.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
+    widths = driver.execute_script("return [...document.images].map(image => image.naturalWidth)")
+    assert len(widths) > 3 * 20
+    assert set(widths) == {32}
+    assert driver.execute_script("return [...document.images].every(image => image.alt.includes('taken for'))")
+    assert len(driver.find_elements(By.CSS_SELECTOR, "article svg.chart")) == 3 * 4
+
+    # Comparing: the same counts and the same p as in Python, for every pair.
+    predictions = {name: page._read_predictions(output / name / "predictions.csv") for name in names}
+    right = {
+        name: np.array([a == b for a, b in zip(each.labels, each.predicted, strict=True)])
+        for name, each in predictions.items()
+        if each
+    }
+    for one, two in ((0, 1), (1, 2), (2, 0)):
+        Select(driver.find_element(By.ID, "first")).select_by_index(one)
+        Select(driver.find_element(By.ID, "second")).select_by_index(two)
+        verdict = driver.find_element(By.ID, "verdict")
+        a, b = right[names[one]], right[names[two]]
+        counts = int(np.count_nonzero(a & ~b)), int(np.count_nonzero(b & ~a))
+        assert (int(verdict.get_attribute("data-first")), int(verdict.get_attribute("data-second"))) == counts
+        assert float(verdict.get_attribute("data-p")) == pytest.approx(certainty.mcnemar(*counts), rel=1e-9)
+        shown = [title.text for title in driver.find_elements(By.CSS_SELECTOR, "#both h3")]
+        assert shown == [names[one], names[two]]
+    Select(driver.find_element(By.ID, "second")).select_by_index(2)
+    assert "same run" in driver.find_element(By.ID, "verdict").text
+    assert driver.get_log("browser") == [], "no console error"
+
+
+@needs_browser
+@pytest.mark.parametrize("dark", [False, True])
+def test_narrow_windows_and_both_schemes(browser: Callable[..., Any], output: Path, dark: bool) -> None:
+    rebuilt = page.rebuild(output, output)
+    driver = browser(width=380, dark=dark)
+    driver.get(rebuilt.page.as_uri())
+    driver.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= 380, "nothing sticks out"
+    ground = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == dark
+    assert driver.get_log("browser") == []
+
+
+@needs_browser
+def test_without_javascript_all_but_sorting_and_comparing_works(browser: Callable[..., Any], output: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    rebuilt = page.rebuild(output, output)
+    driver = browser(script=False)
+    name = rebuilt.runs[2].name
+    driver.get(rebuilt.page.as_uri())
+    assert not driver.find_element(By.ID, "compare").is_displayed()
+    assert not driver.find_elements(By.CSS_SELECTOR, "#leaderboard th button")
+    assert not driver.find_element(By.CSS_SELECTOR, f"#run-{name} .scores").is_displayed()
+    driver.find_element(By.LINK_TEXT, name).click()
+    assert driver.find_element(By.CSS_SELECTOR, f"#run-{name} .scores").is_displayed(), "a link opens what it leads to"
+    assert driver.find_element(By.CSS_SELECTOR, f"#run-{name} .gallery img").is_displayed()
+
+
+@needs_browser
+def test_fifty_runs_fit_and_open_at_once(browser: Callable[..., Any], tmp_path: Path, digits_digest: str) -> None:
+    output = tmp_path / "output"
+    for number in range(50):
+        make_run(
+            output, f"digits-logistic-{number:08x}", 0.6 + number / 150, seed=number, dataset__digest=digits_digest
+        )
+    rebuilt = page.rebuild(output, output)
+    assert rebuilt.page.stat().st_size < 15_000_000
+    driver = browser()
+    driver.get(rebuilt.page.as_uri())
+    assert len(column(driver, 1)) == 50
+    assert driver.get_log("browser") == []

@@ -1,0 +1,247 @@
+"""Sweeps: what is asked for, what is remembered, and that no interruption changes the outcome."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Run, assert_user_error
+from test_cli import DIGITS, TAPS, make_cache, places
+
+from pipeline import classifiers, grids, records
+from pipeline.errors import UserError
+from pipeline.spec import ALL_TAPS, TOP_TAPS
+
+SWEEP = ["sweep", *DIGITS, "--taps", "top", "--taps", "block1_conv1.avg"]
+DEFAULTS = grids.Defaults("logistic", {}, 0, [ALL_TAPS, TOP_TAPS])
+
+
+@pytest.fixture(scope="module")
+def features_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("features")
+    make_cache(folder, *TAPS)
+    return folder
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    (path,) = (folder / "output" / "sweeps").iterdir()
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+# --- what is asked for ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("C=1e-4..1,log,5", [0.0001, 0.001, 0.01, 0.1, 1]),
+        ("C=1..3,lin,3", [1, 2, 3]),
+        ("C=0.5..9,log,1", [0.5]),
+        ("C=0.001, 0.01", [0.001, 0.01]),
+        ("max-iter=5,10", [5, 10]),
+        ("hidden_layer_sizes=256,512x128", [(256,), (512, 128)]),
+        ("classifier=ridge,knn", ["ridge", "knn"]),
+    ],
+)
+def test_grids_are_read(text: str, values: list[object]) -> None:
+    assert list(grids.parse_grid(text)[1]) == values
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("C", "NAME=VALUES"),
+        ("C=", "over C is empty"),
+        ("C=1e-4..1,log,0", "is empty: it asks for 0 values"),
+        ("C=0..1,log,3", "above 0"),
+        ("C=1..2,cubic,3", "LOW..HIGH,log,COUNT"),
+        ("C=a,b", "must hold numbers. Got 'a'"),
+        ("gamma=1", "'gamma', which is no option"),
+    ],
+)
+def test_grids_that_are_none_are_explained(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        grids.parse_grid(text)
+
+
+def test_what_is_left_out_is_searched_as_train_would() -> None:
+    found = grids.expand([{}], DEFAULTS, sure=False)
+    for taps, columns in ((ALL_TAPS, 6016), (TOP_TAPS, 512)):
+        values = [candidate.params["C"] for candidate in found if candidate.taps == taps]
+        assert values == classifiers.get("logistic").space(columns)
+    several = grids.expand([{"classifier": ["ridge", "knn"], "seed": [0, 1], "taps": [TOP_TAPS]}], DEFAULTS, sure=False)
+    assert {(candidate.classifier, candidate.seed) for candidate in several} == {
+        ("ridge", 0), ("ridge", 1), ("knn", 0), ("knn", 1),
+    }  # fmt: skip
+    twice = {"C": [0.1, 0.10], "taps": [TOP_TAPS]}
+    assert len(grids.expand([twice, twice], DEFAULTS, sure=False)) == 1
+
+
+def test_many_candidates_are_counted_before_they_are_listed() -> None:
+    million = dict([grids.parse_grid("C=1e-4..1,log,500000")])
+    start = time.monotonic()
+    with pytest.raises(UserError, match="1,000,000 candidates.*--yes"):
+        grids.expand([million], DEFAULTS, sure=False)
+    with pytest.raises(UserError, match=r"never fitted"):
+        grids.expand([dict([grids.parse_grid("C=1e-4..1,log,900000000000")])], DEFAULTS, sure=True)
+    assert time.monotonic() - start < 1
+    assert len(grids.expand([dict([grids.parse_grid("C=1e-4..1,log,150")])], DEFAULTS, sure=True)) == 300
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["is empty", "[[run]]"]),
+        ("[[run]\n", ["not valid TOML", "line 1"]),
+        ("[defaults]\nC = 1", ["'defaults'", "[[run]] and [[grid]]"]),
+        ("run = 3", ["no list of tables"]),
+        ("[[run]]\nclassifier = 'forest'", ["[[run]] number 1", "logistic, mlp, svm, ridge, knn", "'forest'"]),
+        ("[[run]]\n[[run]]\nCC = 1", ["[[run]] number 2", "'CC'", "classifier, taps, seed, C, max_iter, tol"]),
+        ("[[run]]\nalpha = 1", ["'alpha'", "not known for the classifier logistic"]),
+        ("[[grid]]\nC = []", ["[[grid]] number 1", "'C'", "empty list"]),
+        ("[[grid]]\nC = ['x']", ["--C", "a number", "'x'"]),
+        ("[[run]]\nC = true", ["--C", "a number", "True"]),
+        ("[[run]]\ntaps = 'fc1'", ["'fc1'", "block1_conv1.avg"]),
+        ("[[run]]\ntaps = 3", ["'taps'", "must be text"]),
+        ("[[run]]\nseed = 'a'", ["'seed'", "whole number"]),
+        ("[[run]]\nC = [0.1, 0.2]", ["--C", "a number"]),
+    ],
+)
+def test_faulty_files_are_explained(run: Run, features_dir: Path, tmp_path: Path, text: str, words: list[str]) -> None:
+    path = tmp_path / "my experiments.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        grids.expand(grids.read_file(path), DEFAULTS, sure=False)
+    for word in words:
+        assert word in str(caught.value)
+    if "alpha" in text:
+        done = run("sweep", *DIGITS, "--file", path, "--features-dir", features_dir, *places(tmp_path))
+        assert_user_error(done, str(path), *words)
+
+
+def test_the_example_file_is_right() -> None:
+    found = grids.expand(grids.read_file(ROOT / "experiments.toml"), DEFAULTS, sure=False)
+    assert {candidate.classifier for candidate in found} == set(classifiers.REGISTRY)
+
+
+def test_mistakes_get_one_paragraph(run: Run, features_dir: Path, tmp_path: Path) -> None:
+    flags = ["--features-dir", features_dir, *places(tmp_path)]
+    many = run(*SWEEP, "--grid", "C=1e-4..1,log,500000", *flags)
+    assert_user_error(many, "1,000,000 candidates", "--yes")
+    absent = run("sweep", *DIGITS, "--taps", "block3_conv1.avg", *flags)
+    assert_user_error(absent, "no feature cache", "block3_conv1.avg")
+    path = tmp_path / "e.toml"
+    path.write_text("[[run]]\ntaps = 'block3_conv1.avg'\n[[run]]\ntaps = 'top'\n", encoding="utf-8")
+    assert_user_error(run("sweep", *DIGITS, "--file", path, *flags), "no feature cache", "block3_conv1.avg")
+    assert_user_error(run("sweep", *DIGITS, "--file", tmp_path / "no.toml", *flags), "no.toml", "Check the path")
+    assert_user_error(run(*SWEEP, "--grid", "C=1", "--grid", "C=2", *flags), "over C was given twice")
+    assert not (tmp_path / "output" / "candidates").exists()
+
+
+# --- what is remembered -----------------------------------------------------------------------
+
+
+def test_a_sweep_ends_in_a_run_and_remembers(run: Run, features_dir: Path, tmp_path: Path) -> None:
+    flags = ["--features-dir", features_dir, *places(tmp_path)]
+    done = run(*SWEEP, "--grid", "C=1e-3..0.1,log,3", *flags)
+    assert done.returncode == 0, done.stderr
+    rows = table(tmp_path)
+    assert len(rows) == 6
+    losses = [float(row["validation_log_loss"]) for row in rows]
+    assert losses == sorted(losses)
+    (metrics_path,) = (tmp_path / "output").glob("*/metrics.json")
+    metrics = json.loads(metrics_path.read_text())
+    assert f"C={metrics['classifier']['params']['C']:g}" in rows[0]["parameters"]
+    assert " ".join(metrics["features"]["taps"]) == rows[0]["taps"]
+    assert not list((tmp_path / "output" / "candidates").glob("*.npy")), "starts are removed when nothing starts there"
+
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "output" / "candidates").iterdir()}
+    again = run(*SWEEP, "--grid", "C=1e-3..0.1,log,3", *flags)
+    assert again.returncode == 0
+    assert "is there already" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in written} == written, "nothing is fitted twice"
+    (first, *_) = written
+    first.write_text("{", encoding="utf-8")
+    (tmp_path / "output" / "sweeps").rename(tmp_path / "aside")
+    healed = run(*SWEEP, "--grid", "C=1e-3..0.1,log,3", *flags)
+    assert healed.returncode == 0
+    assert f"{first} cannot be used" in healed.stderr
+    assert records.read(first) is not None
+    # The one fitted anew may have started elsewhere: equal to the solver's tolerance, not to the last digit.
+    for before, after in zip(rows, table(tmp_path), strict=True):
+        assert float(before["validation_log_loss"]) == pytest.approx(float(after["validation_log_loss"]), rel=1e-2)
+
+
+def test_large_grids_are_thinned_on_fewer_rows(run: Run, features_dir: Path, tmp_path: Path) -> None:
+    done = run(*SWEEP, "--grid", "C=1e-3..1,log,9", "--features-dir", features_dir, *places(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = [int(row["rows"]) for row in table(tmp_path)]
+    assert rows == sorted(rows, reverse=True)
+    assert [rows.count(size) for size in (1298, 432, 144)] == [2, 4, 12]
+
+
+COMPARE = """
+import sys
+from pathlib import Path
+from pipeline import sweep, train
+from pipeline.extract import FeatureOptions
+features_dir, folder, side_by_side = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "True"
+sweep.WORTH_WORKERS = 0 if side_by_side else 10**15
+features = FeatureOptions(
+    dataset="digits", features_dir=features_dir, image_size=32, weights="random", precision="float32"
+)
+training = train.TrainOptions(options={"tol": 1e-5}, output_dir=folder / "output", models_dir=folder / "models")
+values = tuple(float(f"{10 ** (-3 + power / 4):.3g}") for power in range(17))
+taps = ("top", "block1_conv1.avg")
+sweep.compare(features, sweep.SweepOptions(training=training, taps=taps, grids=(("C", values),), halving=False))
+"""
+
+
+@pytest.mark.parametrize(("side_by_side", "kills"), [(False, 7), (True, 3)])
+def test_killed_at_random_times_the_table_is_the_same(
+    features_dir: Path, tmp_path: Path, side_by_side: bool, kills: int
+) -> None:
+    def start(folder: Path) -> int:
+        arguments = ["-c", str(features_dir), str(folder), str(side_by_side)]
+        if side_by_side:  # joblib's workers do not come from a forked process
+            command = [sys.executable, "-c", COMPARE, *arguments[1:]]
+            return subprocess.Popen(command, cwd=ROOT, start_new_session=True).pid
+        child = os.fork()  # a real process too, without the seconds that loading takes
+        if child == 0:
+            os.setsid()
+            sys.argv = arguments
+            exec(COMPARE, {})
+            os._exit(0)
+        return child
+
+    def finish(folder: Path) -> None:
+        assert os.waitpid(start(folder), 0)[1] == 0
+
+    def recorded() -> int:
+        return len(list((tmp_path / "killed" / "output" / "candidates").glob("[!.]*.json")))
+
+    finish(tmp_path / "undisturbed")
+    generator = random.Random(0)
+    for _ in range(kills):
+        process, before = start(tmp_path / "killed"), recorded()
+        while recorded() == before and os.waitpid(process, os.WNOHANG) == (0, 0):
+            time.sleep(0.002)
+        time.sleep(generator.uniform(0, 0.05))
+        os.killpg(process, signal.SIGKILL)  # the workers, too
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL, "killed on its way"
+    assert kills <= recorded() < 34
+    finish(tmp_path / "killed")
+    ends = []
+    for folder in ("undisturbed", "killed"):
+        names = {path.name for path in (tmp_path / folder / "output" / "candidates").glob("*.json")}
+        ends.append((names, table(tmp_path / folder)))
+    assert len(ends[0][0]) == len(ends[0][1]) == 34
+    assert ends[0] == ends[1]
