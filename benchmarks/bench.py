@@ -307,7 +307,8 @@ def write(
         f"turn, each in a process of its own, checked against float32 before. Images are CIFAR-10's, uint8, enlarged "
         f"beforehand; batch sizes are each contender's best of those tried, ours the product's own choice.",
         "",
-        f"The ceiling is the best of many matrix products of 1,024 to 4,096 rows in bfloat16, {ceilings['bfloat16'] / 1e12:.2f} TFLOP/s "
+        f"The ceiling is the best of many matrix products of 1,024 to 4,096 rows: in bfloat16 "
+        f"{ceilings['bfloat16'] / 1e12:.2f} TFLOP/s "
         f"(in float32 {ceilings['float32'] / 1e12:.2f}); the share counts VGG16's multiplications and additions, "
         f"without those on padding, against it.",
         "",
