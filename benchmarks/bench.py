@@ -363,7 +363,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.quick:
         chosen.rounds, chosen.seconds, chosen.rows, chosen.scaling_rows = 2, 1.0, 2000, 4000
-    with tempfile.TemporaryDirectory(dir=ROOT) as name:  # not in /tmp, which may be memory
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT) as name:  # not in /tmp, which may be memory
         folder = Path(name)
         files = {size: images_at(size, chosen.data_dir, folder) for size in SIZES}
         ceilings = start("ceiling").ask()

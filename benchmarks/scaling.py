@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--file", type=Path, help="where the images are; written when it is not there")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=ROOT) as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT) as folder:
         path = chosen.file or Path(folder) / "images"
         if not path.exists():
             write_images(chosen.data_dir, chosen.rows, path)
