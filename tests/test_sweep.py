@@ -205,7 +205,7 @@ sweep.compare(features, sweep.SweepOptions(training=training, taps=taps, grids=(
 """
 
 
-@pytest.mark.parametrize(("side_by_side", "kills"), [(False, 7), (True, 3)])
+@pytest.mark.parametrize(("side_by_side", "kills"), [(False, 8), (True, 2)])
 def test_killed_at_random_times_the_table_is_the_same(
     features_dir: Path, tmp_path: Path, side_by_side: bool, kills: int
 ) -> None:
