@@ -359,7 +359,7 @@ def render(runs: Sequence[Run], data_dir: Path, *, dataset: str | None = None) -
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["percent"] = lambda value, digits=2: f"{100 * value:.{digits}f} %"
+    environment.filters["percent"] = lambda value, digits=2: f"{100 * value:.{digits}f}\u00a0%"
     images = _Images(data_dir)
     views = []
     with Progress("page", len(runs), "runs") as progress:

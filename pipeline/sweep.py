@@ -199,8 +199,8 @@ def compare(features: FeatureOptions, options: SweepOptions) -> tuple[list[tuple
                 table = [*scored, *table[len(scored) :]]
         except KeyboardInterrupt as stop:
             raise Interrupted(
-                f"Interrupted. {runner.recorded:,} fits are recorded in {training.output_dir / records.FOLDER}; run "
-                f"the same command again to go on there."
+                f"Interrupted. {runner.recorded():,} fits of this sweep are recorded in "
+                f"{training.output_dir / records.FOLDER}; run the same command again to go on there."
             ) from stop
         name = digest_of(sorted(place.path.stem for place, _ in table))[:12]
         target = training.output_dir / "sweeps" / f"{safe_name(asked.dataset)}-{name}.csv"
@@ -250,7 +250,7 @@ class _Runner:
         self._seed: int | None = None
         self._prepared: Prepared | None = None
         self._taps: tuple[str, ...] = ()
-        self.recorded = 0
+        self._asked_for: set[Path] = set()
         total, classes = cache.rows["train"], len(cache.class_names)
         self.rows = total - max(round(0.1 * total), classes)
 
@@ -262,6 +262,10 @@ class _Runner:
         )
         return Place(candidate, rows, records.place(self._output_dir, run, rows))
 
+    def recorded(self) -> int:
+        """How many of the fits asked for so far are recorded, whichever process did that."""
+        return sum(path.exists() for path in self._asked_for)
+
     def release(self) -> None:
         """Give the arrays back."""
         self._prepared = self._seed = None
@@ -271,7 +275,7 @@ class _Runner:
         places = [self.place(candidate, rows) for candidate in candidates]
         found = {place.path: record for place in places if (record := records.read(place.path)) is not None}
         pending = [place for place in places if place.path not in found]
-        self.recorded += len(found)
+        self._asked_for |= {place.path for place in places}
         if found and pending:
             log.info("going on: %s of %s candidates are recorded already", f"{len(found):,}", f"{len(places):,}")
         title = "candidates" if rows == self.rows else f"candidates on {rows:,} rows"
@@ -283,7 +287,6 @@ class _Runner:
                 arranged = paths.arrange([place for place in places if place.candidate.seed == seed], set(found))
                 for place, record in self._fit(arranged, prepared, rows, best):
                     found[place.path] = record
-                    self.recorded += 1
         return [(place, found[place.path]) for place in places]
 
     def _prepare(self, seed: int, taps: tuple[str, ...]) -> Prepared:

@@ -228,9 +228,9 @@ def test_a_hit_needs_no_tensorflow(copied: Path) -> None:
     assert "is valid" in fewer.stdout, "a cache with more taps, of either precision, serves"
 
 
-@pytest.mark.parametrize("classifier", ["logistic", "mlp", "svm", "ridge", "knn"])
+@pytest.mark.parametrize("classifier", ["logistic", "mlp", "ridge"])  # one of each way of learning
 def test_train(features_dir: Path, tmp_path: Path, classifier: str, run: Run) -> None:
-    own = {"mlp": ["--max-epochs", "6", "--hidden-layer-sizes", "16"], "svm": ["--max-epochs", "6"]}.get(classifier, [])
+    own = {"mlp": ["--max-epochs", "6", "--hidden-layer-sizes", "16"]}.get(classifier, [])
     flags = ["train", *DIGITS, *TAPS, "--classifier", classifier, *own, "--features-dir", str(features_dir)]
     flags += places(tmp_path)
     done = run_and_list_modules(*flags)
@@ -240,7 +240,7 @@ def test_train(features_dir: Path, tmp_path: Path, classifier: str, run: Run) ->
     assert "weighted avg" in done.stdout
     assert "untrained" in done.stdout, "every output says so"
 
-    (folder,) = (tmp_path / "output").iterdir()
+    (folder,) = (path.parent for path in (tmp_path / "output").glob("*/metrics.json"))
     assert folder.name.startswith(f"digits-{classifier}-")
     assert sorted(path.name for path in folder.iterdir()) == sorted(report.RUN_FILES)
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -281,9 +281,9 @@ def test_train(features_dir: Path, tmp_path: Path, classifier: str, run: Run) ->
     assert again.stdout == done.stdout
     assert again.stderr.splitlines()[-1] == "LOADED", "found without loading scikit-learn"
     created = metrics["created"]
-    forced = run(*flags, "--force", {"logistic": "--C", "knn": "--n-neighbors"}.get(classifier, "--alpha"), "2")
+    forced = run(*flags, "--force", "--C" if classifier == "logistic" else "--alpha", "2")
     assert forced.returncode == 0
-    assert len(list((tmp_path / "output").iterdir())) == 2, "another option is another run"
+    assert len(list((tmp_path / "output").glob("*/metrics.json"))) == 2, "another option is another run"
     assert json.loads((folder / "metrics.json").read_text())["created"] == created
 
 

@@ -198,14 +198,14 @@ sweep.WORTH_WORKERS = 0 if side_by_side else 10**15
 features = FeatureOptions(
     dataset="digits", features_dir=features_dir, image_size=32, weights="random", precision="float32"
 )
-training = train.TrainOptions(options={"tol": 1e-5}, output_dir=folder / "output", models_dir=folder / "models")
-values = tuple(float(f"{10 ** (-3 + power / 4):.3g}") for power in range(17))
+training = train.TrainOptions(options={"tol": 1e-4}, output_dir=folder / "output", models_dir=folder / "models")
+values = tuple(float(f"{10 ** (-3 + power / 4):.3g}") for power in range(11))
 taps = ("top", "block1_conv1.avg")
 sweep.compare(features, sweep.SweepOptions(training=training, taps=taps, grids=(("C", values),), halving=False))
 """
 
 
-@pytest.mark.parametrize(("side_by_side", "kills"), [(False, 7), (True, 3)])
+@pytest.mark.parametrize(("side_by_side", "kills"), [(False, 8), (True, 2)])
 def test_killed_at_random_times_the_table_is_the_same(
     features_dir: Path, tmp_path: Path, side_by_side: bool, kills: int
 ) -> None:
@@ -237,11 +237,11 @@ def test_killed_at_random_times_the_table_is_the_same(
         time.sleep(generator.uniform(0, 0.05))
         os.killpg(process, signal.SIGKILL)  # the workers, too
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL, "killed on its way"
-    assert kills <= recorded() < 34
+    assert kills <= recorded() < 22
     finish(tmp_path / "killed")
     ends = []
     for folder in ("undisturbed", "killed"):
         names = {path.name for path in (tmp_path / folder / "output" / "candidates").glob("*.json")}
         ends.append((names, table(tmp_path / folder)))
-    assert len(ends[0][0]) == len(ends[0][1]) == 34
+    assert len(ends[0][0]) == len(ends[0][1]) == 22
     assert ends[0] == ends[1]
