@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline import datasets, extract, store
+from pipeline.collection import listing
 from pipeline.errors import file_errors
 from pipeline.extract import FeatureOptions
 from pipeline.progress import Progress, format_bytes
@@ -50,26 +51,31 @@ def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> str:
     official = "the official files" if made.get("official") is True else "NOT the official files"
     versions = ", ".join(f"{package} {number}" for package, number in cache.versions.items())
     setup = f"{made.get('processor')}, {made.get('cores')} cores, batches of {made.get('batch_size')}"
-    digests = 2 * (len(spec.taps) + 1) + 2
+    digests = 2 * (len(spec.taps) + 1) + 2 + (6 if cache.has_members else 0)
+    images, named = ("files of one's own", ", names") if cache.has_members else (official, "")
+    how = f"{spec.interpolation}, {spec.fit}"
     lines = {
         "file": f"{path} ({format_bytes(cache.size)}, format {spec.format_version})",
         "key": spec.key(),
         "verifies": f"NO: {fault}"
         if fault
-        else f"yes, all {digests} digests (whole file, labels, class names, features)",
-        "data": f"{spec.dataset}, {official}, from {made.get('dataset_source')}",
+        else f"yes, all {digests} digests (whole file, labels, class names, features{named})",
+        "data": f"{spec.dataset}, {images}, from {made.get('dataset_source')}",
         "": f"digest {spec.dataset_digest}",
         "rows": rows + (f" (the first {spec.limit:,} of each split)" if spec.limit else ""),
         "classes": names,
         "weights": f"{weights}, from {made.get('weights_source')}",
         " ": f"digest {spec.weights_digest}",
-        "images": f"{spec.image_size}×{spec.image_size} px, {spec.interpolation}; computed in {spec.precision}",
+        "images": f"{spec.image_size}×{spec.image_size} px, {how}; computed in {spec.precision}",
         "columns": f"{columns_of(spec.taps):,} float16: {taps}",
         "made": f"{cache.created}, {cache.images_per_second:.0f} images/s",
         "by": f"{setup}; {versions}",
         "asked for": _compare(cache, asked),
     }
-    return "".join(f"{name.strip():<11}{value}\n" for name, value in lines.items())
+    skipped = listing(cache.skipped, "", most=len(cache.skipped))
+    return "".join(f"{name.strip():<11}{value}\n" for name, value in lines.items()) + (
+        f"{skipped}\n" if skipped else ""
+    )
 
 
 def _compare(cache: store.Cache, asked: FeatureOptions) -> str:

@@ -455,5 +455,5 @@ def test_digits_load_without_scikit_learn() -> None:
 
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="must be one of cifar10, digits. Got 'cifar100'"):
+    with pytest.raises(UserError, match="must be one of cifar10, digits, or a folder of images. Got 'cifar100'"):
         datasets.load("cifar100", tmp_path, download=False)
