@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
+import pictures
 import pytest
-from conftest import ROOT
+from conftest import DATA_DIR, ROOT
 
+from pipeline import datasets, extract
 from pipeline.cli import _build_parser
 from pipeline.spec import ALL_TAPS
 
@@ -22,6 +28,54 @@ def _code() -> list[str]:
     blocks = re.findall(r"^```[a-z]*\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL))
     return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()] + spans
+
+
+def _blocks(language: str, word: str) -> str:
+    """The one code block of a language that holds a word."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    (block,) = [block for block in blocks if word in block]
+    return str(block)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.weights
+def test_the_example_of_own_images_runs(tmp_path: Path) -> None:
+    """Own folder, cache, model, predictions: the README's lines as they stand there."""
+    labels = ("affiche", "broadside", "placard")
+    pictures.fill(tmp_path / "posters", labels, count=12)
+    pictures.fill(tmp_path, ("new-scans",), count=3, seed=90)
+    (tmp_path / "data").symlink_to(DATA_DIR)
+    said, name = "", "RUN"
+    for line in _blocks("sh", "--dataset posters").splitlines():
+        command = line.split("  #")[0].strip().replace("python -m", f"{shlex.quote(sys.executable)} -m")
+        done = subprocess.run(
+            shlex.split(command.replace("RUN", name)), cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        said += done.stdout
+        name = next((path.stem for path in tmp_path.glob("models/*.joblib")), name)
+    assert set(labels) <= set(said.split()), "ls lists the classes, and train's report has them"
+    assert f"new-scans{os.sep}" in said
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "models" / f"{name}.md").exists()
+
+
+@pytest.mark.tensorflow
+@pytest.mark.weights
+def test_the_python_examples_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digits = datasets.load("digits", tmp_path, download=False).splits["train"]
+    made = extract.extract(extract.FeatureOptions(dataset="digits", data_dir=DATA_DIR, image_size=32, taps="top"))
+    exec(_blocks("python", "load_features"), {"cache": made.path})
+    assert capsys.readouterr().out.splitlines()[-1].startswith("(1442, 512) ")
+    exec(
+        _blocks("python", "GridSearchCV"),
+        {"data_dir": DATA_DIR, "images": digits.images[:150], "labels": digits.labels[:150]},
+    )
+    assert "clf__C" in capsys.readouterr().out
 
 
 def test_targets_exist() -> None:

@@ -1,0 +1,231 @@
+"""A fitted model on new images, and whom it may come from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pictures
+import pytest
+from conftest import Run, assert_user_error
+from PIL import Image
+
+from pipeline import models, predict, sharing
+from pipeline.errors import UserError
+from pipeline.predict import PredictOptions
+
+pytestmark = pytest.mark.tensorflow
+
+FLAGS = ["--weights", "random", "--precision", "float32", "--image-size", "32", "--taps", "block3_pool.max"]
+FLAGS += ["--fit", "crop", "--batch-size", "16"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of dark and light pictures, its features, and a model of each kind."""
+    from pipeline import cli
+
+    home = tmp_path_factory.mktemp("predict")
+    for label, level in (("dark", 40), ("light", 200)):
+        (home / "tones" / label).mkdir(parents=True)
+        for i in range(12):
+            image = np.clip(pictures.pixels(i, 40, 50 + i) / 8 + level, 0, 255).astype(np.uint8)
+            Image.fromarray(image).save(home / "tones" / label / f"{i:02d}.png")
+    places = ["--features-dir", str(home / "f")]
+    assert cli.main(["features", "--dataset", str(home / "tones"), *FLAGS, *places]) == 0
+    places += ["--models-dir", str(home / "m"), "--output-dir", str(home / "o")]
+    assert cli.main(["train", "--dataset", str(home / "tones"), *FLAGS, *places, "--C", "0.1"]) == 0
+    return home
+
+
+@pytest.fixture
+def model(made: Path, tmp_path: Path) -> Path:
+    """A copy of the model that a test may spoil."""
+    for path in (made / "m").glob("*-logistic-*"):
+        if path.suffix in (".joblib", ".json"):
+            shutil.copy(path, tmp_path)
+    (path,) = tmp_path.glob("*.joblib")
+    return path
+
+
+def options(model: Path, *images: Path, **more: object) -> PredictOptions:
+    return PredictOptions(model=model, images=images, batch_size=16, **more)  # type: ignore[arg-type]
+
+
+def test_predictions_are_those_of_the_run(made: Path, model: Path) -> None:
+    """The same files through predict as through both stages: the same classes and confidences."""
+    (path,) = (made / "o").glob("*/predictions.csv")
+    rows = list(csv.DictReader(path.open()))
+    text = predict.predict(options(model, *(made / "tones" / row["file"] for row in rows), format="csv"))
+    found = list(csv.DictReader(io.StringIO(text)))
+    assert [row["label_1"] for row in found] == [row["predicted"] for row in rows]
+    for one, other in zip(found, rows, strict=True):
+        assert float(one["probability_1"]) == pytest.approx(float(other["confidence"]), abs=1e-5)
+        assert float(one["probability_1"]) + float(one["probability_2"]) == pytest.approx(1)
+
+
+def test_a_folder_with_faults(made: Path, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "new"
+    folder.mkdir()
+    for name, (make, _) in pictures.FAULTS.items():
+        (folder / name).write_bytes(make(1))
+    for name, make_usable in pictures.USABLE.items():
+        (folder / name).write_bytes(make_usable(1))
+    answer = json.loads(predict.predict(options(model, folder, format="json", top_k=1)))
+    assert [Path(item["file"]).name for item in answer["predictions"]] == sorted(pictures.USABLE, key=os.fsencode)
+    assert {Path(item["file"]).name for item in answer["skipped"]} == set(pictures.FAULTS)
+    assert all(len(item["classes"]) == 1 for item in answer["predictions"])
+    target, sheet = tmp_path / "p.csv", tmp_path / "sheet.png"
+    predict.predict(options(model, folder, output=target, sheet=sheet))
+    assert len(target.read_text().splitlines()) == 1 + len(pictures.USABLE)
+    with Image.open(sheet) as image:
+        assert image.width > 500
+    with pytest.raises(UserError, match="None of 1 images could be used"):
+        predict.predict(options(model, folder / "text.jpg"))
+
+
+def test_the_table(made: Path, model: Path, run: Run) -> None:
+    done = run(
+        "predict", "--model", model, made / "tones" / "dark" / "00.png", made / "tones" / "light", "--top-k", "2"
+    )
+    assert done.returncode == 0, done.stderr
+    first, *rest = done.stdout.splitlines()
+    assert first.split()[0].endswith("00.png")
+    assert " %" in first
+    assert len(rest) == 12
+    assert "untrained" in done.stderr
+
+
+def test_mistakes_get_one_paragraph(run: Run, model: Path, made: Path, tmp_path: Path) -> None:
+    image = made / "tones" / "dark" / "00.png"
+    (tmp_path / "empty").mkdir()
+    for arguments, words in (
+        ([], ["at least one image"]),
+        ([tmp_path / "none.jpg"], ["no image or folder", "none.jpg"]),
+        ([tmp_path / "empty"], ["no image in", "empty"]),
+        ([image, "--top-k", "0"], ["top-k", "Got 0"]),
+        ([image, "--format", "xml"], ["format", "'xml'"]),
+        ([image, "--sheet", "x.jpg"], ["sheet", ".png"]),
+        ([image, "--output", tmp_path / "no" / "x.csv"], ["no folder"]),
+        ([image, "--weights", tmp_path / "none.h5"], ["needs the weights", "none.h5"]),
+    ):
+        assert_user_error(run("predict", "--model", model, *arguments), *words)
+    assert_user_error(run("predict", "--model", tmp_path / "none.joblib", image), "no model", "train")
+
+
+# --- whom to trust ----------------------------------------------------------------------------
+
+
+class Hostile:
+    """What unpickling would run."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return os.mkdir, (str(self.target),)
+
+
+def test_a_model_that_is_not_the_recorded_one_is_not_opened(made: Path, model: Path, tmp_path: Path) -> None:
+    import joblib
+
+    joblib.dump(Hostile(tmp_path / "ran"), model)
+    with pytest.raises(UserError, match="not the file that was written here"):
+        models.load(model)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_models_without_or_with_another_description_are_refused(model: Path) -> None:
+    beside = model.with_suffix(".json")
+    good = json.loads(beside.read_text())
+    for change, word in (
+        ({"versions": {**good["versions"], "scikit-learn": "1.2.0"}}, "fitted by scikit-learn 1.2.0"),
+        ({"spec": {**good["spec"], "format_version": 1}}, "another version of this program"),
+        ({"spec": {name: value for name, value in good["spec"].items() if name != "fit"}}, "another version of this"),
+        ({"spec": 7}, "another version of this program"),
+        ({"sha256": None}, "none is"),
+    ):
+        beside.write_text(json.dumps({**good, **change}))
+        with pytest.raises(UserError, match=word):
+            models.load(model)
+    for text in ("{", "[]", "{}"):
+        beside.write_text(text)
+        with pytest.raises(UserError, match="cannot be read"):
+            models.load(model)
+    beside.unlink()
+    with pytest.raises(UserError, match="beside it"):
+        models.load(model)
+
+
+def test_other_weights_are_refused(model: Path, made: Path) -> None:
+    beside = model.with_suffix(".json")
+    description = json.loads(beside.read_text())
+    description["spec"]["weights_digest"] = "0" * 64
+    beside.write_text(json.dumps(description))
+    with pytest.raises(UserError, match="features of other weights"):
+        predict.predict(options(model, made / "tones" / "dark" / "00.png"))
+
+
+def test_a_shared_model_predicts_the_same(model: Path, made: Path) -> None:
+    before = predict.predict(options(model, made / "tones"))
+    assert "share it together with" in sharing.export(model)
+    assert predict.predict(options(model.with_suffix(".skops"), made / "tones")) == before
+    assert predict.predict(options(model, made / "tones")) == before, "the .joblib file is as it was"
+
+
+@pytest.mark.parametrize("classifier", ["logistic", "mlp"])
+def test_every_classifier_can_be_shared(classifier: str, tmp_path: Path) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    features, labels = np.random.default_rng(0).standard_normal((60, 4)), np.arange(60) % 3
+    estimator = {
+        "logistic": LogisticRegression(warm_start=True),
+        "mlp": MLPClassifier((4,), random_state=np.random.RandomState(0)),
+    }[classifier]
+    if classifier == "mlp":
+        estimator.partial_fit(features, labels, classes=[0, 1, 2])
+    else:
+        estimator.fit(features, labels)
+    fitted = Pipeline([("scale", StandardScaler().fit(features)), (classifier, estimator)])
+    loaded = models._from_skops(tmp_path / "x.skops", models.to_skops(tmp_path / "x.skops", fitted))
+    np.testing.assert_array_equal(loaded.predict_proba(features), fitted.predict_proba(features))
+
+
+def test_a_hostile_skops_file_is_refused(model: Path, tmp_path: Path) -> None:
+    """Whoever shares a model writes its description, too: the digest fits, and yet nothing runs."""
+    import hashlib
+
+    import skops.io
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    hostile = Pipeline([("run", FunctionTransformer(func=os.system)), ("x", FunctionTransformer())])
+    content = skops.io.dumps(hostile)
+    for spoiled in (content, b"no skops file", content[: len(content) // 2]):
+        shared = model.with_suffix(".skops")
+        shared.write_bytes(spoiled)
+        beside = model.with_suffix(".json")
+        description = json.loads(beside.read_text())
+        beside.write_text(json.dumps({**description, "skops_sha256": hashlib.sha256(spoiled).hexdigest()}))
+        with pytest.raises(UserError, match="refused: it holds types|is damaged"):
+            models.load(shared)
+    with pytest.raises(UserError, match="cannot be stored in the format for sharing"):
+        models.to_skops(model, hostile)
+
+
+def test_the_card_says_what_matters(made: Path) -> None:
+    (card,) = (made / "m").glob("*.md")
+    text = card.read_text()
+    for word in (
+        "## Data", "tones", "## Features", "their middle square", "untrained", "block3_pool.max", "## Metrics", "| dark |",
+        "log loss", "## Limits", "## How to use it", "## Whom to trust", "runs code when it is loaded", "does **not** protect",
+    ):  # fmt: skip
+        assert word in text, word
