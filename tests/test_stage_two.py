@@ -305,7 +305,7 @@ def test_a_run_is_found_only_when_it_is_whole(tmp_path: Path) -> None:
     report.save(place, contents("later"), b"another model", {"created": "later"})
     assert report.find(place)["created"] == "later"  # type: ignore[index]
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(
-        [*report.RUN_FILES, "r-1.joblib", "r-1.json"]
+        [*report.RUN_FILES, "r-1.joblib", "r-1.json", "r-1.md"]
     )
 
     for path in (place.model, place.folder / "history.csv", place.description, place.folder / "metrics.json"):
