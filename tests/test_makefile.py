@@ -53,7 +53,20 @@ def calls(done: subprocess.CompletedProcess[str]) -> list[list[str]]:
 def test_help_is_the_default_and_lists_every_target() -> None:
     done = make(ROOT)
     assert done.returncode == 0
-    targets = ["install", "demo", "features", "train", "inspect", "test", "torture", "check", "format", "clean"]
+    targets = [
+        "install",
+        "demo",
+        "features",
+        "train",
+        "predict",
+        "export",
+        "inspect",
+        "test",
+        "torture",
+        "check",
+        "format",
+        "clean",
+    ]
     for target in [*targets, "clean-features"]:
         assert f"\n  {target} " in done.stdout
     assert make(ROOT, "help").stdout == done.stdout
@@ -104,6 +117,26 @@ def test_inspect_needs_a_file(project: Path) -> None:
     assert done.returncode == 2
     assert "name a feature file" in done.stderr
     assert calls(make(project, "inspect", "FILE=a b.h5")) == [["-m", "pipeline", "inspect", "a b.h5"]]
+
+
+def test_predict_needs_a_model_and_images(project: Path) -> None:
+    for given in ([], ["MODEL=m.joblib"], ["IMAGES=x"]):
+        done = make(project, "predict", *given)
+        assert done.returncode == 2
+        assert "name a model and images" in done.stderr
+    called = ["-m", "pipeline", "predict", "--model", "a b.joblib", "--top-k", "3", "--", "-my scans"]
+    assert calls(make(project, "predict", "MODEL=a b.joblib", "IMAGES=-my scans", "TOP_K=3")) == [called]
+    flags = ["TOP_K", "FORMAT", "OUTPUT", "SHEET", "DATA_DIR", "WEIGHTS", "BATCH_SIZE", "FOLLOW_LINKS"]
+    (called,) = calls(make(project, "predict", "MODEL=m", "IMAGES=x", *(f"{flag}=1" for flag in flags)))
+    named = {
+        word.removeprefix("--").replace("-", "_").upper() for word in called if word.startswith("--") and word != "--"
+    }
+    assert named == {*flags, "MODEL"}
+
+
+def test_export_needs_a_model(project: Path) -> None:
+    assert make(project, "export").returncode == 2
+    assert calls(make(project, "export", "MODEL=a b.joblib")) == [["-m", "pipeline", "export", "--model", "a b.joblib"]]
 
 
 def test_folders_named_like_targets_do_not_hide_them(project: Path) -> None:
