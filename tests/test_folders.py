@@ -485,7 +485,7 @@ def test_train_lists_what_was_left_out_and_names_every_row(folder: Path, tmp_pat
     assert [row["label"] for row in predictions] == [row["file"].split("/")[0] for row in predictions]
     assert len(predictions) == cache.rows["test"]
     (card,) = (tmp_path / "m").glob("*.md")
-    for text in ("insects", "untrained", "1 files were not used", "runs code when it is loaded", "| ant |"):
+    for text in ("insects", "untrained", "1 file was not used", "runs code when it is loaded", "| ant |"):
         assert text in card.read_text()
     assert_user_error(run("train", *flags, "--strict"), "--strict makes an error", "ant/text.jpg")
     again = run("train", *flags)
