@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -73,25 +74,25 @@ def probe() -> NDArray[np.uint8]:
     return coarse.repeat(4, axis=1).repeat(4, axis=2)
 
 
-def check_images(work: Work) -> None:
+def check_images(dataset: Dataset, build: Build, batch_size: int) -> None:
     """Decode every image that no cache has, before anything is computed.
 
     Raises
     ------
     UserError
-        When one cannot be used; all of them are named.
+        When a file of the data set cannot be used; all of them are named.
     """
-    build, members = work.build, work.members
-    if members is None:
+    if dataset.members is None:
         return
-    with reuse.known_rows(build.folder, build.spec, _digests(members)) as known:
-        rows = [(split, int(row)) for split, who in members.items() for row in np.flatnonzero(~known.has(who.digests))]
-    faults = []
+    spec = build.spec
+    members = {name: who.first(spec.limit) for name, who in dataset.members.items()}
+    splits = {name: split.first(spec.limit) for name, split in dataset.splits.items()}
+    with reuse.known_rows(build.folder, spec, _digests(members)) as known:
+        rows = [(name, int(row)) for name, who in members.items() for row in np.flatnonzero(~known.has(who.digests))]
+    faults = list(dataset.skipped)
     with (
         Progress("checking", len(rows), "images") as progress,
-        feeding.batches(
-            work.splits, rows, image_size=build.spec.image_size, fit=build.spec.fit, batch_size=work.batch_size
-        ) as source,
+        feeding.batches(splits, rows, image_size=spec.image_size, fit=spec.fit, batch_size=batch_size) as source,
     ):
         for batch in source:
             faults += [
@@ -100,7 +101,7 @@ def check_images(work: Work) -> None:
                 if isinstance(image, Unusable)
             ]
             progress.update(len(batch))
-    refuse_skipped(faults, work.dataset.source)
+    refuse_skipped(sorted(faults, key=lambda item: os.fsencode(item.file)), dataset.source)
 
 
 def refuse_skipped(skipped: Sequence[Skipped], source: str) -> None:

@@ -89,8 +89,6 @@ def extract(options: FeatureOptions, *, batch_size: int = BATCH_SIZE) -> Extract
     """
     check_batch_size(batch_size)
     dataset = datasets.load(options.dataset, options.data_dir, download=True, follow_links=options.follow_links)
-    if options.strict:
-        computing.refuse_skipped(dataset.skipped, dataset.source)
     specs = candidate_specs(options, dataset.digest, dataset.rows, weights_digest(options))
     hit = find(options.features_dir, specs)
     if hit is not None:
@@ -236,6 +234,8 @@ def _build(options: FeatureOptions, dataset: Dataset, spec: FeatureSpec, batch_s
         made_meanwhile = find(options.features_dir, [spec])
         if made_meanwhile is not None:
             return _found(made_meanwhile, options)
+        if options.strict:
+            computing.check_images(dataset, build, batch_size)
         _check_space(build)
         summary = compute(options, dataset, build, batch_size)
     if dataset.members is None:
@@ -255,8 +255,6 @@ def compute(options: FeatureOptions, dataset: Dataset, build: parts.Build, batch
     work = computing.Work(
         dataset, build, network, lambda sample: make_extractor(network, build.spec, sample, batch_size), batch_size
     )
-    if options.strict:
-        computing.check_images(work)
     return computing.compute(work)
 
 

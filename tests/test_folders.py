@@ -338,7 +338,9 @@ def test_rows_of_the_cache_are_named_and_faults_leave_no_gap(folder: Path, tmp_p
     assert fresh.is_user_error
     assert "THROUGH" not in fresh.said, "nothing is computed before it is refused"
     for outcome in (strict, fresh):
+        assert "18 files" in outcome.said
         assert "--strict makes an error" in outcome.said
+        assert all(f"{label}/{name} (" in outcome.said for label in ("ant", "bee") for name in pictures.FAULTS)
 
 
 def test_strict_finds_what_only_decoding_tells_before_computing(folder: Path, tmp_path: Path) -> None:
