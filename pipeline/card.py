@@ -48,11 +48,14 @@ def _data(metrics: Mapping[str, Any], description: Mapping[str, Any], cache: Any
     ]
     if data["official"] is not True:
         lines.append("- **These are not the official files of that data set.**")
-    if cache.has_members:
+    if cache.has_members and not cache.skipped:
+        lines.append("- every file of it was used")
+    elif cache.has_members:
         leaks = sum(item.is_leak for item in cache.skipped)
+        count = len(cache.skipped)
         lines.append(
-            f"- {len(cache.skipped):,} files were not used, {leaks:,} of them because they would have leaked from "
-            f"train into test; `skipped.csv` in the run's folder lists them"
+            f"- {count:,} {'file was' if count == 1 else 'files were'} not used, {leaks:,} of them because of a leak "
+            f"from train into test; `skipped.csv` in the run's folder lists them"
         )
     return "\n".join(lines)
 

@@ -97,8 +97,6 @@ def extract(options: FeatureOptions, *, batch_size: int | None = None, threads: 
         if likely is not None:
             aside.do(_try_to_open, likely)
         dataset = datasets.load(options.dataset, options.data_dir, download=True, follow_links=options.follow_links)
-        if options.strict:
-            computing.refuse_skipped(dataset.skipped, dataset.source)
         specs = candidate_specs(options, dataset.digest, dataset.rows, weights_digest(options))
         hit = find(options.features_dir, specs, aside.wait())
     if hit is not None:
@@ -297,6 +295,8 @@ def _build(
         made_meanwhile = find(options.features_dir, [spec])
         if made_meanwhile is not None:
             return _found(made_meanwhile, options)
+        if options.strict:
+            computing.check_images(dataset, build, plan.batch_size)
         _check_space(build)
         summary = compute(options, dataset, build, plan, threads)
     if dataset.members is None:
@@ -318,8 +318,6 @@ def compute(
     work = computing.Work(
         dataset, build, network, lambda sample: make_extractor(network, build.spec, sample, plan, threads), plan
     )
-    if options.strict:
-        computing.check_images(work)
     return computing.compute(work)
 
 

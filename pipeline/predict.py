@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import extract, feeding, files, folders, images, models, report, sheet
+from pipeline import computing, extract, feeding, files, folders, images, models, report, sheet
 from pipeline.collection import Image, Skipped, Split, Unusable, listing, printable
 from pipeline.errors import UserError, file_errors
 from pipeline.extract import FeatureOptions
@@ -198,7 +198,7 @@ def _classify(
             if usable:
                 pixels = [image for _, image in usable]
                 if extractor is None:
-                    extractor = extract.make_extractor(network, spec, pixels[:2], plan)
+                    extractor = extract.make_extractor(network, spec, computing.probe(), plan)
                 features = extractor(pixels)
                 columns = np.hstack([features[tap] for tap in spec.taps]).astype(np.float32)
                 names = [str(paths[row]) for row, _ in usable]

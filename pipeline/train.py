@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import platform
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -178,7 +179,8 @@ def _find_without_data(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
 
 def _no_cache(options: FeatureOptions) -> UserError:
     given = [
-        f"--{item.name.replace('_', '-')} {getattr(options, item.name)}"
+        f"--{item.name.replace('_', '-')}"
+        + ("" if getattr(options, item.name) is True else f" {shlex.quote(str(getattr(options, item.name)))}")
         for item in dataclasses.fields(options)
         if getattr(options, item.name) != item.default
     ]

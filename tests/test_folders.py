@@ -338,7 +338,9 @@ def test_rows_of_the_cache_are_named_and_faults_leave_no_gap(folder: Path, tmp_p
     assert fresh.is_user_error
     assert "THROUGH" not in fresh.said, "nothing is computed before it is refused"
     for outcome in (strict, fresh):
+        assert "18 files" in outcome.said
         assert "--strict makes an error" in outcome.said
+        assert all(f"{label}/{name} (" in outcome.said for label in ("ant", "bee") for name in pictures.FAULTS)
 
 
 def test_strict_finds_what_only_decoding_tells_before_computing(folder: Path, tmp_path: Path) -> None:
@@ -485,7 +487,7 @@ def test_train_lists_what_was_left_out_and_names_every_row(folder: Path, tmp_pat
     assert [row["label"] for row in predictions] == [row["file"].split("/")[0] for row in predictions]
     assert len(predictions) == cache.rows["test"]
     (card,) = (tmp_path / "m").glob("*.md")
-    for text in ("insects", "untrained", "1 files were not used", "runs code when it is loaded", "| ant |"):
+    for text in ("insects", "untrained", "1 file was not used", "runs code when it is loaded", "| ant |"):
         assert text in card.read_text()
     assert_user_error(run("train", *flags, "--strict"), "--strict makes an error", "ant/text.jpg")
     again = run("train", *flags)

@@ -135,6 +135,26 @@ def test_the_benchmarks_have_requirements_of_their_own(project: Path) -> None:
     assert "torch" not in (ROOT / "requirements.txt").read_text(encoding="utf-8")
 
 
+def test_predict_needs_a_model_and_images(project: Path) -> None:
+    for given in ([], ["MODEL=m.joblib"], ["IMAGES=x"]):
+        done = make(project, "predict", *given)
+        assert done.returncode == 2
+        assert "name a model and images" in done.stderr
+    called = ["-m", "pipeline", "predict", "--model", "a b.joblib", "--top-k", "3", "--", "-my scans"]
+    assert calls(make(project, "predict", "MODEL=a b.joblib", "IMAGES=-my scans", "TOP_K=3")) == [called]
+    flags = ["TOP_K", "FORMAT", "OUTPUT", "SHEET", "DATA_DIR", "WEIGHTS", "BATCH_SIZE", "FOLLOW_LINKS"]
+    (called,) = calls(make(project, "predict", "MODEL=m", "IMAGES=x", *(f"{flag}=1" for flag in flags)))
+    named = {
+        word.removeprefix("--").replace("-", "_").upper() for word in called if word.startswith("--") and word != "--"
+    }
+    assert named == {*flags, "MODEL"}
+
+
+def test_export_needs_a_model(project: Path) -> None:
+    assert make(project, "export").returncode == 2
+    assert calls(make(project, "export", "MODEL=a b.joblib")) == [["-m", "pipeline", "export", "--model", "a b.joblib"]]
+
+
 def test_folders_named_like_targets_do_not_hide_them(project: Path) -> None:
     for folder in ("features", "data", "models", "output"):
         (project / folder).mkdir()
