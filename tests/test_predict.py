@@ -7,12 +7,14 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pictures
 import pytest
-from conftest import Run, assert_user_error
+from conftest import ROOT, Run, assert_user_error
 from PIL import Image
 
 from pipeline import models, predict, sharing
@@ -25,21 +27,25 @@ FLAGS = ["--weights", "random", "--precision", "float32", "--image-size", "32", 
 FLAGS += ["--fit", "crop", "--batch-size", "16"]
 
 
+def _pipeline(*arguments: object) -> None:
+    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of dark and light pictures, its features, and a model of each kind."""
-    from pipeline import cli
-
     home = tmp_path_factory.mktemp("predict")
     for label, level in (("dark", 40), ("light", 200)):
         (home / "tones" / label).mkdir(parents=True)
         for i in range(12):
             image = np.clip(pictures.pixels(i, 40, 50 + i) / 8 + level, 0, 255).astype(np.uint8)
             Image.fromarray(image).save(home / "tones" / label / f"{i:02d}.png")
-    places = ["--features-dir", str(home / "f")]
-    assert cli.main(["features", "--dataset", str(home / "tones"), *FLAGS, *places]) == 0
-    places += ["--models-dir", str(home / "m"), "--output-dir", str(home / "o")]
-    assert cli.main(["train", "--dataset", str(home / "tones"), *FLAGS, *places, "--C", "0.1"]) == 0
+    places = ["--features-dir", home / "f"]
+    _pipeline("features", "--dataset", home / "tones", *FLAGS, *places)
+    places += ["--models-dir", home / "m", "--output-dir", home / "o"]
+    _pipeline("train", "--dataset", home / "tones", *FLAGS, *places, "--C", "0.1")
     return home
 
 
