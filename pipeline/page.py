@@ -27,6 +27,7 @@ from PIL import Image
 
 from pipeline import certainty, charts, classifiers, datasets, files, leaderboard, report
 from pipeline.charts import Point, Series
+from pipeline.collection import printable
 from pipeline.errors import UserError, file_errors
 from pipeline.leaderboard import Run
 from pipeline.progress import Progress
@@ -44,12 +45,13 @@ CONFUSION_CLASSES = 25  # up to which the matrix is shown as a table; beyond it,
 
 @dataclass(frozen=True)
 class Predictions:
-    """A run's predictions.csv: a list entry for each row of the test split, in its order."""
+    """A run's predictions.csv: a list entry for each row of the test split; files only where rows have names."""
 
     indices: list[int]
     labels: list[str]
     predicted: list[str]
     confidences: list[float]
+    files: list[str]
 
     @property
     def rows(self) -> str:
@@ -66,10 +68,10 @@ class Predictions:
 def _read_predictions(path: Path) -> Predictions | None:
     try:
         with open(path, encoding="utf-8", newline="") as stream:
-            rows = list(csv.reader(stream))[1:]
+            header, *rows = list(csv.reader(stream))
         return Predictions(
             [int(row[0]) for row in rows], [row[1] for row in rows], [row[2] for row in rows],
-            [float(row[3]) for row in rows],
+            [float(row[3]) for row in rows], [row[4] for row in rows] if header[4:] == ["file"] else [],
         )  # fmt: skip
     except (OSError, ValueError, IndexError) as error:
         log.warning("warning: %s cannot be read (%s): the page does without it", path, error)
@@ -105,39 +107,66 @@ def _unsaid() -> Iterator[None]:
 
 
 @dataclass
-class _Images:
-    """Test images of the data sets that are on this machine, as small WebP pictures."""
+class _TestImages:
+    """Images of one test split, as small WebP pictures.
 
-    data_dir: Path
-    _splits: dict[tuple[str, str], Any] = field(default_factory=dict)
-    _ready: dict[tuple[str, int], str] = field(default_factory=dict)
+    Attributes
+    ----------
+    images : ndarray or LazyImages
+    rows : dict or None
+        Row of each file, where the images are files.
+    """
 
-    def of(self, run: Run) -> Any | str:
-        """Images of a run's test split, or a sentence that says why there are none."""
-        name, digest = run.metrics["dataset"]["name"], run.metrics["dataset"]["digest"]
-        if (name, digest) not in self._splits:
-            try:
-                with _unsaid():  # whoever made the run was told about the data then
-                    dataset = datasets.load(name, self.data_dir, download=False)
-                if dataset.digest == digest:
-                    found: Any = dataset.splits["test"].images
-                else:
-                    found = f"The {name} in {self.data_dir} is not the one that this run saw, so no images are shown."
-            except UserError as error:
-                log.info("no images of %s on the page: %s", name, error)
-                found = f"No images are shown, because {name} was not on the machine where this page was made."
-            self._splits[name, digest] = found
-        return self._splits[name, digest]
+    images: Any
+    rows: dict[str, int] | None
+    _ready: dict[int, str] = field(default_factory=dict)
 
-    def uri(self, digest: str, images: Any, index: int) -> str:
-        """One image as a data URI."""
-        if (digest, index) not in self._ready:
-            picture = Image.fromarray(np.ascontiguousarray(images[index : index + 1][0]))
+    def uri(self, predictions: Predictions, position: int) -> str | None:
+        """The image of a prediction as a data URI; None when there is no such image any more."""
+        if self.rows is None:
+            row = predictions.indices[position]
+        else:  # a cache leaves rows out whose images cannot be used, so its numbers are not the data set's
+            row = self.rows.get(predictions.files[position], -1) if predictions.files else -1
+        if not 0 <= row < len(self.images):
+            return None
+        if row not in self._ready:
+            picture = Image.fromarray(np.ascontiguousarray(self.images[row : row + 1][0]))
             picture.thumbnail((THUMBNAIL, THUMBNAIL))
             buffer = io.BytesIO()
             picture.save(buffer, "WEBP", quality=WEBP_QUALITY, method=4)
-            self._ready[digest, index] = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-        return self._ready[digest, index]
+            self._ready[row] = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+        return self._ready[row]
+
+
+@dataclass
+class _Images:
+    """Test images of the data sets that are on this machine."""
+
+    data_dir: Path
+    _known: dict[tuple[str, str], _TestImages | str] = field(default_factory=dict)
+
+    def of(self, run: Run) -> _TestImages | str:
+        """Images of a run's test split, or a sentence that says why there are none."""
+        about = run.metrics["dataset"]
+        name, digest, where = about["name"], about["digest"], about.get("folder", about["name"])
+        if (where, digest) not in self._known:
+            self._known[where, digest] = self._load(name, digest, where)
+        return self._known[where, digest]
+
+    def _load(self, name: str, digest: str, where: str) -> _TestImages | str:
+        try:
+            with _unsaid():  # whoever made the run was told about the data then
+                dataset = datasets.load(where, self.data_dir, download=False)
+        except UserError as error:
+            log.info("no images of %s on the page: %s", name, error)
+            return f"No images are shown, because {name} was not on the machine where this page was made."
+        if dataset.digest != digest:
+            place = where if dataset.members is not None else f"{name} in {self.data_dir}"
+            return f"The {place} is not the one that this run saw, so no images are shown."
+        rows = None
+        if dataset.members is not None:
+            rows = {printable(file): row for row, file in enumerate(dataset.members["test"].names)}
+        return _TestImages(dataset.splits["test"].images, rows)
 
 
 @dataclass(frozen=True)
@@ -165,19 +194,15 @@ def _galleries(run: Run, predictions: Predictions, images: _Images) -> dict[str,
     mistakes = [int(row) for row in order if predictions.labels[row] != predictions.predicted[row]]
     pairs = Counter((predictions.labels[row], predictions.predicted[row]) for row in mistakes)
     source = images.of(run)
-    digest = run.metrics["dataset"]["digest"]
 
     def pictures(rows: Sequence[int]) -> list[Picture]:
         if isinstance(source, str):
             return []
         return [
-            Picture(
-                images.uri(digest, source, predictions.indices[row]), predictions.labels[row],
-                predictions.predicted[row], predictions.confidences[row],
-            )
+            Picture(uri, predictions.labels[row], predictions.predicted[row], predictions.confidences[row])
             for row in rows
-            if predictions.indices[row] < len(source)
-        ]  # fmt: skip
+            if (uri := source.uri(predictions, row)) is not None
+        ]
 
     confused = []
     for (label, predicted), count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:GALLERY_PAIRS]:

@@ -256,6 +256,8 @@ def _compute(
             "name": asked.dataset,
             "digest": asked.dataset_digest,
             "official": cache.provenance["official"],
+            # A folder is known by where it is: the page shows images from there.
+            **({"folder": str(cache.provenance["dataset_source"])} if cache.has_members else {}),
         },
         "features": {
             "file": str(cache.path),

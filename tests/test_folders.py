@@ -479,13 +479,16 @@ def test_train_lists_what_was_left_out_and_names_every_row(folder: Path, tmp_pat
     done = run("train", *flags)
     assert done.returncode == 0, done.stderr
     assert "1 file was not used:\n  ant/text.jpg: no image" in done.stdout
-    (output,) = (tmp_path / "o").iterdir()
+    output = next((tmp_path / "o").glob("*/metrics.json")).parent
     skipped = list(csv.DictReader((output / "skipped.csv").open()))
     assert [row["file"] for row in skipped] == ["ant/text.jpg"]
     predictions = list(csv.DictReader((output / "predictions.csv").open()))
     (cache,) = caches(tmp_path / "f")
     assert [row["label"] for row in predictions] == [row["file"].split("/")[0] for row in predictions]
     assert len(predictions) == cache.rows["test"]
+    assert (tmp_path / "o" / "index.html").read_text().count('src="data:image/webp') > 0 or all(
+        row["label"] == row["predicted"] for row in predictions
+    ), "mistakes are shown with their images"
     (card,) = (tmp_path / "m").glob("*.md")
     for text in ("insects", "untrained", "1 file was not used", "runs code when it is loaded", "| ant |"):
         assert text in card.read_text()
