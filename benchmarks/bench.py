@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -150,14 +149,11 @@ class Run:
 
 def timed(command: list[str]) -> Run:
     """Run a command to its end."""
-    began = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - began
-    if process.returncode:
-        raise SystemExit(f"{command} failed with status {process.returncode}")
-    return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    timer = [sys.executable, str(ROOT / "benchmarks" / "timed.py")]
+    done = subprocess.run([*timer, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{command} failed: {done.stdout}{done.stderr}")
+    return Run(**json.loads(done.stdout))
 
 
 def whole_command(chosen: argparse.Namespace, folder: Path) -> dict[int, tuple[int, Run, float, list[float]]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ class FileImages:
         size = int(np.prod(PIXELS))
         data = np.fromfile(self._path, np.uint8, len(rows) * size, offset=rows.start * size)
         return data.reshape(-1, *PIXELS)
+
+    def decoder(self, image_size: int, fit: str) -> Callable[[int], NDArray[np.uint8]]:
+        """Give a function that reads one image; see `pipeline.collection.LazyImages`."""
+        return lambda row: self[row : row + 1][0]
 
 
 def write_images(data_dir: Path, rows: int, path: Path) -> None:
