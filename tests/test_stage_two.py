@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from pathlib import Path
 
 import joblib
@@ -272,6 +273,14 @@ def test_calibration_pictures() -> None:
 def test_confusion_pictures(classes: int) -> None:
     names = [f"class with a rather long name {index}" for index in range(classes)]
     assert is_png(figures.confusion_matrix(np.eye(classes, dtype=np.int64) * 7, names, "title"))
+
+
+def test_names_of_classes_are_no_formulas_and_no_noise(caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = figures.confusion_matrix(np.eye(2, dtype=np.int64), ["$\\nothing$ _^", "\U00012000"], "$a$ of $b")
+    assert is_png(picture)
+    assert "no font here has the characters \U00012000" in caplog.text or not caplog.text
 
 
 def test_learning_curve_pictures() -> None:
