@@ -121,6 +121,40 @@ def test_what_does_not_converge_says_so() -> None:
     assert select("ridge", blobs(300)).fitted.reason is None
 
 
+@pytest.mark.parametrize("name", ["mlp", "ridge"])
+def test_parameters_that_overflow_are_explained(name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name} cannot be fitted with .*alpha=1e\+300.*Choose less extreme values"):
+        select(name, blobs(300), alpha=1e300)
+
+
+def test_what_diverges_later_keeps_its_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.neural_network import MLPClassifier
+
+    real, calls = MLPClassifier.partial_fit, []
+
+    def diverging(self: MLPClassifier, *args: object, **named: object) -> object:
+        calls.append(1)
+        if len(calls) == 4:
+            raise ValueError("Solver produced non-finite parameter weights.")
+        return real(self, *args, **named)
+
+    monkeypatch.setattr(MLPClassifier, "partial_fit", diverging)
+    chosen = select("mlp", blobs(300), alpha=0.1).fitted
+    assert chosen.reason == "it diverged in epoch 4"
+    assert len(chosen.history.steps) == 3
+
+
+def test_an_interrupt_stops_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.neural_network import _stochastic_optimizers
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_stochastic_optimizers.AdamOptimizer, "_get_updates", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        select("mlp", blobs(300), alpha=0.1)
+
+
 def test_mlp_keeps_its_best_epoch() -> None:
     rows = protocol.prepare(blobs(300), 0, CLASSES)
     params = options("mlp", hidden_layer_sizes=(64,), alpha=0.0, learning_rate_init=0.02, max_epochs=60, patience=4)
