@@ -100,7 +100,8 @@ def _is_overflow(error: ValueError) -> bool:
 @contextmanager
 def _explaining(name: str, params: Mapping[str, Any]) -> Iterator[None]:
     try:
-        yield
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is said below
+            yield
     except ValueError as error:
         if not _is_overflow(error):
             raise
