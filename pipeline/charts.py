@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 420, 270  # units of the drawing's own coordinates; the page scales it
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 14, 46
+WIDTH, HEIGHT = 420, 284  # units of the drawing's own coordinates; the page scales it
+LEFT, RIGHT, TOP, BOTTOM = 58, 20, 28, 46  # the legend is above the frame
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class _Plot:
 
     def __init__(self, xs: Sequence[float], ys: Sequence[float], log_x: bool) -> None:
         self._log = log_x and min(xs) > 0
+        self._whole = all(float(x).is_integer() for x in xs) and max(xs) - min(xs) > 1  # there is no half iteration
         self._x_low, self._x_high = min(xs), max(xs)
         if self._x_low == self._x_high:
             factor = 1.5 if self._log else 1.0
@@ -92,17 +93,19 @@ class _Plot:
         share = (value - self._y_low) / (self._y_high - self._y_low)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
-    def frame(self, x_label: str, y_label: str, say_y: Callable[[float], str]) -> None:
+    def frame(
+        self, x_label: str, y_label: str, say_y: Callable[[float], str], say_x: Callable[[float], str] = plain
+    ) -> None:
         right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
         for tick in nice_ticks(self._y_low, self._y_high):
             at = self.y(tick)
             self.parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{right}"/>')
             self.parts.append(f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{escape(say_y(tick))}</text>')
         ticks = (log_ticks if self._log else nice_ticks)(self._x_low, self._x_high)
-        for tick in ticks:
+        for tick in (tick for tick in ticks if not self._whole or tick == round(tick)):
             at = self.x(tick)
             self.parts.append(f'<path class="tick" d="M{at:.1f} {bottom}v4"/>')
-            self.parts.append(f'<text x="{at:.1f}" y="{bottom + 17}" text-anchor="middle">{plain(tick)}</text>')
+            self.parts.append(f'<text x="{at:.1f}" y="{bottom + 17}" text-anchor="middle">{escape(say_x(tick))}</text>')
         self.parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>')
         middle = (LEFT + right) / 2
         self.parts.append(
@@ -114,9 +117,9 @@ class _Plot:
             f"{escape(y_label)}</text>"
         )
 
-    def svg(self, title: str) -> str:
+    def svg(self, title: str, role: str = "img") -> str:
         return (
-            f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+            f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="{role}" aria-label="{escape(title)}">'
             f"{''.join(self.parts)}</svg>"
         )
 
@@ -127,6 +130,7 @@ def lines(
     *,
     x_label: str,
     y_label: str,
+    say_x: Callable[[float], str] = plain,
     say_y: Callable[[float], str] = plain,
     log_x: bool = False,
     kept: float | None = None,
@@ -141,8 +145,8 @@ def lines(
     series : sequence of Series
         At least one value each.
     x_label, y_label : str
-    say_y : callable
-        From a value of the vertical axis to its text.
+    say_x, say_y : callable
+        From a value of an axis to its text.
     log_x : bool
     kept : float, optional
         Where to mark the step whose model was kept.
@@ -152,7 +156,7 @@ def lines(
     xs = [x for line in series for x in line.xs] + ([0.0, 1.0] if diagonal else [])
     ys = [y for line in series for y in line.ys] + ([0.0, 1.0] if diagonal else [])
     plot = _Plot(xs, ys, log_x)
-    plot.frame(x_label, y_label, say_y)
+    plot.frame(x_label, y_label, say_y, say_x)
     if diagonal:
         plot.parts.append(f'<path class="kept" d="M{plot.x(0):.1f} {plot.y(0):.1f}L{plot.x(1):.1f} {plot.y(1):.1f}"/>')
     if kept is not None:
@@ -172,7 +176,7 @@ def lines(
 def _legend(entries: Sequence[tuple[str, str]]) -> list[str]:
     parts, at = [], LEFT + 8
     for name, mark in entries:
-        parts.append(f'<g transform="translate({at} {TOP - 4})">{mark}<text x="27" y="4">{escape(name)}</text></g>')
+        parts.append(f'<g transform="translate({at} 12)">{mark}<text x="27" y="4">{escape(name)}</text></g>')
         at += 38 + 7 * len(name)
     return parts
 
@@ -212,4 +216,4 @@ def scatter(
             for index, name in enumerate(names)
         ]
     )
-    return plot.svg(title)
+    return plot.svg(title, role="group")  # an image would hide its links from screen readers

@@ -8,11 +8,14 @@ make estimators import it when they are called.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.errors import UserError
+
+MAX_SEED = 2**32 - 1  # what numpy's legacy generator, which scikit-learn uses, accepts
 
 
 @dataclass(frozen=True)
@@ -279,8 +282,28 @@ def get(name: str) -> Classifier:
     return REGISTRY[name]
 
 
-def check_option(classifier: str, name: str, value: Any) -> Any:
+def check_seed(seed: Any, subject: str = "The seed parameter") -> int:
+    """Return a seed that every generator accepts.
+
+    Raises
+    ------
+    UserError
+        When it is not a whole number, or out of bounds; the message begins with ``subject``.
+    """
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
+        raise UserError(f"{subject} must be a whole number between 0 and {MAX_SEED}. Got {seed!r}.")
+    return seed
+
+
+def check_option(classifier: str, name: str, value: Any, subject: str | None = None) -> Any:
     """Return a value that an option of a classifier may have.
+
+    Parameters
+    ----------
+    classifier, name : str
+    value : object
+    subject : str, optional
+        What a message calls the option; its flag when None.
 
     Raises
     ------
@@ -297,18 +320,19 @@ def check_option(classifier: str, name: str, value: Any) -> Any:
     option = options[name]
     kind = int if option.kind is tuple else option.kind
     items: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
-    if kind is float:
-        items = [float(item) if type(item) is int else item for item in items]
     fits = bool(items) and (len(items) == 1 or option.kind is tuple)
     if not fits or not all(_allowed(item, kind, option.least) for item in items):
-        what = "a whole number" if kind is int else "a number"
-        raise UserError(f"The {option.flag} option must be {what} of at least {option.least:g}. Got {value!r}.")
+        what = "whole numbers" if option.kind is tuple else "a whole number" if kind is int else "a number"
+        raise UserError(
+            f"{subject or f'The {option.flag} option'} must be {what} of at least {option.least:g}. Got {value!r}."
+        )
+    items = [kind(item) for item in items]
     return tuple(items) if option.kind is tuple else items[0]
 
 
 def _allowed(item: Any, kind: type, least: float) -> bool:
-    """Whether a value is of exactly this type (a bool is no number), finite and not too small."""
-    return type(item) in (kind,) and math.isfinite(item) and bool(item >= least)
+    """Whether a value is a number of this type (a bool is none), finite, not too small and none that no float holds."""
+    return type(item) in (int, kind) and bool(least <= item <= sys.float_info.max)
 
 
 def resolve(classifier: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,12 @@ The colours are Okabe and Ito's, which colour-blind readers can tell apart
 
 from __future__ import annotations
 
+import functools
 import io
+import logging
+import re
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,13 +23,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+log = logging.getLogger("pipeline")
+
 DPI = 150
+# Asked, where installed, for what DejaVu Sans, which matplotlib brings, does not have.
+WIDE_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei",
+    "Malgun Gothic", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Noto Sans Devanagari", "Noto Sans Thai",
+    "Arial Unicode MS", "Unifont",
+)  # fmt: skip
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 STYLE: Any = {  # matplotlib types the keys of such a mapping one by one
+    "font.family": ["DejaVu Sans", *(font for font in WIDE_FONTS if font in get_font_names())],
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.spines.top": False,
@@ -35,6 +49,7 @@ STYLE: Any = {  # matplotlib types the keys of such a mapping one by one
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "legend.frameon": False,
+    "text.parse_math": False,  # a dollar sign in the name of a class or a folder is one
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
     "figure.constrained_layout.use": True,
@@ -48,9 +63,29 @@ def _wrapped(title: str, inches: float) -> str:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", r"Glyph \d+")
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     plt.close(figure)
+    missing = ""
+    for item in caught:
+        glyph = re.match(r"Glyph (\d+)", str(item.message))
+        if glyph is None:
+            warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
+        elif chr(int(glyph[1])) not in missing:
+            missing += chr(int(glyph[1]))
+    _say_missing(missing)
     return buffer.getvalue()
+
+
+@functools.cache  # once for all pictures of a run
+def _say_missing(characters: str) -> None:
+    if characters:
+        log.warning(
+            "warning: no font here has the characters %s: pictures show boxes for them. Install a font that has, such "
+            "as Noto Sans CJK, and run the command again with --force",
+            characters,
+        )
 
 
 def history(
@@ -73,7 +108,7 @@ def history(
         Number of classes; guessing has a loss of its logarithm, which bounds the axis of the loss.
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(9.0, 3.8))
+        figure, axes = plt.subplots(1, 2, figsize=(9.0, 4.1))
         marker = "o" if len(steps) <= 40 else None
         in_time = unit in ("iteration", "epoch")
         for axis, what in zip(axes, ("loss", "accuracy"), strict=True):
@@ -99,7 +134,8 @@ def history(
                 axis.set_xticks(list(steps), [f"{step:g}" for step in steps])
                 axis.xaxis.set_minor_formatter(NullFormatter())
                 axis.tick_params(axis="x", which="minor", length=0)
-            axis.legend()
+        # Below both, not in them: curves leave no corner free for certain.
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         axes[0].set_ylabel("mean cross-entropy (nats)")
         axes[0].set_ylim(0, 1.05 * min(np.log(chance) * 1.3, _highest(curves, "loss")))
         axes[1].set_ylabel("accuracy")
@@ -126,7 +162,7 @@ def learning_curve(
     title : str
     """
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6.4, 4.2))
+        figure, axis = plt.subplots(figsize=(6.4, 4.6))
         seeds = train.shape[1]
         for values, colour, line, marker, label in (
             (train, BLUE, "-", "o", "training"),
@@ -144,7 +180,7 @@ def learning_curve(
         axis.set_xlabel("training rows (logarithmic scale)")
         axis.set_ylabel("accuracy")
         axis.yaxis.set_major_formatter(_PERCENT)
-        axis.legend(title=f"mean ± 1 s.d. of {seeds} seeds", alignment="left")
+        figure.legend(title=f"mean ± 1 s.d. of {seeds} seeds", loc="outside lower center", ncols=2)
         axis.set_title(_wrapped(title, 5.6))
         return _png(figure)
 
@@ -168,7 +204,7 @@ def calibration(
     total = max(sum(counts), 1)
     filled = [index for index, rows in enumerate(counts) if rows]
     with plt.rc_context(STYLE):
-        figure, (top, bottom) = plt.subplots(2, 1, figsize=(5.2, 6.0), sharex=True, height_ratios=(3, 1))
+        figure, (top, bottom) = plt.subplots(2, 1, figsize=(5.2, 6.4), sharex=True, height_ratios=(3, 1))
         top.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2, label="confidence = accuracy")
         top.bar(
             [(index + 0.5) / bins for index in filled],
@@ -190,7 +226,7 @@ def calibration(
         top.set_ylim(0, 1)
         top.set_xlim(0, 1)
         top.yaxis.set_major_formatter(_PERCENT)
-        top.legend(title=f"expected calibration error {100 * ece:.2f} %", alignment="left", loc="upper left")
+        figure.legend(title=f"expected calibration error {100 * ece:.2f} %", loc="outside lower center", ncols=2)
         bottom.bar(
             [(index + 0.5) / bins for index in range(bins)],
             [rows / total for rows in counts],
@@ -218,11 +254,13 @@ def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], titl
     classes = len(class_names)
     totals = counts.sum(axis=1, keepdims=True)
     shares = 100 * counts / np.maximum(totals, 1)
-    labels = [name if len(name) <= 24 else name[:23] + "…" for name in class_names]
+    # Shortened in the middle: names that begin alike mostly end otherwise.
+    labels = [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in class_names]
     with_numbers = classes <= 25
     inches = (
         float(np.clip(0.44 * classes + 1.8, 4.2, 14)) if with_numbers else float(np.clip(0.16 * classes + 2, 7, 24))
     )
+    inches += 0.06 * max(map(len, labels))
     with plt.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
         figure, axis = plt.subplots(figsize=(inches + 1.0, inches))
         image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)

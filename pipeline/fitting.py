@@ -6,8 +6,10 @@ that is kept.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.frozen import FrozenEstimator
 
 from pipeline import classifiers, history, multinomial
+from pipeline.errors import UserError
 from pipeline.history import Data, History, Scores, Step, Watch
 
 IMPROVEMENT = 1e-3  # of the validation loss that patience is renewed for: averaged models creep on for ever
@@ -78,9 +81,34 @@ def fit(
         Where an iterative solver begins; ignored by classifiers without one.
     watch : callable
         Told every step.
+
+    Raises
+    ------
+    UserError
+        When the parameters are so extreme that nothing finite comes out.
     """
     how = {"iterations": _fit_iterations, "epochs": _fit_epochs, "once": _fit_once}
-    return how[classifiers.get(name).learns](name, dict(params), train, validation, seed, start, watch)
+    with _explaining(name, params):
+        return how[classifiers.get(name).learns](name, dict(params), train, validation, seed, start, watch)
+
+
+def _is_overflow(error: ValueError) -> bool:
+    """Whether scikit-learn, scipy or numpy complains of numbers that are not finite."""
+    return re.search(r"finite|\binf|NaN|too large", str(error)) is not None
+
+
+@contextmanager
+def _explaining(name: str, params: Mapping[str, Any]) -> Iterator[None]:
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is said below
+            yield
+    except ValueError as error:
+        if not _is_overflow(error):
+            raise
+        raise UserError(
+            f"The classifier {name} cannot be fitted with {classifiers.describe(params)}: its numbers overflow. "
+            f"Choose less extreme values."
+        ) from error
 
 
 def _fit_iterations(
@@ -122,6 +150,19 @@ def _score_weights(weights: multinomial.Weights, data: Data, codes: np.typing.ND
     return loss / len(codes), right / len(codes)
 
 
+def _pass(estimator: Any, train: Data, classes: np.typing.NDArray[Any]) -> None:
+    """One epoch. MLPClassifier takes an interrupt for the end of its training and warns; it is one again here."""
+    swallowed = "Training interrupted by user"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", swallowed)
+        try:
+            estimator.partial_fit(train.features, train.labels, classes=classes)
+        except UserWarning as warning:
+            if swallowed not in str(warning):
+                raise
+            raise KeyboardInterrupt from warning
+
+
 def _fit_epochs(
     name: str,
     params: dict[str, Any],
@@ -145,7 +186,13 @@ def _fit_epochs(
     better, lowest = 0, np.inf  # the last epoch that counts as an improvement, and its loss
     reason: str | None = f"the validation loss was still falling at max_epochs={params['max_epochs']}"
     for epoch in range(1, params["max_epochs"] + 1):
-        estimator.partial_fit(train.features, train.labels, classes=classes)
+        try:
+            _pass(estimator, train, classes)
+        except ValueError as error:
+            if best is None or not _is_overflow(error):
+                raise
+            reason = f"it diverged in epoch {epoch}"
+            break
         model = estimator if classifier.probabilities else _tempered(estimator, validation)
         step = Step(epoch, *history.scores(model, train), *history.scores(model, validation))
         steps.steps.append(step)
@@ -245,14 +292,15 @@ def refit(name: str, train: Data, seed: int, chosen: Fitted, tick: Callable[[], 
         return multinomial.finish(train.features, train.labels, params, found)
     estimator = classifier.make(params, seed, train.features.shape)
     reason = None
-    if classifier.learns == "epochs":
-        classes = np.unique(train.labels)
-        for _ in range(params["epochs"]):
-            estimator.partial_fit(train.features, train.labels, classes=classes)
+    with _explaining(name, params):
+        if classifier.learns == "epochs":
+            classes = np.unique(train.labels)
+            for _ in range(params["epochs"]):
+                _pass(estimator, train, classes)
+                tick()
+        else:
+            reason = _noting_trouble(lambda: estimator.fit(train.features, train.labels))
             tick()
-    else:
-        reason = _noting_trouble(lambda: estimator.fit(train.features, train.labels))
-        tick()
     if classifier.probabilities:
         return estimator, reason
     # The temperature stays the one fitted on validation: there are no rows left that this model has not seen.

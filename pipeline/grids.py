@@ -6,6 +6,7 @@ python -m pipeline sweep --file experiments.toml
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import tomllib
@@ -54,24 +55,28 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Range:
-    """Equal steps, or equal ratios, from ``low`` to ``high``: nothing is listed before it is wanted."""
+    """Equal steps, or equal ratios, from ``low`` to ``high``: nothing is listed before it is wanted.
+
+    ``whole`` rounds every value to a whole number.
+    """
 
     low: float
     high: float
     ratios: bool
     count: int
+    whole: bool = False
 
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[float]:
+    def __iter__(self) -> Iterator[int | float]:
         for index in range(self.count):
             share = index / (self.count - 1) if self.count > 1 else 0.0
             if self.ratios:
                 value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
             else:
                 value = self.low + share * (self.high - self.low)
-            yield float(f"{value:.6g}")  # 0.001, not 0.0010000000000000002
+            yield round(value) if self.whole else float(f"{value:.6g}")  # 0.001, not 0.0010000000000000002
 
 
 Values = Sequence[Any] | Range
@@ -126,7 +131,7 @@ def _parse_range(name: str, text: str) -> Range:
     low, _, high = ends.partition("..")
     scale, _, count = rest.partition(",")
     try:
-        found = Range(float(low), float(high), scale.strip() == "log", int(count))
+        found = Range(float(low), float(high), scale.strip() == "log", int(count), _is_whole(name))
     except ValueError:
         found = None
     if found is None or scale.strip() not in ("log", "lin") or not math.isfinite(found.low + found.high):
@@ -141,6 +146,11 @@ def _parse_range(name: str, text: str) -> Range:
     return found
 
 
+def _is_whole(name: str) -> bool:
+    """Whether the values of an option, or the seed, are whole numbers."""
+    return name == "seed" or any(option.kind is not float for _, option in classifiers.all_options().get(name, ()))
+
+
 def _parse_value(name: str, text: str) -> Any:
     try:
         if name == "hidden_layer_sizes":
@@ -153,8 +163,14 @@ def _parse_value(name: str, text: str) -> Any:
 # --- experiment files -------------------------------------------------------------------------
 
 
-def read_file(path: Path) -> list[Grid]:
+def read_file(path: Path, classifier: str = "logistic") -> list[Grid]:
     """Read an experiment file: tables ``[[run]]``, of one value each, and ``[[grid]]``, of lists and ranges.
+
+    Parameters
+    ----------
+    path : Path
+    classifier : str
+        Of tables that name none.
 
     Raises
     ------
@@ -181,7 +197,7 @@ def read_file(path: Path) -> list[Grid]:
             raise UserError(f"The experiment file {path} has {kind!r} as no list of tables. Write it as [[{kind}]].")
         for number, table in enumerate(tables, 1):
             try:
-                found.append(_read_table(table, kind == "grid"))
+                found.append(_read_table(table, kind == "grid", classifier))
             except UserError as error:
                 raise UserError(f"The experiment file {path}, [[{kind}]] number {number}: {error}") from error
     if not found:
@@ -189,32 +205,52 @@ def read_file(path: Path) -> list[Grid]:
     return found
 
 
-def _read_table(table: Mapping[str, Any], many: bool) -> Grid:
-    grid: dict[str, Any] = {key: _read_key(key, value, many) for key, value in table.items()}
-    names = grid.get("classifier", ["logistic"])
-    for name in names:
-        own = [option.name for option in classifiers.get(name).options]
-        for key in table:
+def _read_table(table: Mapping[str, Any], many: bool, classifier: str) -> Grid:
+    names = _read_classifiers(table.get("classifier", classifier), many)
+    options = [{option.name: option for option in classifiers.get(name).options} for name in names]
+    for key in table:
+        for name, own in zip(names, options, strict=True):
             if key not in COMMON and key not in own:
                 allowed = ", ".join((*COMMON, *own))
                 raise UserError(f"the key {key!r} is not known for the classifier {name}. Allowed are {allowed}.")
+    grid: dict[str, Any] = {}
+    for key, value in table.items():
+        if key == "classifier":
+            grid[key] = names
+        elif key == "taps":
+            grid[key] = _read_taps(value, many)
+        else:
+            grid[key] = _read_values(key, value, many)
+            for name in names:
+                _check(name, key, grid[key], f"the key {key!r}")
     return grid
 
 
-def _read_key(key: str, value: Any, many: bool) -> Values:
-    """Values of a key, checked for their types where those do not depend on the classifier."""
+def _read_classifiers(value: Any, many: bool) -> list[str]:
+    names = value if many and isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"the key 'classifier' must be one of {', '.join(classifiers.REGISTRY)}. Got {value!r}.")
+    return names
+
+
+def _read_values(key: str, value: Any, many: bool) -> Values:
     if many and isinstance(value, str) and ".." in value:
         return _parse_range(key, value)
-    if key == "taps":
-        return _read_taps(value, many)
     values = list(value) if many and isinstance(value, list) else [value]
     if not values:
         raise UserError(f"the key {key!r} is an empty list. Give at least one value, or leave it out.")
-    kind, what = (str, "text") if key == "classifier" else (int, "a whole number")
-    for item in values:
-        if key in ("classifier", "seed") and type(item) is not kind:
-            raise UserError(f"the key {key!r} must be {what}. Got {item!r}.")
     return values
+
+
+def _check(classifier: str, name: str, values: Values, subject: str) -> None:
+    """Raise UserError when an option of a classifier, or the seed, cannot have these values."""
+    if isinstance(values, Range):  # all others lie between its ends
+        values = list(dataclasses.replace(values, count=min(values.count, 2)))
+    for value in values:
+        if name == "seed":
+            classifiers.check_seed(value, subject)
+        else:
+            classifiers.check_option(classifier, name, value, subject)
 
 
 def _read_taps(value: Any, many: bool) -> Values:
@@ -263,10 +299,14 @@ def _parts(grid: Grid, defaults: Defaults) -> Iterator[tuple[str, tuple[str, ...
             yield classifier, taps, varied
 
 
+def _size(values: Values) -> int:
+    return values.count if isinstance(values, Range) else len(values)  # len() of a range is bounded by the machine
+
+
 def count(grids: Sequence[Grid], defaults: Defaults) -> int:
     """Number of candidates, without listing them."""
     return sum(
-        math.prod(len(values) for values in varied.values()) * len(grid.get("seed", [defaults.seed]))
+        math.prod(map(_size, (*varied.values(), grid.get("seed", [defaults.seed]))))
         for grid in grids
         for _, _, varied in _parts(grid, defaults)
     )
@@ -290,10 +330,13 @@ def expand(grids: Sequence[Grid], defaults: Defaults, *, sure: bool) -> list[Can
     """
     total = count(grids, defaults)
     if total > MOST or (total > MANY and not sure):
-        advice = "Add --yes if that is meant" if total <= MOST else f"More than {MOST:,} are never fitted"
-        raise UserError(f"That makes {total:,} candidates, each of them a fit. {advice}, or make the grid smaller.")
+        says = f"That makes {total:,} candidates, each of them a fit"
+        if total > MOST:
+            raise UserError(f"{says}; {MOST:,} is the most that a sweep takes. Make the grid smaller.")
+        raise UserError(f"{says}. Add --yes if that is meant, or make the grid smaller.")
     found: dict[str, Candidate] = {}
     for grid in grids:
+        _check("", "seed", grid.get("seed", []), "The seed")
         for classifier, taps, varied in _parts(grid, defaults):
             for seed in grid.get("seed", [defaults.seed]):
                 for values in itertools.product(*varied.values()):

@@ -7,9 +7,10 @@ gone is gone from it, and one that cannot be read is named, skipped and left alo
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from pipeline.spec import describe_taps, safe_name
 log = logging.getLogger("pipeline")
 
 CSV_NAME, PAGE_NAME = "leaderboard.csv", "index.html"
+
+_NUMBER = (int, float)
 
 # What must be there, and of which type, for a run to be shown: the path in metrics.json, joined by dots.
 _REQUIRED: dict[str, Any] = {
@@ -34,15 +37,41 @@ _REQUIRED: dict[str, Any] = {
     "features.columns": int,
     "classifier.name": str,
     "classifier.params": dict,
-    "accuracy.train": (int, float),
-    "accuracy.validation": (int, float),
-    "accuracy.test": (int, float),
-    "log_loss.train": (int, float),
-    "log_loss.validation": (int, float),
-    "log_loss.test": (int, float),
-    "seconds.total": (int, float),
+    "accuracy.train": _NUMBER,
+    "accuracy.validation": _NUMBER,
+    "accuracy.test": _NUMBER,
+    "log_loss.train": _NUMBER,
+    "log_loss.validation": _NUMBER,
+    "log_loss.test": _NUMBER,
+    "seconds.total": _NUMBER,
     "per_class": dict,
 }
+
+# What a part must hold where it is there; runs from before it was recorded lack some.
+_HOLDS: dict[str, Callable[[Any], bool]] = {
+    "features": lambda part: (
+        all(isinstance(tap, str) for tap in part["taps"]) and (part.get("limit") is None or type(part["limit"]) is int)
+    ),
+    "per_class": lambda part: all(
+        isinstance(scores, dict) and all(_is_number(scores.get(name)) for name in ("precision", "recall", "f1"))
+        and type(scores.get("support")) is int
+        for scores in part.values()
+    ),
+    "seconds": lambda part: all(map(_is_number, part.values())),
+    "interval": lambda part: (
+        isinstance(part, dict) and isinstance(part.get("test"), list) and len(part["test"]) == 2
+        and all(map(_is_number, part["test"]))
+    ),
+    "calibration": lambda part: (
+        isinstance(part, dict) and _is_number(part.get("ece"))
+        and all(
+            isinstance(part.get(name), list) and all(map(_is_number, part[name]))
+            for name in ("counts", "confidence", "accuracy")
+        )
+        and len(part["counts"]) == len(part["confidence"]) == len(part["accuracy"])
+    ),
+    "versions": lambda part: isinstance(part, dict),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,14 +99,21 @@ class Run:
         return bool(self.metrics.get("converged", True))
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, _NUMBER) and not isinstance(value, bool) and -1e18 < value < 1e18  # which no nan is
+
+
 def _fault(metrics: Any, folder: Path) -> str | None:
     """What is wrong with the content of a metrics.json; None when nothing is."""
     for path, kind in _REQUIRED.items():
         value = metrics
         for part in path.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or (kind in (int, _NUMBER) and not _is_number(value)):
             return f"{path} is missing or of another type"
+    for name, fits in _HOLDS.items():
+        if name in metrics and not fits(metrics[name]):
+            return f"{name} holds something else than it should"
     if safe_name(metrics["run"]) != folder.name:
         return f"it is of the run {metrics['run']!r}, not of its folder's"
     return None
@@ -101,7 +137,7 @@ def read(output_dir: Path, dataset: str | None = None) -> list[Run]:
         try:
             metrics = json.loads(path.read_bytes())
             fault = _fault(metrics, path.parent)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             fault = str(error)
         if fault:
             log.warning("warning: %s cannot be read (%s): that run is left out. The file was not changed", path, fault)
@@ -173,8 +209,9 @@ def is_current(output_dir: Path) -> bool:
     listed = output_dir / CSV_NAME
     try:
         made = min(listed.stat().st_mtime_ns, (output_dir / PAGE_NAME).stat().st_mtime_ns)
-        names = {line.split(",")[1] for line in listed.read_text(encoding="utf-8").splitlines()[1:]}
+        rows = csv.reader(listed.read_text(encoding="utf-8").splitlines()[1:])
+        names = {safe_name(row[1]) for row in rows}
         paths = list(output_dir.glob("[!.]*/metrics.json"))
         return all(path.stat().st_mtime_ns <= made for path in paths) and names == {path.parent.name for path in paths}
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError, csv.Error):
         return False

@@ -13,6 +13,7 @@ import csv
 import hashlib
 import io
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,12 @@ GALLERY_MISTAKES = 12  # most confident mistakes shown of a run
 GALLERY_PAIRS, GALLERY_OF_A_PAIR = 4, 6  # most confused pairs of classes, and images of each
 THUMBNAIL = 64  # pixels a side at most; smaller images stay as they are
 WEBP_QUALITY = 88  # of 100: no visible artefacts at this size
+HISTORY_COLUMNS = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+# For an image that cannot be had any more: a grey square with a stroke through it.
+PLACEHOLDER = "data:image/svg+xml;base64," + base64.b64encode(
+    b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><path fill="#8884" d="M0 0h64v64H0z"/>'
+    b'<path stroke="#888" stroke-width="2" d="M20 44 44 20"/></svg>'
+).decode("ascii")
 CONFUSION_CLASSES = 25  # up to which the matrix is shown as a table; beyond it, the most confused pairs tell more
 
 
@@ -67,29 +74,35 @@ class Predictions:
 
 def _read_predictions(path: Path) -> Predictions | None:
     try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            header, *rows = list(csv.reader(stream))
+        header, rows = _read_csv(path)
         return Predictions(
             [int(row[0]) for row in rows], [row[1] for row in rows], [row[2] for row in rows],
             [float(row[3]) for row in rows], [row[4] for row in rows] if header[4:] == ["file"] else [],
         )  # fmt: skip
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, csv.Error) as error:
         log.warning("warning: %s cannot be read (%s): the page does without it", path, error)
         return None
 
 
-def _read_columns(path: Path) -> tuple[str, dict[str, list[float]]] | None:
-    """A CSV file of numbers: the name of its first column, and all columns by name."""
+def _read_columns(path: Path, needed: Sequence[str]) -> tuple[str, dict[str, list[float]]] | None:
+    """A CSV file of numbers: the name of its first column, and all columns by name, those needed among them."""
     try:
-        with open(path, encoding="utf-8", newline="") as stream:
-            header, *rows = list(csv.reader(stream))
-        if not rows:
-            return None
+        header, rows = _read_csv(path)
         columns = {name: [float(row[index]) for row in rows] for index, name in enumerate(header)}
-    except (OSError, ValueError, IndexError) as error:
+        if missing := [name for name in needed if not columns.get(name)]:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        if not all(math.isfinite(value) for values in columns.values() for value in values):
+            raise ValueError("it holds values that are not finite")
+    except (OSError, ValueError, IndexError, csv.Error) as error:
         log.warning("warning: %s cannot be read (%s): the page does without it", path, error)
         return None
     return header[0], columns
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    with open(path, encoding="utf-8", newline="") as stream:
+        header, *rows = csv.reader(stream)
+    return header, rows
 
 
 # --- images -----------------------------------------------------------------------------------
@@ -121,21 +134,29 @@ class _TestImages:
     rows: dict[str, int] | None
     _ready: dict[int, str] = field(default_factory=dict)
 
-    def uri(self, predictions: Predictions, position: int) -> str | None:
-        """The image of a prediction as a data URI; None when there is no such image any more."""
+    def uri(self, predictions: Predictions, position: int) -> str:
+        """The image of a prediction as a data URI; a placeholder when there is no such image any more."""
         if self.rows is None:
             row = predictions.indices[position]
         else:  # a cache leaves rows out whose images cannot be used, so its numbers are not the data set's
             row = self.rows.get(predictions.files[position], -1) if predictions.files else -1
         if not 0 <= row < len(self.images):
-            return None
+            return PLACEHOLDER
         if row not in self._ready:
-            picture = Image.fromarray(np.ascontiguousarray(self.images[row : row + 1][0]))
-            picture.thumbnail((THUMBNAIL, THUMBNAIL))
-            buffer = io.BytesIO()
-            picture.save(buffer, "WEBP", quality=WEBP_QUALITY, method=4)
-            self._ready[row] = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+            self._ready[row] = self._thumbnail(row)
         return self._ready[row]
+
+    def _thumbnail(self, row: int) -> str:
+        try:
+            pixels = self.images[row : row + 1][0]
+        except UserError as error:  # a file that went away, changed or broke since the folder was listed
+            log.warning("warning: %s The page has a placeholder for it", error)
+            return PLACEHOLDER
+        picture = Image.fromarray(np.ascontiguousarray(pixels))
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        buffer = io.BytesIO()
+        picture.save(buffer, "WEBP", quality=WEBP_QUALITY, method=4)
+        return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 @dataclass
@@ -199,9 +220,13 @@ def _galleries(run: Run, predictions: Predictions, images: _Images) -> dict[str,
         if isinstance(source, str):
             return []
         return [
-            Picture(uri, predictions.labels[row], predictions.predicted[row], predictions.confidences[row])
+            Picture(
+                source.uri(predictions, row),
+                predictions.labels[row],
+                predictions.predicted[row],
+                predictions.confidences[row],
+            )
             for row in rows
-            if (uri := source.uri(predictions, row)) is not None
         ]
 
     confused = []
@@ -222,7 +247,7 @@ def _galleries(run: Run, predictions: Predictions, images: _Images) -> dict[str,
 
 
 def _history_charts(run: Run) -> list[Markup]:
-    read = _read_columns(run.folder / "history.csv")
+    read = _read_columns(run.folder / "history.csv", HISTORY_COLUMNS)
     if read is None:
         return []
     unit, columns = read
@@ -246,7 +271,7 @@ def _history_charts(run: Run) -> list[Markup]:
 
 
 def _learning_chart(run: Run) -> list[Markup]:
-    read = _read_columns(run.folder / "learning_curve.csv")
+    read = _read_columns(run.folder / "learning_curve.csv", ("rows", "train_accuracy", "validation_accuracy"))
     if read is None:
         return []
     columns = read[1]
@@ -275,7 +300,7 @@ def _calibration_chart(run: Run) -> list[Markup]:
     )
     drawing = charts.lines(
         "reliability diagram: accuracy against confidence", [series], x_label="confidence",
-        y_label="accuracy", say_y=charts.percent, diagonal=True,
+        y_label="accuracy", say_x=charts.percent, say_y=charts.percent, diagonal=True,
     )  # fmt: skip
     return [Markup(drawing)]  # noqa: S704
 
@@ -345,7 +370,7 @@ def _view(rank: int, run: Run, images: _Images) -> dict[str, Any]:
         "test_rows": len(predictions.labels) if predictions else 0,
         "rows_key": predictions.rows if predictions else "",
         "galleries": _galleries(run, predictions, images) if predictions else None,
-        "files": [name for name in report.RUN_FILES if (run.folder / name).is_file()],
+        "files": [name for name in (*report.RUN_FILES, *report.OPTIONAL_FILES) if (run.folder / name).is_file()],
     }
 
 

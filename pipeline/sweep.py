@@ -120,7 +120,7 @@ def plan(options: SweepOptions, held: Sequence[str]) -> list[Candidate]:
     defaults = grids.Defaults(training.classifier, training.options, training.seed, choices)
     asked: list[grids.Grid] = []
     if options.file is not None:
-        asked += grids.read_file(options.file)
+        asked += grids.read_file(options.file, training.classifier)
     if options.grids or options.file is None:
         names = [name for name, _ in options.grids]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -213,7 +213,12 @@ def _find(features: FeatureOptions, options: SweepOptions) -> tuple[Path, Featur
     """A cache that serves: of all taps wanted, else of the fewest that any choice could need."""
     wanted = {tap for text in options.taps for tap in parse_taps(text)}
     if options.file is not None:
-        wanted |= {tap for grid in grids.read_file(options.file) for taps in grid.get("taps", ()) for tap in taps}
+        wanted |= {
+            tap
+            for grid in grids.read_file(options.file, options.training.classifier)
+            for taps in grid.get("taps", ())
+            for tap in taps
+        }
     for taps in [",".join(sorted(wanted))] if wanted else ["all", "top"]:
         try:
             return train.find_features(dataclasses.replace(features, taps=taps))

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("pipeline")
 
 PROTOCOL = 2  # part of a run's key: raise it when the same inputs give another result
-MAX_SEED = 2**32 - 1  # what numpy's legacy generator, which scikit-learn uses, accepts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +53,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         classifiers.resolve(self.classifier, self.options)
-        if not 0 <= self.seed <= MAX_SEED:
-            raise UserError(f"The seed parameter must be between 0 and {MAX_SEED}. Got {self.seed}.")
+        classifiers.check_seed(self.seed)
 
 
 def train(features: FeatureOptions, options: TrainOptions) -> RunPlace:

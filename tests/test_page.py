@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from conftest import Run
 from pipeline import certainty, charts, leaderboard, page, report
 
 CLASSES = ("cat <b>", "dog & co", "ant", "bee")
-ROWS = 400
+ROWS = 340  # fewer than the digits' test split has
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine")
 
@@ -151,13 +152,89 @@ def test_corrupt_runs_are_named_and_skipped_and_kept(run: Run, output: Path) -> 
     assert "aaaaaaaa" in done.stdout
 
 
-def test_files_missing_or_broken_cost_only_their_part(output: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("accuracy__test", float("nan")),
+        ("accuracy__test", float("inf")),
+        ("log_loss__validation", True),
+        ("seconds", {"total": 1.0, "fit": "long"}),
+        ("per_class", {"ant": {}}),
+        ("interval", {"test": [0.5]}),
+        ("calibration", {"ece": 0.1}),
+        ("features__limit", "some"),
+        ("features__taps", [3]),
+    ],
+)
+def test_runs_with_values_of_another_type_are_skipped(output: Path, path: str, value: object) -> None:
+    folder = make_run(output, "digits-svm-ffffffff", 0.5, seed=9)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    *parents, last = path.split("__")
+    where = metrics
+    for parent in parents:
+        where = where[parent]
+    where[last] = value
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    rebuilt = page.rebuild(output, output)
+    assert len(rebuilt.runs) == 3
+    assert "ffffffff" not in rebuilt.page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "index,label\n1", "iteration\n1", "rows\nx", "rows,train_accuracy\n", "nan\x00"]
+)
+def test_files_missing_or_broken_cost_only_their_part(output: Path, content: str) -> None:
     folder = output / "digits-mlp-bbbbbbbb"
-    (folder / "predictions.csv").write_text("index,label\n1", encoding="utf-8")
-    (folder / "history.csv").unlink()
-    (folder / "learning_curve.csv").write_text("rows\nx", encoding="utf-8")
-    text = page.rebuild(output, output).page.read_text(encoding="utf-8")
-    assert "digits-mlp-bbbbbbbb" in text
+    for name in ("predictions.csv", "history.csv", "learning_curve.csv"):
+        (folder / name).write_text(content, encoding="utf-8")
+    assert "digits-mlp-bbbbbbbb" in page.rebuild(output, output).page.read_text(encoding="utf-8")
+    for name in ("predictions.csv", "history.csv", "learning_curve.csv"):
+        (folder / name).unlink()
+    assert "digits-mlp-bbbbbbbb" in page.rebuild(output, output).page.read_text(encoding="utf-8")
+
+
+def test_images_of_a_folder_are_shown_and_replaced_when_they_are_gone(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from pipeline import datasets
+    from pipeline.collection import printable
+
+    pictures, output = tmp_path / "birds", tmp_path / "output"
+    generator = np.random.default_rng(0)
+    for label in CLASSES[2:]:
+        for number in range(20):
+            path = pictures / label / f"é {number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 255, (90, 40, 3), dtype=np.uint8)).save(path)
+    dataset = datasets.load(str(pictures), tmp_path, download=False)
+    assert dataset.members is not None
+    names = dataset.members["test"].names
+    folder = make_run(
+        output, "birds-logistic-aaaaaaaa", 0.5, seed=1,
+        dataset={"name": "birds", "digest": dataset.digest, "official": True, "folder": str(pictures)},
+    )  # fmt: skip
+    rows = ((row, "ant", "bee", 0.9 - row / 100, printable(name)) for row, name in enumerate(names))
+    header = ("index", "label", "predicted", "confidence", "file")
+    (folder / "predictions.csv").write_bytes(report.to_csv(header, rows))
+
+    def images() -> list[str]:
+        return re.findall(r'<img src="(data:image/[a-z+]+);', page.rebuild(output, output).page.read_text("utf-8"))
+
+    assert len(names) == 8
+    assert images() == ["data:image/webp"] * (8 + 6)
+    source = page._Images(tmp_path).of(leaderboard.read(output)[0])
+    predictions = page._read_predictions(folder / "predictions.csv")
+    assert not isinstance(source, str)
+    assert predictions is not None
+    (pictures / names[0]).unlink()
+    (pictures / names[1]).write_bytes(b"no image")
+    found = [source.uri(predictions, row) for row in range(8)]
+    assert found[:2] == [page.PLACEHOLDER] * 2
+    assert all(uri.startswith("data:image/webp") for uri in found[2:])
+    assert images() == [], "another folder now, so none of its images is shown"
+    shutil.rmtree(pictures)
+    assert images() == []
+    assert "No images are shown" in (output / "index.html").read_text(encoding="utf-8")
 
 
 def test_no_runs_is_no_error(run: Run, tmp_path: Path) -> None:
@@ -171,6 +248,9 @@ def test_ticks_are_round() -> None:
     assert charts.nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
     assert charts.nice_ticks(0.831, 0.862) == [0.84, 0.85, 0.86]
     assert charts.nice_ticks(3, 3) == [3]
+    three = charts.lines("", [charts.Series("", [1, 2, 3], [10, 20, 30], 0)], x_label="iteration", y_label="")
+    assert ">2</text>" in three
+    assert ">1.5</text>" not in three, "there is no half iteration"
     assert charts.log_ticks(1, 1000) == [1, 10, 100, 1000]
     assert charts.log_ticks(2, 30)[0] >= 2
     assert charts.plain(0.0001) == "0.0001"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from pathlib import Path
 
 import joblib
@@ -118,6 +119,40 @@ def test_what_does_not_converge_says_so() -> None:
     )
     assert "max_epochs=2" in str(unfinished.fitted.reason)
     assert select("ridge", blobs(300)).fitted.reason is None
+
+
+@pytest.mark.parametrize("name", ["mlp", "ridge"])
+def test_parameters_that_overflow_are_explained(name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name} cannot be fitted with .*alpha=1e\+300.*Choose less extreme values"):
+        select(name, blobs(300), alpha=1e300)
+
+
+def test_what_diverges_later_keeps_its_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.neural_network import MLPClassifier
+
+    real, calls = MLPClassifier.partial_fit, []
+
+    def diverging(self: MLPClassifier, *args: object, **named: object) -> object:
+        calls.append(1)
+        if len(calls) == 4:
+            raise ValueError("Solver produced non-finite parameter weights.")
+        return real(self, *args, **named)
+
+    monkeypatch.setattr(MLPClassifier, "partial_fit", diverging)
+    chosen = select("mlp", blobs(300), alpha=0.1).fitted
+    assert chosen.reason == "it diverged in epoch 4"
+    assert len(chosen.history.steps) == 3
+
+
+def test_an_interrupt_stops_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.neural_network import _stochastic_optimizers
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_stochastic_optimizers.AdamOptimizer, "_get_updates", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        select("mlp", blobs(300), alpha=0.1)
 
 
 def test_mlp_keeps_its_best_epoch() -> None:
@@ -272,6 +307,14 @@ def test_calibration_pictures() -> None:
 def test_confusion_pictures(classes: int) -> None:
     names = [f"class with a rather long name {index}" for index in range(classes)]
     assert is_png(figures.confusion_matrix(np.eye(classes, dtype=np.int64) * 7, names, "title"))
+
+
+def test_names_of_classes_are_no_formulas_and_no_noise(caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = figures.confusion_matrix(np.eye(2, dtype=np.int64), ["$\\nothing$ _^", "\U00012000"], "$a$ of $b")
+    assert is_png(picture)
+    assert "no font here has the characters \U00012000" in caplog.text or not caplog.text
 
 
 def test_learning_curve_pictures() -> None:

@@ -49,6 +49,8 @@ def table(folder: Path) -> list[dict[str, str]]:
         ("max-iter=5,10", [5, 10]),
         ("hidden_layer_sizes=256,512x128", [(256,), (512, 128)]),
         ("classifier=ridge,knn", ["ridge", "knn"]),
+        ("n_neighbors=3..12,log,3", [3, 6, 12]),
+        ("seed=0..3,lin,4", [0, 1, 2, 3]),
     ],
 )
 def test_grids_are_read(text: str, values: list[object]) -> None:
@@ -90,8 +92,8 @@ def test_many_candidates_are_counted_before_they_are_listed() -> None:
     start = time.monotonic()
     with pytest.raises(UserError, match="1,000,000 candidates.*--yes"):
         grids.expand([million], DEFAULTS, sure=False)
-    with pytest.raises(UserError, match=r"never fitted"):
-        grids.expand([dict([grids.parse_grid("C=1e-4..1,log,900000000000")])], DEFAULTS, sure=True)
+    with pytest.raises(UserError, match="the most that a sweep takes"):
+        grids.expand([dict([grids.parse_grid("C=1e-4..1,log,900000000000000000000")])], DEFAULTS, sure=True)
     assert time.monotonic() - start < 1
     assert len(grids.expand([dict([grids.parse_grid("C=1e-4..1,log,150")])], DEFAULTS, sure=True)) == 300
 
@@ -107,12 +109,18 @@ def test_many_candidates_are_counted_before_they_are_listed() -> None:
         ("[[run]]\n[[run]]\nCC = 1", ["[[run]] number 2", "'CC'", "classifier, taps, seed, C, max_iter, tol"]),
         ("[[run]]\nalpha = 1", ["'alpha'", "not known for the classifier logistic"]),
         ("[[grid]]\nC = []", ["[[grid]] number 1", "'C'", "empty list"]),
-        ("[[grid]]\nC = ['x']", ["--C", "a number", "'x'"]),
-        ("[[run]]\nC = true", ["--C", "a number", "True"]),
+        ("[[grid]]\nC = ['x']", ["[[grid]] number 1", "'C'", "a number of at least 1e-12", "'x'"]),
+        ("[[run]]\nC = true", ["[[run]] number 1", "'C'", "a number", "True"]),
+        ("[[run]]\nC = -1", ["'C'", "at least 1e-12", "-1"]),
+        (f"[[run]]\nC = 1{'0' * 400}", ["'C'", "a number"]),
+        ("[[grid]]\nC = '-1..1,lin,3'", ["'C'", "at least 1e-12", "-1.0"]),
+        ("[[run]]\nmax_iter = 2.5", ["'max_iter'", "a whole number", "2.5"]),
+        ("[[run]]\nclassifier = ['ridge']", ["'classifier'", "logistic, mlp, svm, ridge, knn", "['ridge']"]),
+        ("[[run]]\nseed = -1", ["'seed'", "between 0 and 4294967295", "-1"]),
         ("[[run]]\ntaps = 'fc1'", ["'fc1'", "block1_conv1.avg"]),
         ("[[run]]\ntaps = 3", ["'taps'", "must be text"]),
         ("[[run]]\nseed = 'a'", ["'seed'", "whole number"]),
-        ("[[run]]\nC = [0.1, 0.2]", ["--C", "a number"]),
+        ("[[run]]\nC = [0.1, 0.2]", ["'C'", "a number"]),
     ],
 )
 def test_faulty_files_are_explained(run: Run, features_dir: Path, tmp_path: Path, text: str, words: list[str]) -> None:
@@ -122,9 +130,27 @@ def test_faulty_files_are_explained(run: Run, features_dir: Path, tmp_path: Path
         grids.expand(grids.read_file(path), DEFAULTS, sure=False)
     for word in words:
         assert word in str(caught.value)
+    assert str(path) in str(caught.value)
     if "alpha" in text:
         done = run("sweep", *DIGITS, "--file", path, "--features-dir", features_dir, *places(tmp_path))
         assert_user_error(done, str(path), *words)
+
+
+def test_tables_without_a_classifier_have_the_one_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "e.toml"
+    path.write_text("[[grid]]\nn_neighbors = '3..12,log,3'\nseed = '0..1,lin,2'\n", encoding="utf-8")
+    defaults = grids.Defaults("knn", {}, 0, [TOP_TAPS])
+    found = grids.expand(grids.read_file(path, "knn"), defaults, sure=False)
+    assert [(each.params["n_neighbors"], each.seed) for each in found] == [
+        (3, 0), (6, 0), (12, 0), (3, 1), (6, 1), (12, 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", ["1.5", "-1", "-1..3,lin,3", "0,5000000000"])
+def test_seeds_that_no_generator_takes_are_refused(seeds: str) -> None:
+    grid = dict([grids.parse_grid("C=0.1"), grids.parse_grid(f"seed={seeds}")])
+    with pytest.raises(UserError, match="The seed must be a whole number between 0 and 4294967295"):
+        grids.expand([grid], DEFAULTS, sure=False)
 
 
 def test_the_example_file_is_right() -> None:
