@@ -394,6 +394,9 @@ def main() -> None:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted. Nothing was written.\n")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -117,8 +117,8 @@ def check_batch_size(size: int | None) -> None:
 
 
 def _check_threads(threads: int) -> None:
-    if threads < 1:
-        raise UserError(f"The threads parameter must be at least 1. Got {threads}.")
+    if not 1 <= threads <= hardware.MAX_THREADS:
+        raise UserError(f"The threads parameter must be between 1 and {hardware.MAX_THREADS}. Got {threads}.")
     if threads > hardware.cores():
         log.warning("warning: %d threads on %d cores compute no faster, and usually slower", threads, hardware.cores())
 

@@ -20,6 +20,9 @@ MEMINFO = Path("/proc/meminfo")
 NVIDIA = Path("/proc/driver/nvidia/version")
 WSL = Path("/dev/dxg")  # the GPUs of Windows, seen from its Subsystem for Linux, which has no NVIDIA driver of its own
 CGROUP = Path("/sys/fs/cgroup")
+STATUS = Path("/proc/self/status")
+# Addresses, in bytes, that TensorFlow takes when it is loaded, most of them without memory behind them; measured.
+TENSORFLOW_ADDRESSES = 2 << 30
 
 # Compute capability from which NVIDIA's tensor cores multiply bfloat16 (Ampere):
 # https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications.
@@ -32,6 +35,7 @@ MAX_BATCH = 256
 MAX_GPU_BATCH = 1024
 # Less free memory than this, in bytes, and a GPU is left alone: weights, the libraries' own and a few images need it.
 MIN_GPU_MEMORY = 1 << 29
+MAX_THREADS = 1024  # with tens of thousands TensorFlow hangs or crashes
 # The first block holds the most: two maps of 64 channels at full size, and as much again to work with.
 MAPS_HELD = 4 * 64
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -188,8 +192,8 @@ def cores() -> int:
 
 
 def free_memory() -> int | None:
-    """Memory a new process can have, in bytes, by the system's and the container's word; None where neither says."""
-    amounts = []
+    """Memory this process can have, in bytes, as the system, the container and ``ulimit`` say; None where none does."""
+    amounts = [] if (addresses := _free_addresses()) is None else [addresses]
     available = _fields(MEMINFO).get("MemAvailable", "").partition(" kB")[0]
     if available.isdigit():
         amounts.append(int(available) * 1024)
@@ -201,6 +205,19 @@ def free_memory() -> int | None:
         if limit.isdigit():
             amounts.append(max(0, int(limit) - int(used) + _cached_files()))
     return min(amounts, default=None)
+
+
+def _free_addresses() -> int | None:
+    """Bytes that ``ulimit -v`` leaves for batches; None where there is no such limit. Beyond it TensorFlow crashes."""
+    try:
+        import resource  # there is none on Windows
+    except ImportError:
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    taken = _fields(STATUS).get("VmSize", "").partition(" kB")[0]
+    if limit == resource.RLIM_INFINITY or not taken.isdigit():
+        return None
+    return max(0, limit - int(taken) * 1024 - TENSORFLOW_ADDRESSES)
 
 
 def _cached_files() -> int:
