@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -30,7 +30,8 @@ import matplotlib as mpl
 import numpy as np
 import scaling
 
-from pipeline import datasets, hardware, spec
+from pipeline import datasets, extract, hardware, spec
+from pipeline.errors import UserError
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -48,6 +49,7 @@ class Contender:
 
     name: str
     process: subprocess.Popen[str]
+    errors: IO[str]
     batch: int = 0
     difference: float = 0.0
     rates: list[float] = field(default_factory=list)
@@ -61,8 +63,16 @@ class Contender:
             self.process.stdin.flush()
         answer: dict[str, Any] = json.loads(self.process.stdout.readline() or "{}")
         if not answer:
-            raise SystemExit(f"{self.name} ended: {self.process.wait()}")
+            status = self.process.wait()
+            self.errors.seek(0)
+            raise SystemExit(f"{self.errors.read()}{self.name} ended with status {status}")
         return answer
+
+    def end(self) -> None:
+        """Stop the process."""
+        self.process.kill()
+        self.process.wait()
+        self.errors.close()
 
 
 def say(text: str) -> None:
@@ -85,12 +95,13 @@ def images_at(size: int, data_dir: Path, folder: Path) -> Path:
 
 
 def start(name: str, *arguments: object) -> Contender:
-    """Start a contender's process."""
+    """Start a contender's process; what it says on stderr is shown only if it fails."""
+    errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `Contender.end`
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "benchmarks" / "contenders.py"), name, *map(str, arguments)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
     )  # fmt: skip
-    return Contender(name, process)
+    return Contender(name, process, errors)
 
 
 def _able() -> list[str]:
@@ -121,8 +132,7 @@ def compare(size: int, images: Path, chosen: argparse.Namespace) -> list[Contend
             say(f"{size} px: round {number + 1} of {chosen.rounds}")
     finally:
         for one in running:
-            one.process.kill()
-            one.process.wait()
+            one.end()
     return running
 
 
@@ -177,8 +187,7 @@ def whole_command(chosen: argparse.Namespace, folder: Path) -> dict[int, tuple[i
             for _ in range(3):
                 answer = graph.ask(str(chosen.seconds))
                 rates.append(answer["images"] / answer["seconds"])
-            graph.process.kill()
-            graph.process.wait()
+            graph.end()
         again = [timed(command).seconds for _ in range(7)]
         results[size] = (rows, run, statistics.median(rates), again)
     return results
@@ -201,9 +210,14 @@ def scale(chosen: argparse.Namespace, folder: Path) -> dict[int, Run]:
 # --- what is written --------------------------------------------------------------------------
 
 
+def classic_rate(found: list[Contender]) -> float:
+    """Median rate, in images per second, of the script that all are compared with."""
+    return statistics.median(next(one for one in found if one.name == CLASSIC).rates)
+
+
 def table(size: int, found: list[Contender], ceiling: float) -> str:
     """A Markdown table of one size."""
-    classic = statistics.median(next(one for one in found if one.name == CLASSIC).rates)
+    classic = classic_rate(found)
     lines = [
         "| contender | batch | images/s, median (least to most) | times the classic script | share of the ceiling "
         "| difference from float32 |",
@@ -321,13 +335,15 @@ def write(
         "`features` with all taps, from the start of its process to its end, start-up, enlarging, hashing and fsync "
         "included, against the bare graph (the same images at 32 px, enlarged in the graph) measured before and after.",
         "",
-        "| size | images | seconds | images/s | bare graph | share | peak memory | called again (median of 7) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| size | images | seconds | images/s | times the classic script | share of the ceiling | bare graph "
+        "| share of the bare graph | peak memory | called again (median of 7) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for size, (rows, run, bare, again) in commands.items():
-        rate = rows / run.seconds
+        rate, classic = rows / run.seconds, classic_rate(results[size])
         lines.append(
-            f"| {size} px | {rows:,} | {run.seconds:.0f} | {rate:,.0f} | {bare:,.0f} | {rate / bare:.1%} | "
+            f"| {size} px | {rows:,} | {run.seconds:.0f} | {rate:,.0f} | {rate / classic:.2f} | "
+            f"{rate * operations(size) / ceilings['bfloat16']:.0%} | {bare:,.0f} | {rate / bare:.1%} | "
             f"{run.peak / 1e9:.2f} GB | {statistics.median(again):.2f} s |"
         )
     lines += [
@@ -346,6 +362,19 @@ def write(
     (chosen.output / "benchmark.md").write_text("\n".join(lines), encoding="utf-8")
 
 
+def run(chosen: argparse.Namespace) -> None:
+    """Measure, and write what was found."""
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT) as name:  # not in /tmp, which may be memory
+        folder = Path(name)
+        files = {size: images_at(size, chosen.data_dir, folder) for size in SIZES}
+        ceilings = start("ceiling").ask()
+        results = {size: compare(size, path, chosen) for size, path in files.items()}
+        commands = whole_command(chosen, folder)
+        scaled = scale(chosen, folder)
+    write(chosen, results, commands, scaled, ceilings)
+    say(f"written: {chosen.output / 'benchmark.md'}")
+
+
 def main() -> None:
     """Run it all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -359,15 +388,15 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.quick:
         chosen.rounds, chosen.seconds, chosen.rows, chosen.scaling_rows = 2, 1.0, 2000, 4000
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT) as name:  # not in /tmp, which may be memory
-        folder = Path(name)
-        files = {size: images_at(size, chosen.data_dir, folder) for size in SIZES}
-        ceilings = start("ceiling").ask()
-        results = {size: compare(size, path, chosen) for size, path in files.items()}
-        commands = whole_command(chosen, folder)
-        scaled = scale(chosen, folder)
-    write(chosen, results, commands, scaled, ceilings)
-    say(f"written: {chosen.output / 'benchmark.md'}")
+    try:
+        extract.load_weights(extract.FeatureOptions(data_dir=chosen.data_dir))  # fetched once, before anyone needs them
+        run(chosen)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted. Nothing was written.\n")
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import hardware, spec, store, weights
+from pipeline import extract, hardware, spec, weights
 
 CHECKED = 64  # images whose features are compared with the reference
 TRIAL_SECONDS = 0.7
@@ -37,7 +37,7 @@ Build = Callable[[int], Forward]
 
 
 def _layers(data_dir: Path) -> dict[str, weights.Layer]:
-    return dict(weights.from_file(data_dir / weights.FILE_NAME, store.read_arrays).layers)
+    return dict(extract.load_weights(extract.FeatureOptions(data_dir=data_dir)).layers)
 
 
 def _keras(layers: dict[str, weights.Layer], size: int) -> Any:

@@ -1,5 +1,7 @@
 """Run a command to its end, and print its wall-clock seconds and peak resident memory in bytes as JSON.
 
+What the command writes to stdout is dropped; its stderr is passed on.
+
     python benchmarks/timed.py COMMAND…
 
 A process of its own, and a small one: Linux counts the memory of whoever started a process into that process's peak.
@@ -17,7 +19,7 @@ import time
 def main() -> int:
     """Run, wait, tell."""
     began = time.perf_counter()
-    process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - began

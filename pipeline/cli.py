@@ -203,7 +203,9 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="where weights are, or go")
     parser.add_argument("--weights", metavar="FILE", help="where the model's own weights are now, if they were a file")
     parser.add_argument("--follow-links", action="store_true", help="follow symbolic links out of a folder")
-    parser.add_argument("--batch-size", type=_number(int), default=128, metavar="N", help="images that go together")
+    parser.add_argument(
+        "--batch-size", type=_number(int), metavar="N", help="images that go through the network together"
+    )
 
 
 def _feature_options(arguments: argparse.Namespace) -> Any:

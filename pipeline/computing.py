@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -312,6 +311,8 @@ class _Leaks:
 
 
 def _finish(work: Work) -> None:
+    from importlib.metadata import version  # late: a cache hit has no use for it
+
     build, dataset = work.build, work.dataset
     attributes = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -117,8 +117,8 @@ def check_batch_size(size: int | None) -> None:
 
 
 def _check_threads(threads: int) -> None:
-    if threads < 1:
-        raise UserError(f"The threads parameter must be at least 1. Got {threads}.")
+    if not 1 <= threads <= hardware.MAX_THREADS:
+        raise UserError(f"The threads parameter must be between 1 and {hardware.MAX_THREADS}. Got {threads}.")
     if threads > hardware.cores():
         log.warning("warning: %d threads on %d cores compute no faster, and usually slower", threads, hardware.cores())
 
@@ -131,7 +131,7 @@ def make_plan(options: FeatureOptions, batch_size: int | None) -> hardware.Plan:
             from pipeline import vgg16  # late: it loads TensorFlow
 
             gpus = [hardware.Gpu(*found) for found in vgg16.gpus()]
-    return hardware.plan(
+    plan = hardware.plan(
         options.precision,
         gpus,
         bfloat16=hardware.has_bfloat16(),
@@ -139,6 +139,11 @@ def make_plan(options: FeatureOptions, batch_size: int | None) -> hardware.Plan:
         batch_size=batch_size,
         memory=hardware.free_memory(),
     )
+    if gpus and not plan.device.startswith("GPU"):
+        seen = ", ".join(f"{gpu.name} ({format_bytes(gpu.free)} free)" for gpu in gpus)
+        log.warning("warning: computing on the processor: no GPU here has the memory and the precision: %s", seen)
+        vgg16.leave_gpus()
+    return plan
 
 
 def weights_digest(options: FeatureOptions) -> str:
@@ -172,7 +177,7 @@ def candidate_specs(
     Raises
     ------
     UserError
-        When bfloat16 is asked for on a processor without it, or the limit does not fit the data set.
+        When the limit does not fit the data set.
     """
     limit, name = options.limit, datasets.name_of(options.dataset)
     if limit is not None:
@@ -369,6 +374,8 @@ def quiet_stderr() -> Iterator[None]:
         os.dup2(spool.fileno(), 2)
         try:
             yield
+        except UserError:
+            raise  # it says all there is to say
         except Exception:
             sys.stderr.flush()
             spool.seek(0)

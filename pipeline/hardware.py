@@ -18,7 +18,11 @@ from pipeline.progress import format_bytes
 CPUINFO = Path("/proc/cpuinfo")
 MEMINFO = Path("/proc/meminfo")
 NVIDIA = Path("/proc/driver/nvidia/version")
+WSL = Path("/dev/dxg")  # the GPUs of Windows, seen from its Subsystem for Linux, which has no NVIDIA driver of its own
 CGROUP = Path("/sys/fs/cgroup")
+STATUS = Path("/proc/self/status")
+# Addresses, in bytes, that TensorFlow takes when it is loaded, most of them without memory behind them; measured.
+TENSORFLOW_ADDRESSES = 2 << 30
 
 # Compute capability from which NVIDIA's tensor cores multiply bfloat16 (Ampere):
 # https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications.
@@ -29,6 +33,9 @@ BFLOAT16_CAPABILITY = (8, 0)
 BATCH_PIXELS = 128 * 64 * 64
 MAX_BATCH = 256
 MAX_GPU_BATCH = 1024
+# Less free memory than this, in bytes, and a GPU is left alone: weights, the libraries' own and a few images need it.
+MIN_GPU_MEMORY = 1 << 29
+MAX_THREADS = 1024  # with tens of thousands TensorFlow hangs or crashes
 # The first block holds the most: two maps of 64 channels at full size, and as much again to work with.
 MAPS_HELD = 4 * 64
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -44,7 +51,7 @@ class Gpu:
     capability : tuple of int
         NVIDIA's compute capability, major and minor; (0, 0) where it is not known.
     free : int
-        Memory that TensorFlow can have, in bytes.
+        Memory that TensorFlow can have, in bytes; 0 where it does not say.
     """
 
     name: str
@@ -78,8 +85,8 @@ def plan(
 ) -> Plan:
     """Decide where to compute, in what precision, and how many images at once.
 
-    A GPU is used without being asked for, the one with the most memory: in bfloat16 where its compute capability is 8.0
-    or more, else in float32. What it cannot do, the processor does.
+    A GPU is used without being asked for, of those that can do what is asked for the one with the most free memory: in
+    bfloat16 where its compute capability is 8.0 or more, else in float32. What none can do, the processor does.
 
     Parameters
     ----------
@@ -100,20 +107,21 @@ def plan(
     UserError
         When nothing here computes what is asked for, or a batch cannot fit into memory.
     """
-    index = max(range(len(gpus)), key=lambda i: gpus[i].free, default=None)
-    if index is not None:
+    able = [gpu.capability >= BFLOAT16_CAPABILITY for gpu in gpus]
+    usable = [i for i, gpu in enumerate(gpus) if gpu.free >= MIN_GPU_MEMORY and (asked != "bfloat16" or able[i])]
+    if usable:
+        index = max(usable, key=lambda i: gpus[i].free)
         gpu = gpus[index]
-        able = gpu.capability >= BFLOAT16_CAPABILITY
-        if asked != "bfloat16" or able:
-            precision = asked if asked != "auto" else "bfloat16" if able else "float32"
-            fitting = gpu.free // 2 // _image_bytes(image_size, precision)
-            chosen = batch_size or max(1, min(MAX_GPU_BATCH, _power_of_two(fitting)))
-            return Plan(f"GPU:{index}", gpu.name, precision, _fits(chosen, image_size, precision, gpu.free))
+        precision = asked if asked != "auto" else "bfloat16" if able[index] else "float32"
+        fitting = gpu.free // 2 // _image_bytes(image_size, precision)
+        chosen = batch_size or max(1, min(MAX_GPU_BATCH, _power_of_two(fitting)))
+        chosen = _fits(chosen, image_size, precision, gpu.free, f" on {gpu.name}")
+        return Plan(f"GPU:{index}", gpu.name, precision, chosen)
     if asked == "bfloat16" and not bfloat16:
         raise UserError(
             "The precision parameter must be auto or float32 on this machine: its processor has no bfloat16 "
-            "instructions (AMX or AVX512-BF16), and no GPU of compute capability 8.0 or more is seen. Got 'bfloat16'. "
-            "Run the same command with --precision float32."
+            "instructions (AMX or AVX512-BF16), and no GPU of compute capability 8.0 or more, with "
+            "memory to spare, is seen. Got 'bfloat16'. Run the same command with --precision float32."
         )
     precision = asked if asked != "auto" else "bfloat16" if bfloat16 else "float32"
     chosen = batch_size or default_batch_size(image_size)
@@ -136,16 +144,16 @@ def _image_bytes(image_size: int, precision: str) -> int:
     return image_size**2 * MAPS_HELD * BYTES[precision]
 
 
-def _fits(batch_size: int, image_size: int, precision: str, memory: int | None) -> int:
+def _fits(batch_size: int, image_size: int, precision: str, memory: int | None, where: str = "") -> int:
     """Return a batch size that fits into memory, or raise UserError before the system stops the process for it."""
     needed = batch_size * _image_bytes(image_size, precision)
     if memory is not None and needed > memory:
         fitting = _power_of_two(memory // 2 // _image_bytes(image_size, precision))
-        advice = f"--batch-size {fitting}" if fitting else "a smaller --image-size"
+        advice = f"--batch-size {fitting}; the features are the same" if fitting else "a smaller --image-size"
         raise UserError(
             f"The batch size parameter must leave a batch in memory: {batch_size:,} images at {image_size} px in "
-            f"{precision} take about {format_bytes(needed)}, and {format_bytes(memory)} are free. Choose {advice}; the "
-            f"features are the same."
+            f"{precision} take about {format_bytes(needed)}, and {format_bytes(memory)} are free{where}. Choose "
+            f"{advice}."
         )
     return batch_size
 
@@ -173,8 +181,8 @@ def has_bfloat16() -> bool:
 
 
 def may_have_gpu() -> bool:
-    """Whether it is worth asking TensorFlow, which takes seconds, for a GPU: there is NVIDIA's driver."""
-    return NVIDIA.exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
+    """Whether it is worth asking TensorFlow, which takes seconds, for a GPU: there is a driver."""
+    return (NVIDIA.exists() or WSL.exists()) and os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
 
 
 def cores() -> int:
@@ -184,8 +192,8 @@ def cores() -> int:
 
 
 def free_memory() -> int | None:
-    """Memory a new process can have, in bytes, by the system's and the container's word; None where neither says."""
-    amounts = []
+    """Memory this process can have, in bytes, as the system, the container and ``ulimit`` say; None where none does."""
+    amounts = [] if (addresses := _free_addresses()) is None else [addresses]
     available = _fields(MEMINFO).get("MemAvailable", "").partition(" kB")[0]
     if available.isdigit():
         amounts.append(int(available) * 1024)
@@ -195,8 +203,30 @@ def free_memory() -> int | None:
         pass
     else:
         if limit.isdigit():
-            amounts.append(max(0, int(limit) - int(used)))
+            amounts.append(max(0, int(limit) - int(used) + _cached_files()))
     return min(amounts, default=None)
+
+
+def _free_addresses() -> int | None:
+    """Bytes that ``ulimit -v`` leaves for batches; None where there is no such limit. Beyond it TensorFlow crashes."""
+    try:
+        import resource  # there is none on Windows
+    except ImportError:
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    taken = _fields(STATUS).get("VmSize", "").partition(" kB")[0]
+    if limit == resource.RLIM_INFINITY or not taken.isdigit():
+        return None
+    return max(0, limit - int(taken) * 1024 - TENSORFLOW_ADDRESSES)
+
+
+def _cached_files() -> int:
+    """Bytes of files that the container's memory holds, which it gives up for a process that needs them."""
+    try:
+        pairs = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+    except OSError:
+        return 0
+    return sum(int(pairs.get(name, 0)) for name in ("inactive_file", "active_file"))
 
 
 def prefer_avx512() -> None:

@@ -6,9 +6,10 @@ import logging
 import sys
 import time
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm  # loaded for the first bar: a cache hit that shows none need not pay for it
 
 log = logging.getLogger("pipeline")
 
@@ -20,6 +21,11 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
+        if "tqdm" not in sys.modules:  # there is no bar
+            super().emit(record)
+            return
+        from tqdm import tqdm
+
         with tqdm.external_write_mode(file=sys.stderr):
             super().emit(record)
 
@@ -69,6 +75,8 @@ class Progress:
         self._scale = scale
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
+            from tqdm import tqdm
+
             self._bar = tqdm(
                 total=total,
                 initial=done,

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 # TensorFlow's C++ side announces itself on stderr: only its errors are of interest to a user.
@@ -49,14 +50,28 @@ def use_threads(threads: int) -> None:
 
 
 def gpus() -> list[tuple[str, tuple[int, int], int]]:
-    """Name, compute capability and memory (bytes that TensorFlow can have) of the GPUs it sees, in its order."""
-    limits = {device.name.rpartition("device:")[2]: device.memory_limit for device in device_lib.list_local_devices()}
+    """Name, compute capability and memory (bytes that TensorFlow can have) of the GPUs it sees, in its order.
+
+    Memory is 0 where it cannot be found out, as when others have so much of it that the GPU cannot even be set up.
+    """
+    devices = tf.config.list_physical_devices("GPU")
+    try:
+        local = device_lib.list_local_devices() if devices else []
+    except (tf.errors.OpError, RuntimeError):
+        local = []
+    limits = {device.name.rpartition("device:")[2]: device.memory_limit for device in local}
     found = []
-    for index, device in enumerate(tf.config.list_physical_devices("GPU")):
+    for index, device in enumerate(devices):
         details = tf.config.experimental.get_device_details(device)
         name, capability = details.get("device_name", device.name), details.get("compute_capability", (0, 0))
         found.append((name, capability, limits.get(f"GPU:{index}", 0)))
     return found
+
+
+def leave_gpus() -> None:
+    """Keep to the processor; TensorFlow would set every GPU up, and take its memory, for nothing."""
+    with suppress(RuntimeError):  # it has been set up already
+        tf.config.set_visible_devices([], "GPU")
 
 
 class Extractor:
@@ -152,6 +167,18 @@ class Extractor:
         ends = np.cumsum([TAP_COLUMNS[tap] for tap in self._taps])
         return dict(zip(self._taps, np.split(features, ends[:-1], axis=1), strict=True))
 
+    @contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        """Explain that memory does not suffice for a batch."""
+        try:
+            yield
+        except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+            advice = f"--batch-size, for example {self.batch_size // 4 or 1}" if self.batch_size > 1 else "--image-size"
+            raise UserError(
+                f"Memory does not suffice for batches of {self.batch_size} images at {self._size} px. Choose a smaller "
+                f"{advice}" + ("; the features are the same." if self.batch_size > 1 else ".")
+            ) from error
+
     def raw(self, images: Images) -> dict[str, NDArray[np.float32]]:
         """Features as the graph gives them: for each tap, float32 (n, columns)."""
         return self._split(np.concatenate([self._run(batch).numpy() for batch in self._batches(images)]))
@@ -177,14 +204,9 @@ class Extractor:
         result = np.empty((len(images), columns_of(self._taps)), np.float16)
         start = 0
         for batch in self._batches(images):
-            try:
+            with self._memory_errors():
                 # Cast before it is copied: half the bytes, and numpy casts slower than the graph's library.
                 result[start : start + len(batch)] = tf.cast(self._run(batch), tf.float16).numpy()
-            except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-                raise UserError(
-                    f"Memory does not suffice for batches of {self.batch_size} images at {self._size} px. Choose a "
-                    f"smaller --batch-size, for example {max(1, self.batch_size // 4)}; the features are the same."
-                ) from error
             start += len(batch)
         features = self._split(result)
         # Infinity and NaN are the numbers whose five bits of exponent are all set; numpy's isfinite takes six times as
@@ -211,9 +233,10 @@ class Extractor:
         Raises
         ------
         UserError
-            When the features would carry another precision's name.
+            When the features would carry another precision's name, or when memory does not suffice.
         """
-        computed = self._split(self._run(images).numpy())
+        with self._memory_errors():  # the first batch: if any is too large, it is this one
+            computed = self._split(self._run(images).numpy())
         with tf.device("CPU:0"):
             weights = _weights(self._layers, self._taps, tf.float32)
             reference = _network(self._pixels(images), weights, self._taps, _ImageByImage)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, Run, assert_user_error
 
-from pipeline import cli, parts, report, store
+from pipeline import cli, extract, hardware, parts, report, store
 
 DIGITS = ["--dataset", "digits", "--weights", "random", "--precision", "float32", "--image-size", "32"]
 TAPS = ["--taps", "block1_conv1.avg,block5_pool.avg"]
@@ -80,7 +80,8 @@ def test_help_names_every_command(run: Run) -> None:
         (["features", "--dataset", "digits", "--batch-size", "0"], ["batch size", "Got 0"]),
         (["features", "--dataset", "digits", "--batch-size", "-3"], ["batch size", "Got -3"]),
         (["features", "--dataset", "digits", "--batch-size", "99999"], ["batch size", "1 and 1024", "Got 99999"]),
-        (["features", "--dataset", "digits", "--threads", "0"], ["threads parameter", "at least 1", "Got 0"]),
+        (["features", "--dataset", "digits", "--threads", "0"], ["threads parameter", "between 1 and", "Got 0"]),
+        (["features", "--dataset", "digits", "--threads", "99999"], ["threads parameter", "1 and 1024", "Got 99999"]),
         (["features", "--dataset", "digits", "--limit", "0"], ["limit", "Got 0"]),
         (["features", "--dataset", "digits", "--limit", "2000"], ["limit", "1,442 rows to train", "Got 2,000"]),
         (
@@ -107,6 +108,27 @@ def test_mistakes_get_one_paragraph(run: Run, tmp_path: Path, arguments: list[st
     )
     assert_user_error(run(*arguments, *where), *words)
     assert not list(tmp_path.rglob("*.h5"))
+
+
+def test_a_batch_beyond_the_limit_of_ulimit_is_explained(tmp_path: Path) -> None:
+    """TensorFlow would crash."""
+    command = f"ulimit -v 4000000; exec {sys.executable} -m pipeline features"
+    flags = [*DIGITS, "--image-size", "128", "--batch-size", "512", "--features-dir", str(tmp_path / "f")]
+    done = subprocess.run(
+        ["bash", "-c", f'{command} "$@"', "bash", *flags], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert_user_error(done, "batch size parameter", "512 images at 128 px", "Choose --batch-size")
+
+
+def test_threads_beyond_the_cores_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+    with caplog.at_level("WARNING", logger="pipeline"):
+        extract._check_threads(2)
+        assert caplog.text == ""
+        extract._check_threads(3)
+    assert "3 threads on 2 cores" in caplog.text
 
 
 @pytest.mark.parametrize("flag", ["--features-dir", "--models-dir", "--output-dir"])

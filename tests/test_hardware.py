@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pipeline import hardware
+import pipeline
+from pipeline import extract, hardware
 from pipeline.errors import UserError
 from pipeline.hardware import Gpu, Plan
 
 GB = 1_000_000_000
 AMPERE = Gpu("an Ampere", (8, 6), 8 * GB)
 TURING = Gpu("a Turing", (7, 5), 16 * GB)
+FULL = Gpu("a Hopper whose memory others hold", (9, 0), GB // 100)
+SILENT = Gpu("one that does not say how much memory it has", (9, 0), 0)
 
 
 def plan(asked: str = "auto", gpus: tuple[Gpu, ...] = (), **changes: object) -> Plan:
@@ -33,6 +38,12 @@ def plan(asked: str = "auto", gpus: tuple[Gpu, ...] = (), **changes: object) -> 
         ("bfloat16", (AMPERE,), False, "GPU:0", "bfloat16"),
         ("auto", (AMPERE, TURING), True, "GPU:1", "float32"),  # the one with the most memory
         ("auto", (Gpu("unknown", (0, 0), GB),), True, "GPU:0", "float32"),
+        ("bfloat16", (AMPERE, TURING), False, "GPU:0", "bfloat16"),  # the one that can
+        ("auto", (Gpu("just below", (7, 9), GB),), False, "GPU:0", "float32"),
+        ("auto", (Gpu("just enough", (8, 0), GB),), False, "GPU:0", "bfloat16"),
+        ("auto", (FULL,), True, "CPU:0", "bfloat16"),  # others hold its memory
+        ("auto", (FULL, TURING), True, "GPU:1", "float32"),
+        ("auto", (SILENT,), False, "CPU:0", "float32"),
     ],
 )
 def test_device_and_precision(asked: str, gpus: tuple[Gpu, ...], bfloat16: bool, device: str, precision: str) -> None:
@@ -40,7 +51,7 @@ def test_device_and_precision(asked: str, gpus: tuple[Gpu, ...], bfloat16: bool,
     assert (found.device, found.precision) == (device, precision)
 
 
-@pytest.mark.parametrize("gpus", [(), (TURING,)])
+@pytest.mark.parametrize("gpus", [(), (TURING,), (FULL,)])
 def test_bfloat16_that_nothing_has_is_refused_and_float32_offered(gpus: tuple[Gpu, ...]) -> None:
     with pytest.raises(UserError, match=r"no bfloat16.*--precision float32"):
         plan("bfloat16", gpus, bfloat16=False)
@@ -62,10 +73,12 @@ def test_a_batch_that_cannot_fit_is_explained() -> None:
     with pytest.raises(UserError, match="smaller --image-size"):
         plan(image_size=1024, batch_size=1, memory=GB // 100)
     assert plan(image_size=1024, batch_size=1024, memory=None).batch_size == 1024
+    with pytest.raises(UserError, match=r"8\.0 GB are free on an Ampere\. Choose --batch-size 4;"):
+        plan(gpus=(AMPERE,), image_size=1024, batch_size=1024)
 
 
 def test_what_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CPUINFO", "MEMINFO", "NVIDIA", "CGROUP"):
+    for name in ("CPUINFO", "MEMINFO", "NVIDIA", "WSL", "CGROUP"):
         monkeypatch.setattr(hardware, name, tmp_path / name)
     assert not hardware.has_bfloat16()
     assert not hardware.may_have_gpu()
@@ -80,5 +93,26 @@ def test_what_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "CGROUP" / "memory.max").write_text("3000\n", encoding="ascii")
     (tmp_path / "CGROUP" / "memory.current").write_text("1000\n", encoding="ascii")
     assert hardware.free_memory() == 2000, "a container's limit counts too"
+    (tmp_path / "MEMINFO").write_text("MemTotal: 9 kB\nMemAvailable:   8 kB\n", encoding="utf-8")
+    stat = "anon 100\nfile 900\ninactive_file 600\nactive_file 200\n"
+    (tmp_path / "CGROUP" / "memory.stat").write_text(stat, encoding="ascii")
+    assert hardware.free_memory() == 2800, "files that it has cached it gives up"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not hardware.may_have_gpu()
+
+
+def test_a_gpu_that_cannot_serve_is_named_and_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left: list[bool] = []
+    vgg16 = SimpleNamespace(gpus=lambda: [("a Hopper", (9, 0), GB // 100)], leave_gpus=lambda: left.append(True))
+    monkeypatch.setitem(sys.modules, "pipeline.vgg16", vgg16)
+    monkeypatch.setattr(pipeline, "vgg16", vgg16, raising=False)
+    monkeypatch.setattr(hardware, "may_have_gpu", lambda: True)
+    with caplog.at_level("WARNING", logger="pipeline"):
+        assert extract.make_plan(extract.FeatureOptions(), None).device == "CPU:0"
+    assert left
+    assert "a Hopper (10.0 MB free)" in caplog.text
+    vgg16.gpus = lambda: [("a Hopper", (9, 0), 80 * GB)]
+    assert extract.make_plan(extract.FeatureOptions(), None).device == "GPU:0"
+    assert len(left) == 1

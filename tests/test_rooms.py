@@ -131,7 +131,8 @@ def test_spec_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("command", "absent"),
     [
-        ("import pipeline.cli", {"numpy", "h5py", "tensorflow", "sklearn", "matplotlib"}),
+        ("import pipeline.cli", {"numpy", "h5py", "tensorflow", "sklearn", "matplotlib", "tqdm"}),
+        ("import pipeline.cli, pipeline.extract", {"tqdm", "importlib.metadata", "PIL", "pooch", "requests"}),
         (
             "import pipeline.extract, pipeline.train, pipeline.sweep, pipeline.page, pipeline.inspection",
             {"tensorflow", "keras", "sklearn", "matplotlib"},

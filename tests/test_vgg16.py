@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,6 +138,17 @@ def test_one_tap_is_the_same_as_of_all() -> None:
         np.testing.assert_allclose(one[tap], every[tap], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("tap", "convolutions"),
+    [("block1_conv1.avg", 1), ("block3_conv2.avg", 6), ("block4_pool.max", 10), ("block5_pool.avg", 13)],
+)
+@pytest.mark.parametrize("size", [32, 128])
+def test_layers_above_the_highest_tap_are_not_computed(tap: str, convolutions: int, size: int) -> None:
+    network = extractor(weights.random_weights().layers, size, "float32", tuple({"block1_conv1.avg", tap}))
+    operations = network._network.get_concrete_function().graph.get_operations()
+    assert sum(operation.type in ("Conv2D", "Conv3D") for operation in operations) == convolutions
+
+
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
 @pytest.mark.parametrize(
     "size", [32, 40, 128]
@@ -195,6 +207,8 @@ def test_memory_that_does_not_suffice_is_explained(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(network, "_run", fail)
         with pytest.raises(UserError, match=r"Memory does not suffice for batches of 4 .* smaller --batch-size"):
             network(images(1))
+        with pytest.raises(UserError, match=r"Memory does not suffice for batches of 4 .* smaller --batch-size"):
+            network.check_precision(images(1))
 
 
 def test_an_overflow_names_its_tap() -> None:
@@ -204,3 +218,25 @@ def test_an_overflow_names_its_tap() -> None:
     network = extractor(layers, 32, "float32", ("block1_conv2.avg", "block2_conv1.avg"))
     with pytest.raises(UserError, match=r"block2_conv1\.avg gives a value beyond float16"):
         network(images(1))
+
+
+def test_gpus_that_tensorflow_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their memory is 0 where it cannot be found out: such a GPU is left alone, and the run goes on."""
+    import tensorflow as tf
+
+    from pipeline import vgg16
+
+    details = {"/gpu:0": {"device_name": "an Ampere", "compute_capability": (8, 6)}, "/gpu:1": {}}
+    physical = [SimpleNamespace(name=name) for name in details]
+    memory = {"/device:CPU:0": 1, "/device:GPU:1": 2, "/device:GPU:0": 3}
+    local = [SimpleNamespace(name=name, memory_limit=limit) for name, limit in memory.items()]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: physical)
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details[device.name])
+    monkeypatch.setattr(vgg16.device_lib, "list_local_devices", lambda: local)
+    assert vgg16.gpus() == [("an Ampere", (8, 6), 3), ("/gpu:1", (0, 0), 2)]
+
+    def fail() -> None:
+        raise tf.errors.InternalError(None, None, "CUDA_ERROR_OUT_OF_MEMORY")
+
+    monkeypatch.setattr(vgg16.device_lib, "list_local_devices", fail)
+    assert [free for _, _, free in vgg16.gpus()] == [0, 0]
