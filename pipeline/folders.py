@@ -193,6 +193,12 @@ def _scan(folder: Path, follow_links: bool) -> _Found:
             f"The folder {folder} has train, but no test. Add {folder}/test/<class>/, or name {folder / 'train'} as "
             f"the data set: a fifth of its images is test then."
         )
+    elif sorted(map(str.lower, folders)) == sorted(_SPLITS):
+        raise UserError(
+            f"The folder {folder} holds {' and '.join(sorted(folders))}, which look like a split and are none: they "
+            f"must be called train and test, and each must have a folder for each class, as in "
+            f"{folder}/train/<class>/. Rename the folders, or sort the images into class folders."
+        )
     else:
         for child in folders:
             files += [_File("", child, name) for name in walk.files(child)]
@@ -263,7 +269,7 @@ class _Walk:
                     reason = "a link that leads nowhere"
                 elif not self._follow and os.path.commonpath([self._inside, target]) != self._inside:
                     reason = f"a link out of the folder, to {printable(target)}: not followed unless by --follow-links"
-                elif os.path.commonpath([os.path.realpath(path.parent), target]) == target:
+                elif target in self._above(name):
                     reason = "a link to a folder that it lies in"
                 else:
                     reason = ""
@@ -280,6 +286,12 @@ class _Walk:
             self.skipped.append(Skipped(name, "not a file, but a device, a pipe or a socket"))
             return None
         return False
+
+    def _above(self, name: str) -> set[str]:
+        """Every folder that an entry lies in, by its own place and by the links that led to it."""
+        parts = name.split("/")
+        found = {os.path.realpath(self._folder / "/".join(parts[:depth])) for depth in range(len(parts))}
+        return found | {str(parent) for place in found for parent in Path(place).parents}
 
     def files(self, inner: str) -> list[str]:
         """All files in a folder and the folders in it."""
