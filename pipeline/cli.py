@@ -6,6 +6,7 @@ Everything heavy is imported after the arguments have been understood, so help a
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import signal
 import sys
@@ -316,6 +317,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.addHandler(ConsoleHandler(sys.stderr))
         log.setLevel(logging.INFO)
         log.propagate = False
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack a letter of a class's name
     hardware.prefer_avx512()
     signal.signal(signal.SIGTERM, _interrupt)  # like SIGINT: stop cleanly, and say how to go on
     try:

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,8 @@ def _fetch_with_keras() -> None:
     with quiet_stderr():
         from pipeline import vgg16  # late: it loads TensorFlow
 
-    vgg16.download_weights()
+    with redirect_stdout(sys.stderr):  # Keras says on stdout what it does, where predictions may be going
+        vgg16.download_weights()
 
 
 def candidate_specs(

@@ -27,7 +27,18 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from pipeline import images
-from pipeline.collection import LEAK, Dataset, Image, Members, Skipped, Split, Unusable, few_reasons, printable
+from pipeline.collection import (
+    LEAK,
+    Dataset,
+    Image,
+    Members,
+    Skipped,
+    Split,
+    Unusable,
+    count_of_files,
+    few_reasons,
+    printable,
+)
 from pipeline.errors import UserError, file_errors
 from pipeline.progress import Progress
 from pipeline.spec import digest_of
@@ -415,7 +426,7 @@ def _classes(folder: Path, files: Sequence[_File], skipped: Sequence[Skipped]) -
         When there are fewer than two, or names that a person, or another system, could not tell apart.
     """
     classes = tuple(sorted({file.label for file in files}, key=os.fsencode))
-    listed = f" {len(skipped):,} files cannot be used: {few_reasons(skipped)}." if skipped else ""
+    listed = f" {count_of_files(len(skipped))} cannot be used: {few_reasons(skipped)}." if skipped else ""
     if not classes:
         raise UserError(f"The folder {folder} holds no image that can be used.{listed} {_LAYOUT.format(folder=folder)}")
     if len(classes) == 1:

@@ -20,8 +20,11 @@ from typing import Any
 from pipeline.errors import UserError, file_errors
 from pipeline.spec import FeatureSpec, columns_of
 
-# What skops does not trust by itself, and yet is nothing but numbers: the state of MLPClassifier's solver.
+# What skops does not trust by itself, and yet is nothing but numbers: the state of MLPClassifier's solver, and the
+# temperature that makes probabilities of decision values, with the (trusted) classifier that it belongs to.
 TRUSTED = (
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._TemperatureScaling",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
 )

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import computing, extract, feeding, files, folders, hardware, images, models, report, sheet
-from pipeline.collection import Image, Skipped, Split, Unusable, few_reasons, listing, printable
+from pipeline.collection import Image, Skipped, Split, Unusable, count_of_files, few_reasons, listing, printable
 from pipeline.errors import UserError, file_errors
 from pipeline.extract import FeatureOptions
 from pipeline.progress import Progress
@@ -122,7 +122,7 @@ def predict(options: PredictOptions) -> str:
     predictions, faults = _classify(model, network, paths, options)
     skipped = [*skipped, *faults]
     if not predictions:
-        raise UserError(f"None of {len(skipped):,} images could be used: {few_reasons(skipped)}.")
+        raise UserError(f"There is no image among {count_of_files(len(skipped))}: {few_reasons(skipped)}.")
     if options.strict:
         computing.refuse_skipped(skipped, _named(options.images))
     text = _FORMATTERS[options.resolved_format](options.model, predictions, skipped)
@@ -173,7 +173,7 @@ def _gather(named: Sequence[Path], *, follow_links: bool) -> tuple[list[Path], l
             else:
                 raise UserError(f"There is no image or folder {printable(str(path))}. Check the path.")
     if not paths:
-        what = f" {len(skipped):,} files cannot be used: {few_reasons(skipped)}." if skipped else ""
+        what = f" {count_of_files(len(skipped))} cannot be used: {few_reasons(skipped)}." if skipped else ""
         raise UserError(f"There is no image in {_named(named)}.{what}")
     return paths, skipped
 

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, Run, assert_user_error
 from PIL import Image
 
-from pipeline import hardware, models, predict, sharing
+from pipeline import classifiers, hardware, history, models, predict, protocol, sharing
 from pipeline.errors import UserError
 from pipeline.predict import PredictOptions
 from pipeline.spec import FeatureSpec
@@ -92,7 +92,7 @@ def test_a_folder_with_faults(made: Path, model: Path, tmp_path: Path, caplog: p
     assert len(target.read_text().splitlines()) == 1 + len(pictures.USABLE)
     with Image.open(sheet) as image:
         assert image.width > 500
-    with pytest.raises(UserError, match=r"None of 1 images could be used: .*text\.jpg \(no image"):
+    with pytest.raises(UserError, match=r"no image among 1 file: .*text\.jpg \(no image"):
         predict.predict(options(model, folder / "text.jpg"))
     target.unlink()
     with pytest.raises(UserError, match=rf"{len(pictures.FAULTS)} files of .* cannot be used, which --strict makes"):
@@ -217,23 +217,20 @@ def test_a_shared_model_predicts_the_same(model: Path, made: Path) -> None:
     assert predict.predict(options(model, made / "tones")) == before, "the .joblib file is as it was"
 
 
-@pytest.mark.parametrize("classifier", ["logistic", "mlp"])
+@pytest.mark.parametrize("classifier", classifiers.REGISTRY)
 def test_every_classifier_can_be_shared(classifier: str, tmp_path: Path) -> None:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neural_network import MLPClassifier
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
+    """As train fits it, temperature and solver's state included."""
+    generator = np.random.default_rng(0)
+    labels = (np.arange(120) % 3).astype(np.uint8)
+    features = (generator.standard_normal((120, 8)) + 3 * np.eye(3, 8)[labels]).astype(np.float32)
 
-    features, labels = np.random.default_rng(0).standard_normal((60, 4)), np.arange(60) % 3
-    estimator = {
-        "logistic": LogisticRegression(warm_start=True),
-        "mlp": MLPClassifier((4,), random_state=np.random.RandomState(0)),
-    }[classifier]
-    if classifier == "mlp":
-        estimator.partial_fit(features, labels, classes=[0, 1, 2])
-    else:
-        estimator.fit(features, labels)
-    fitted = Pipeline([("scale", StandardScaler().fit(features)), (classifier, estimator)])
+    def data() -> history.Data:
+        return history.Data(features.copy(), labels)  # a fit standardises in place
+
+    rows = protocol.prepare(data(), 0, ("a", "b", "c"))
+    few = {"max_epochs": 5} if classifier in ("mlp", "svm") else {}
+    chosen = protocol.select(classifier, classifiers.resolve(classifier, few), rows, 0).fitted
+    fitted, _ = protocol.refit(classifier, chosen, data(), 0)
     loaded = models._from_skops(tmp_path / "x.skops", models.to_skops(tmp_path / "x.skops", fitted))
     np.testing.assert_array_equal(loaded.predict_proba(features), fitted.predict_proba(features))
 
