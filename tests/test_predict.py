@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from conftest import ROOT, Run, assert_user_error
 from PIL import Image
 
-from pipeline import classifiers, hardware, history, models, predict, protocol, sharing
+from pipeline import classifiers, extract, hardware, history, models, predict, protocol, sharing
 from pipeline.errors import UserError
 from pipeline.predict import PredictOptions
 from pipeline.spec import FeatureSpec
@@ -149,6 +150,16 @@ def test_a_model_in_bfloat16_serves_where_there_is_none(
     monkeypatch.setattr(hardware, "may_have_gpu", lambda: False)
     assert predict.predict(options(model, made / "tones")) == before
     assert "They are computed in float32" in caplog.text
+
+
+def test_an_interrupt_waits_until_tensorflow_is_loaded() -> None:
+    done = []
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), extract.interrupts_later():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("the block goes on")
+    assert done
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 # --- whom to trust ----------------------------------------------------------------------------
