@@ -33,7 +33,7 @@ REPORT_FLAGS = $(call flag,DATASET,dataset)$(call flag,DATA_DIR,data-dir)$(call 
 
 PREDICT_FLAGS = $(call flag,TOP_K,top-k)$(call flag,FORMAT,format)$(call flag,OUTPUT,output)$(call \
   flag,SHEET,sheet)$(call flag,DATA_DIR,data-dir)$(call flag,WEIGHTS,weights)$(call \
-  flag,BATCH_SIZE,batch-size)$(if $(FOLLOW_LINKS), --follow-links)
+  flag,BATCH_SIZE,batch-size)$(if $(STRICT), --strict)$(if $(FOLLOW_LINKS), --follow-links)
 
 .PHONY: help install demo features train sweep report predict export inspect test torture bench check format clean \
   clean-features
@@ -51,7 +51,7 @@ help: ## show this list
 	@echo "  HIDDEN_LAYER_SIZES ALPHA LEARNING_RATE_INIT MAX_EPOCHS PATIENCE, of svm ALPHA MAX_EPOCHS PATIENCE,"
 	@echo "  of ridge ALPHA, of knn N_NEIGHBORS N_COMPONENTS; of sweep GRID FILE YES=1 NO_HALVING=1"
 	@echo "Variables of predict: MODEL, IMAGES (an image or a folder), and TOP_K FORMAT OUTPUT SHEET DATA_DIR"
-	@echo "  WEIGHTS BATCH_SIZE FOLLOW_LINKS=1"
+	@echo "  WEIGHTS BATCH_SIZE STRICT=1 FOLLOW_LINKS=1"
 	@echo "PYTHON is the Python that makes $(VENV) (python3). 'make train IMAGE_SIZE=32 TAPS=top', for example."
 
 install: $(STAMP) ## make .venv from requirements.txt (every target does so by itself)

@@ -151,7 +151,7 @@ python -m pipeline predict --model models/{metrics["run"]}.joblib IMAGE_OR_FOLDE
 ```
 
 Everything about size, taps, precision and weights is taken from `{metrics["run"]}.json` beside it. Fitted by
-scikit-learn {versions["scikit-learn"]}; another version is refused."""
+scikit-learn {versions["scikit-learn"]}; a version whose first or second number is another is refused."""
 
 
 _TRUST = """A `.joblib` file **runs code when it is loaded**. `predict` loads it only if its sha256 is the one that

@@ -6,6 +6,7 @@ Everything heavy is imported after the arguments have been understood, so help a
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import signal
 import sys
@@ -203,9 +204,8 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="where weights are, or go")
     parser.add_argument("--weights", metavar="FILE", help="where the model's own weights are now, if they were a file")
     parser.add_argument("--follow-links", action="store_true", help="follow symbolic links out of a folder")
-    parser.add_argument(
-        "--batch-size", type=_number(int), metavar="N", help="images that go through the network together"
-    )
+    parser.add_argument("--strict", action="store_true", help="make images that cannot be used an error")
+    parser.add_argument("--batch-size", type=_number(int), metavar="N", help="images that go together")
 
 
 def _feature_options(arguments: argparse.Namespace) -> Any:
@@ -292,7 +292,8 @@ def _run_predict(arguments: argparse.Namespace) -> None:
     from pipeline import predict
 
     names = (
-        "images", "model", "top_k", "format", "output", "sheet", "data_dir", "weights", "follow_links", "batch_size"
+        "images", "model", "top_k", "format", "output", "sheet", "data_dir", "weights", "follow_links", "strict",
+        "batch_size",
     )  # fmt: skip
     options = predict.PredictOptions(**{name: getattr(arguments, name) for name in names})
     sys.stdout.write(predict.predict(options))
@@ -316,6 +317,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.addHandler(ConsoleHandler(sys.stderr))
         log.setLevel(logging.INFO)
         log.propagate = False
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack a letter of a class's name
     hardware.prefer_avx512()
     signal.signal(signal.SIGTERM, _interrupt)  # like SIGINT: stop cleanly, and say how to go on
     try:

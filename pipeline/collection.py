@@ -41,6 +41,11 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def count_of_files(number: int) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{number:,} {'file' if number == 1 else 'files'}"
+
+
 def few_reasons(skipped: Sequence[Skipped], most: int = 3) -> str:
     """The first of some skipped files and why, on one line."""
     lines = [f"{printable(item.file)} ({item.reason})" for item in skipped[:most]]
@@ -61,7 +66,7 @@ def listing(skipped: Sequence[Skipped], elsewhere: str, most: int = 1000) -> str
     if not skipped:
         return ""
     leaks = sum(item.is_leak for item in skipped)
-    head = f"{len(skipped):,} {'file was' if len(skipped) == 1 else 'files were'} not used"
+    head = f"{count_of_files(len(skipped))} {'was' if len(skipped) == 1 else 'were'} not used"
     head += f", {leaks:,} of them {'a leak' if leaks == 1 else 'leaks'} between train and test" if leaks else ""
     lines = [f"  {printable(item.file)}: {item.reason}" for item in skipped[:most]]
     rest = [f"  and {len(skipped) - most:,} more{elsewhere}"] if len(skipped) > most else []

@@ -21,7 +21,18 @@ from numpy.typing import NDArray
 
 from pipeline import feeding, hardware, reuse, store, weights
 from pipeline.aside import Aside
-from pipeline.collection import LEAK, Dataset, Image, Members, Skipped, Split, Unusable, few_reasons, printable
+from pipeline.collection import (
+    LEAK,
+    Dataset,
+    Image,
+    Members,
+    Skipped,
+    Split,
+    Unusable,
+    count_of_files,
+    few_reasons,
+    printable,
+)
 from pipeline.errors import Interrupted, UserError
 from pipeline.parts import Build, Part, PartContent
 from pipeline.progress import Progress, format_bytes, format_seconds
@@ -109,7 +120,7 @@ def refuse_skipped(skipped: Sequence[Skipped], source: str) -> None:
     """Make files that cannot be used an error, which ``--strict`` asks for."""
     if skipped:
         raise UserError(
-            f"{len(skipped):,} files of {source} cannot be used, which --strict makes an error: "
+            f"{count_of_files(len(skipped))} of {source} cannot be used, which --strict makes an error: "
             f"{few_reasons(skipped, most=1000)}. Mend or remove them, or leave --strict out to go on without them."
         )
 

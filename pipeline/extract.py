@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +166,8 @@ def _fetch_with_keras() -> None:
     with quiet_stderr():
         from pipeline import vgg16  # late: it loads TensorFlow
 
-    vgg16.download_weights()
+    with redirect_stdout(sys.stderr):  # Keras says on stdout what it does, where predictions may be going
+        vgg16.download_weights()
 
 
 def candidate_specs(
@@ -345,7 +348,8 @@ def make_extractor(
     """Compile the graph, and prove its precision on a few images."""
     log.info("loading TensorFlow")
     with quiet_stderr():
-        from pipeline import vgg16  # late: only a run that computes needs it
+        with interrupts_later():
+            from pipeline import vgg16  # late: only a run that computes needs it
 
         if threads is not None:
             vgg16.use_threads(threads)
@@ -360,6 +364,23 @@ def make_extractor(
         )
         extractor.check_precision(sample)
     return extractor
+
+
+@contextmanager
+def interrupts_later() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the end of the block: within TensorFlow's loading they become other errors."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda *_: came.append(1)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -27,7 +27,18 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from pipeline import images
-from pipeline.collection import LEAK, Dataset, Image, Members, Skipped, Split, Unusable, few_reasons, printable
+from pipeline.collection import (
+    LEAK,
+    Dataset,
+    Image,
+    Members,
+    Skipped,
+    Split,
+    Unusable,
+    count_of_files,
+    few_reasons,
+    printable,
+)
 from pipeline.errors import UserError, file_errors
 from pipeline.progress import Progress
 from pipeline.spec import digest_of
@@ -193,6 +204,12 @@ def _scan(folder: Path, follow_links: bool) -> _Found:
             f"The folder {folder} has train, but no test. Add {folder}/test/<class>/, or name {folder / 'train'} as "
             f"the data set: a fifth of its images is test then."
         )
+    elif sorted(map(str.lower, folders)) == sorted(_SPLITS):
+        raise UserError(
+            f"The folder {folder} holds {' and '.join(sorted(folders))}, which look like a split and are none: they "
+            f"must be called train and test, and each must have a folder for each class, as in "
+            f"{folder}/train/<class>/. Rename the folders, or sort the images into class folders."
+        )
     else:
         for child in folders:
             files += [_File("", child, name) for name in walk.files(child)]
@@ -263,7 +280,7 @@ class _Walk:
                     reason = "a link that leads nowhere"
                 elif not self._follow and os.path.commonpath([self._inside, target]) != self._inside:
                     reason = f"a link out of the folder, to {printable(target)}: not followed unless by --follow-links"
-                elif os.path.commonpath([os.path.realpath(path.parent), target]) == target:
+                elif target in self._above(name):
                     reason = "a link to a folder that it lies in"
                 else:
                     reason = ""
@@ -280,6 +297,12 @@ class _Walk:
             self.skipped.append(Skipped(name, "not a file, but a device, a pipe or a socket"))
             return None
         return False
+
+    def _above(self, name: str) -> set[str]:
+        """Every folder that an entry lies in, by its own place and by the links that led to it."""
+        parts = name.split("/")
+        found = {os.path.realpath(self._folder / "/".join(parts[:depth])) for depth in range(len(parts))}
+        return found | {str(parent) for place in found for parent in Path(place).parents}
 
     def files(self, inner: str) -> list[str]:
         """All files in a folder and the folders in it."""
@@ -403,7 +426,7 @@ def _classes(folder: Path, files: Sequence[_File], skipped: Sequence[Skipped]) -
         When there are fewer than two, or names that a person, or another system, could not tell apart.
     """
     classes = tuple(sorted({file.label for file in files}, key=os.fsencode))
-    listed = f" {len(skipped):,} files cannot be used: {few_reasons(skipped)}." if skipped else ""
+    listed = f" {count_of_files(len(skipped))} cannot be used: {few_reasons(skipped)}." if skipped else ""
     if not classes:
         raise UserError(f"The folder {folder} holds no image that can be used.{listed} {_LAYOUT.format(folder=folder)}")
     if len(classes) == 1:

@@ -42,6 +42,7 @@ MAX_FILE_BYTES = 1 << 30  # a file is read whole; larger than this is no picture
 MAX_PIXELS = 178_956_970  # Pillow's own limit: half a gigabyte as RGB
 _MANY_PIXELS = 30_000_000  # from here on one image at a time is decoded, so that threads do not multiply its memory
 _one_large = threading.Lock()
+_EMPTY = "empty: it has no bytes"
 
 # ImageNet's mean red, green and blue, rounded: what VGG16's preprocessing makes (nearly) zero of, so that padding
 # is neither light nor dark to the network. Keras' imagenet_utils, "caffe" mode.
@@ -62,13 +63,18 @@ def named_format(name: str) -> str | None:
     return _FORMAT_OF.get(PurePath(name).suffix.lower())
 
 
+def too_many_bytes(size: int) -> str:
+    """Why a file of so many bytes is not read."""
+    return f"absurdly large: {size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
+
+
 def fault_of_head(name: str, head: bytes, size: int) -> str:
     """Why a file can be no image, by its name, its first bytes and its size in bytes; "" when it may be one."""
     told, extension = told_format(head), PurePath(name).suffix
     if size == 0:
-        return "empty: it has no bytes"
+        return _EMPTY
     if size > MAX_FILE_BYTES:
-        return f"absurdly large: {size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
+        return too_many_bytes(size)
     if named_format(name) is None:
         what = f"its extension {extension} is not an image's" if extension else "it has no extension"
         if told:
@@ -83,9 +89,9 @@ def fault_of_head(name: str, head: bytes, size: int) -> str:
 def decode(content: bytes, image_size: int | None = None, fit: str = "squash") -> NDArray[np.uint8]:
     """Decode an image file.
 
-    Grey becomes three equal channels, 16 bits become 8 by dividing by 257, what is transparent shows white, CMYK
-    goes through its embedded profile where it has one, and the orientation that a camera recorded is applied. Of an
-    animation the first frame counts, of a TIFF the first page.
+    Grey becomes three equal channels, 16 bits become 8 (of grey by dividing by 257, of colours as their upper byte),
+    what is transparent shows white, CMYK goes through its embedded profile where it has one, and the orientation that a
+    camera recorded is applied. Of an animation the first frame counts, of a TIFF the first page.
 
     Parameters
     ----------
@@ -102,8 +108,12 @@ def decode(content: bytes, image_size: int | None = None, fit: str = "squash") -
     Raises
     ------
     Unusable
-        When it cannot be decoded, or has absurdly many pixels.
+        When it is empty, no image, damaged, or has absurdly many pixels.
     """
+    if not content:
+        raise Unusable(_EMPTY)
+    if told_format(content[:MAGIC_BYTES]) is None:
+        raise Unusable(f"no image: it begins with {content[:12]!r}")
     try:
         with Image.open(io.BytesIO(content), formats=list(EXTENSIONS)) as image:
             width, height = image.size

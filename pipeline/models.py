@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, file_errors
-from pipeline.spec import FeatureSpec
+from pipeline.spec import FeatureSpec, columns_of
 
-# What skops does not trust by itself, and yet is nothing but numbers: the state of MLPClassifier's solver.
+# What skops does not trust by itself, and yet is nothing but numbers: the state of MLPClassifier's solver, and the
+# temperature that makes probabilities of decision values, with the (trusted) classifier that it belongs to.
 TRUSTED = (
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._TemperatureScaling",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
 )
@@ -81,7 +84,8 @@ def load(path: Path) -> Model:
         )
     spec = _check_versions(path, description)
     estimator = _from_joblib(content) if path.suffix == JOBLIB else _from_skops(path, content)
-    weights = str(description["weights"])
+    _check_fit(path, estimator, spec, description)
+    weights = description["weights"]
     if weights not in ("imagenet", "random"):
         weights = str(description.get("weights_source", weights))
     return Model(path, estimator, spec, tuple(description["classes"]), weights, description)
@@ -93,7 +97,10 @@ def _describe(path: Path) -> Mapping[str, Any]:
         raise UserError(f"There is no model {path}. 'python -m pipeline train' writes one, and prints its path.")
     try:
         description = json.loads(beside.read_bytes())
-        if not isinstance(description, dict) or not {"spec", "classes", "weights", "versions"} <= set(description):
+        kinds = {"spec": dict, "classes": list, "weights": str, "versions": dict}
+        if not isinstance(description, dict) or not all(
+            isinstance(description.get(name), kind) for name, kind in kinds.items()
+        ):
             raise ValueError("it does not say what the model is")
     except FileNotFoundError as error:
         raise UserError(
@@ -115,7 +122,12 @@ def _check_versions(path: Path, description: Mapping[str, Any]) -> FeatureSpec:
         raise UserError(
             f"The model {path} was made by another version of this program: {str(error).rstrip('.')}. Train it again."
         ) from error
-    made, here = str(dict(description["versions"]).get("scikit-learn")), version("scikit-learn")
+    if description.get("key", spec.key()) != spec.key():
+        raise UserError(
+            f"The description {path.with_suffix('.json')} was edited: its spec is not the one that the model was "
+            f"trained on, and predictions would be wrong. Copy both files again, or train the model again."
+        )
+    made, here = str(description["versions"].get("scikit-learn")), version("scikit-learn")
     # scikit-learn promises nothing between versions; a third number is for mended faults alone.
     if made.split(".")[:2] != here.split(".")[:2]:
         raise UserError(
@@ -123,6 +135,18 @@ def _check_versions(path: Path, description: Mapping[str, Any]) -> FeatureSpec:
             f"again, or use it where scikit-learn is {made}."
         )
     return spec
+
+
+def _check_fit(path: Path, estimator: Any, spec: FeatureSpec, description: Mapping[str, Any]) -> None:
+    """Refuse a classifier that does not belong to its description: nothing but an edit makes one."""
+    columns, classes = getattr(estimator, "n_features_in_", None), getattr(estimator, "classes_", ())
+    expected = columns_of(spec.taps)
+    if columns != expected or not len(classes) or max(classes) >= len(description["classes"]):
+        raise UserError(
+            f"The model {path} and its description do not belong together: it takes {columns} columns and knows "
+            f"{len(classes)} classes, but the description has {expected} columns and {len(description['classes'])} "
+            f"classes. Copy both files again, or train the model again."
+        )
 
 
 def _from_joblib(content: bytes) -> Any:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import computing, extract, feeding, files, folders, images, models, report, sheet
-from pipeline.collection import Image, Skipped, Split, Unusable, listing, printable
+from pipeline import computing, extract, feeding, files, folders, hardware, images, models, report, sheet
+from pipeline.collection import Image, Skipped, Split, Unusable, count_of_files, few_reasons, listing, printable
 from pipeline.errors import UserError, file_errors
 from pipeline.extract import FeatureOptions
 from pipeline.progress import Progress
@@ -41,6 +43,7 @@ class PredictOptions:
     weights: str | None = None
     batch_size: int | None = None
     follow_links: bool = False
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -92,9 +95,11 @@ class Files:
 
 def _content(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if size == 0 or size > images.MAX_FILE_BYTES:
-            raise Unusable("empty: it has no bytes" if size == 0 else f"absurdly large: {size:,} bytes")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise Unusable("not a file, but a device, a pipe or a socket")
+        if status.st_size > images.MAX_FILE_BYTES:
+            raise Unusable(images.too_many_bytes(status.st_size))
         return path.read_bytes()
     except OSError as error:
         raise Unusable(f"unreadable: {error.strerror}") from error
@@ -106,30 +111,48 @@ def predict(options: PredictOptions) -> str:
     Raises
     ------
     UserError
-        When the model is refused, its weights cannot be had, or not one image can be used.
+        When the model is refused, its weights cannot be had, not one image can be used, or, under ``strict``, one
+        cannot.
     """
     paths, skipped = _gather(options.images, follow_links=options.follow_links)
     model = models.load(options.model)
     for target in filter(None, (options.output, options.sheet)):
-        if not target.parent.is_dir():
-            raise UserError(f"There is no folder {target.parent} to write {target.name} to. Make it, or name another.")
+        _check_target(target)
     network = _network(model, options)
     predictions, faults = _classify(model, network, paths, options)
     skipped = [*skipped, *faults]
     if not predictions:
-        raise UserError(f"None of {len(skipped):,} images could be used.\n{listing(skipped, '')}".replace("\n", " "))
+        raise UserError(f"There is no image among {count_of_files(len(skipped))}: {few_reasons(skipped)}.")
+    if options.strict:
+        computing.refuse_skipped(skipped, _named(options.images))
     text = _FORMATTERS[options.resolved_format](options.model, predictions, skipped)
     if options.sheet is not None:
         with file_errors("write the contact sheet", options.sheet):
             files.write_atomically(options.sheet, _sheet(model, predictions))
         log.info("contact sheet: %s", options.sheet)
-    if skipped:
-        log.warning("%s", listing(skipped, ""))
+    closing = f"{listing(skipped, '')}\n" if skipped else ""
     if options.output is None:
+        if options.resolved_format == "table":
+            return f"{text}\n{closing}" if closing else text
+        log.warning("%s", closing.rstrip())  # beside what a program reads
         return text
     with file_errors("write the predictions", options.output):
         files.write_atomically(options.output, text.encode("utf-8"))
-    return f"{options.output}: {len(predictions):,} predictions\n"
+    count = len(predictions)
+    return f"{printable(str(options.output))}: {count:,} {'prediction' if count == 1 else 'predictions'}\n{closing}"
+
+
+def _check_target(path: Path) -> None:
+    """Raise UserError unless a file can be written there: now, not after an hour of computing."""
+    with file_errors("write the file", path):
+        if path.is_dir():
+            raise UserError(f"There is a folder where {path} is to be written. Name a file.")
+        if not path.parent.is_dir():
+            raise UserError(f"There is no folder {path.parent} to write {path.name} to. Make it, or name another.")
+        if not os.access(path.parent, os.W_OK):
+            raise UserError(
+                f"The folder {path.parent} cannot be written to. Give yourself permission, or name another."
+            )
 
 
 # --- which images -----------------------------------------------------------------------------
@@ -140,19 +163,23 @@ def _gather(named: Sequence[Path], *, follow_links: bool) -> tuple[list[Path], l
     paths: list[Path] = []
     skipped: list[Skipped] = []
     for path in named:
-        if path.is_dir():
-            with file_errors("list the images", path):
+        with file_errors("read the images", path):
+            if path.is_dir():
                 found, left_out = folders.list_images(path, follow_links=follow_links)
-            paths += [path / name for name in found]
-            skipped += [Skipped(str(path / item.file), item.reason) for item in left_out]
-        elif path.exists():
-            paths.append(path)
-        else:
-            raise UserError(f"There is no image or folder {printable(str(path))}. Check the path.")
+                paths += [path / name for name in found]
+                skipped += [Skipped(str(path / item.file), item.reason) for item in left_out]
+            elif path.exists():
+                paths.append(path)
+            else:
+                raise UserError(f"There is no image or folder {printable(str(path))}. Check the path.")
     if not paths:
-        what = f" {listing(skipped, '')}".replace("\n", " ") if skipped else ""
-        raise UserError(f"There is no image in {', '.join(printable(str(path)) for path in named)}.{what}")
+        what = f" {count_of_files(len(skipped))} cannot be used: {few_reasons(skipped)}." if skipped else ""
+        raise UserError(f"There is no image in {_named(named)}.{what}")
     return paths, skipped
+
+
+def _named(paths: Sequence[Path]) -> str:
+    return ", ".join(printable(str(path)) for path in paths)
 
 
 # --- computing --------------------------------------------------------------------------------
@@ -175,12 +202,30 @@ def _network(model: models.Model, options: PredictOptions) -> Any:
     return network
 
 
+def _plan(model: models.Model, options: PredictOptions) -> hardware.Plan:
+    """Decide how to compute: in the model's own precision, or in float32 where nothing here has bfloat16.
+
+    bfloat16 rounds what float32 computes, and `features` takes a cache of either for the same, so a model that was
+    trained elsewhere is of use here, too.
+    """
+    wanted = model.spec.precision
+    asked = "auto" if wanted == "bfloat16" and not hardware.has_bfloat16() else wanted
+    plan = extract.make_plan(FeatureOptions(image_size=model.spec.image_size, precision=asked), options.batch_size)
+    if plan.precision != wanted:
+        log.warning(
+            "warning: the model was trained on %s features, which this machine cannot compute. They are computed in "
+            "%s, which differs by about 1 %%: probabilities may differ a little from those of where it was trained",
+            wanted, plan.precision,
+        )  # fmt: skip
+    return plan
+
+
 def _classify(
     model: models.Model, network: Any, paths: Sequence[Path], options: PredictOptions
 ) -> tuple[list[Prediction], list[Skipped]]:
     """Push images through the network and the model, batch by batch."""
-    spec = model.spec
-    plan = extract.make_plan(FeatureOptions(image_size=spec.image_size, precision=spec.precision), options.batch_size)
+    plan = _plan(model, options)
+    spec = dataclasses.replace(model.spec, precision=plan.precision)
     # One image need not pay for a batch; a power of two, so that few shapes are ever compiled.
     plan = dataclasses.replace(plan, batch_size=min(plan.batch_size, max(4, 1 << (len(paths) - 1).bit_length())))
     predictions: list[Prediction] = []
@@ -253,7 +298,7 @@ def _csv(model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipp
 def _json(model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> str:
     return report.to_json(
         {
-            "model": str(model),
+            "model": printable(str(model)),
             "predictions": [
                 {
                     "file": printable(item.file),

@@ -321,6 +321,7 @@ def _compute(
     description = {
         "created": created,
         "spec": asked.to_dict(),
+        "key": asked.key(),
         "taps": list(taps),
         "classes": list(classes),
         "classifier": metrics["classifier"],

@@ -21,7 +21,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from pipeline import extract, files, guard, images, parts, reuse, store
-from pipeline.collection import Dataset, Image, Members, Split, Unusable
+from pipeline.collection import Dataset, Image, Members, Split
 from pipeline.errors import UserError, file_errors
 from pipeline.extract import FeatureOptions
 from pipeline.hardware import Plan
@@ -272,8 +272,6 @@ class _Images:
             content = paths[row].read_bytes()
             if hashlib.sha256(content).digest() != digests[row].tobytes():
                 raise UserError(f"The image {paths[row]} changed while it was being used. Run the same again.")
-            if not content:
-                raise Unusable("empty: it has no bytes")
             return images.decode(content, image_size, fit)
 
         return cls([str(path) for path in paths], digests, load)

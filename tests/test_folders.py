@@ -142,11 +142,16 @@ def test_links_out_of_the_folder_are_followed_only_when_asked(folder: Path, tmp_
     (folder / "cat").symlink_to(tmp_path / "outside" / "more")
     (folder / "ant" / "loop").symlink_to(folder)
     (folder / "ant" / "again.png").symlink_to(folder / "ant" / "001.png")
+    (folder / "ant" / "to").mkdir()
+    (folder / "bee" / "fro").mkdir()
+    (folder / "ant" / "to" / "fro").symlink_to("../../bee/fro")
+    (folder / "bee" / "fro" / "to").symlink_to("../../ant/to")
     dataset = load(folder)
     assert dataset.class_names == ("ant", "bee")
     assert "not followed" in reasons(dataset)["ant/link.png"]
     assert "not followed" in reasons(dataset)["cat"]
     assert "lies in" in reasons(dataset)["ant/loop"]
+    assert "lies in" in reasons(dataset)["ant/to/fro/to"], "links that lead to each other come to an end"
     everything = names(dataset, "train") + names(dataset, "test")
     assert "ant/again.png" in everything, "a link that stays inside is a file like any other"
     followed = load(folder, follow_links=True)
@@ -226,6 +231,8 @@ def test_files_without_permission_are_listed_for_who_is_not_root(folder: Path) -
         (lambda folder: pictures.fill(folder, ("ant", "Ant")), ["ant", "Ant", "differ only in case"]),
         (lambda folder: pictures.fill(folder, ("e\u0301t\u00e9", "\u00e9te\u0301")), ["accents"]),
         (lambda folder: pictures.fill(folder / "train"), ["has train, but no test"]),
+        (lambda folder: (pictures.fill(folder / "Train"), pictures.fill(folder / "TEST")), ["TEST and Train", "Rename"]),
+        (lambda folder: pictures.fill(folder, ("train", "test")), ["test and train", "folder for each class"]),
         (lambda folder: pictures.fill(folder, (os.fsdecode(b"\xff"), "b")), ["not printable UTF-8"]),
         (
             lambda folder: (pictures.fill(folder / "train", count=1), pictures.fill(folder / "test", seed=500)),

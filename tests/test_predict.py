@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ import pytest
 from conftest import ROOT, Run, assert_user_error
 from PIL import Image
 
-from pipeline import models, predict, sharing
+from pipeline import classifiers, extract, hardware, history, models, predict, protocol, sharing
 from pipeline.errors import UserError
 from pipeline.predict import PredictOptions
+from pipeline.spec import FeatureSpec
 
 pytestmark = pytest.mark.tensorflow
 
@@ -91,8 +93,15 @@ def test_a_folder_with_faults(made: Path, model: Path, tmp_path: Path, caplog: p
     assert len(target.read_text().splitlines()) == 1 + len(pictures.USABLE)
     with Image.open(sheet) as image:
         assert image.width > 500
-    with pytest.raises(UserError, match="None of 1 images could be used"):
+    with pytest.raises(UserError, match=r"no image among 1 file: .*text\.jpg \(no image"):
         predict.predict(options(model, folder / "text.jpg"))
+    target.unlink()
+    with pytest.raises(UserError, match=rf"{len(pictures.FAULTS)} files of .* cannot be used, which --strict makes"):
+        predict.predict(options(model, folder, output=target, strict=True))
+    assert not target.exists(), "nothing is written then"
+    *_, head, last = predict.predict(options(model, folder / "rgb.png", folder / "text.jpg")).splitlines()
+    assert head == "1 file was not used:", "the closing lines of a table"
+    assert "text.jpg: no image" in last
 
 
 def test_the_table(made: Path, model: Path, run: Run) -> None:
@@ -118,10 +127,39 @@ def test_mistakes_get_one_paragraph(run: Run, model: Path, made: Path, tmp_path:
         ([image, "--format", "xml"], ["format", "'xml'"]),
         ([image, "--sheet", "x.jpg"], ["sheet", ".png"]),
         ([image, "--output", tmp_path / "no" / "x.csv"], ["no folder"]),
+        ([image, "--output", tmp_path], ["a folder where", "Name a file"]),
+        ([tmp_path / ("a" * 300)], ["name too long"]),
         ([image, "--weights", tmp_path / "none.h5"], ["needs the weights", "none.h5"]),
     ):
         assert_user_error(run("predict", "--model", model, *arguments), *words)
     assert_user_error(run("predict", "--model", tmp_path / "none.joblib", image), "no model", "train")
+
+
+def test_a_model_in_bfloat16_serves_where_there_is_none(
+    model: Path, made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """float32 is what bfloat16 rounds: what was trained on another machine is of use, and that is said."""
+    before = predict.predict(options(model, made / "tones"))
+    assert "computed in float32" not in caplog.text
+    beside = model.with_suffix(".json")
+    description = json.loads(beside.read_text())
+    description["spec"]["precision"] = "bfloat16"
+    description["key"] = FeatureSpec.from_dict(description["spec"]).key()
+    beside.write_text(json.dumps(description))
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(hardware, "may_have_gpu", lambda: False)
+    assert predict.predict(options(model, made / "tones")) == before
+    assert "They are computed in float32" in caplog.text
+
+
+def test_an_interrupt_waits_until_tensorflow_is_loaded() -> None:
+    done = []
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), extract.interrupts_later():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("the block goes on")
+    assert done
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 # --- whom to trust ----------------------------------------------------------------------------
@@ -153,8 +191,13 @@ def test_models_without_or_with_another_description_are_refused(model: Path) -> 
         ({"versions": {**good["versions"], "scikit-learn": "1.2.0"}}, "fitted by scikit-learn 1.2.0"),
         ({"spec": {**good["spec"], "format_version": 1}}, "another version of this program"),
         ({"spec": {name: value for name, value in good["spec"].items() if name != "fit"}}, "another version of this"),
-        ({"spec": 7}, "another version of this program"),
         ({"sha256": None}, "none is"),
+        ({"spec": {**good["spec"], "image_size": 64}}, "was edited"),
+        ({"spec": {**good["spec"], "image_size": 64}, "key": None}, "was edited"),
+        ({"classes": ["dark"]}, "do not belong together"),
+        ({"spec": 7}, "cannot be read"),
+        ({"versions": [1]}, "cannot be read"),
+        ({"classes": None}, "cannot be read"),
     ):
         beside.write_text(json.dumps({**good, **change}))
         with pytest.raises(UserError, match=word):
@@ -172,6 +215,7 @@ def test_other_weights_are_refused(model: Path, made: Path) -> None:
     beside = model.with_suffix(".json")
     description = json.loads(beside.read_text())
     description["spec"]["weights_digest"] = "0" * 64
+    description["key"] = FeatureSpec.from_dict(description["spec"]).key()
     beside.write_text(json.dumps(description))
     with pytest.raises(UserError, match="features of other weights"):
         predict.predict(options(model, made / "tones" / "dark" / "00.png"))
@@ -184,23 +228,20 @@ def test_a_shared_model_predicts_the_same(model: Path, made: Path) -> None:
     assert predict.predict(options(model, made / "tones")) == before, "the .joblib file is as it was"
 
 
-@pytest.mark.parametrize("classifier", ["logistic", "mlp"])
+@pytest.mark.parametrize("classifier", classifiers.REGISTRY)
 def test_every_classifier_can_be_shared(classifier: str, tmp_path: Path) -> None:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neural_network import MLPClassifier
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import StandardScaler
+    """As train fits it, temperature and solver's state included."""
+    generator = np.random.default_rng(0)
+    labels = (np.arange(120) % 3).astype(np.uint8)
+    features = (generator.standard_normal((120, 8)) + 3 * np.eye(3, 8)[labels]).astype(np.float32)
 
-    features, labels = np.random.default_rng(0).standard_normal((60, 4)), np.arange(60) % 3
-    estimator = {
-        "logistic": LogisticRegression(warm_start=True),
-        "mlp": MLPClassifier((4,), random_state=np.random.RandomState(0)),
-    }[classifier]
-    if classifier == "mlp":
-        estimator.partial_fit(features, labels, classes=[0, 1, 2])
-    else:
-        estimator.fit(features, labels)
-    fitted = Pipeline([("scale", StandardScaler().fit(features)), (classifier, estimator)])
+    def data() -> history.Data:
+        return history.Data(features.copy(), labels)  # a fit standardises in place
+
+    rows = protocol.prepare(data(), 0, ("a", "b", "c"))
+    few = {"max_epochs": 5} if classifier in ("mlp", "svm") else {}
+    chosen = protocol.select(classifier, classifiers.resolve(classifier, few), rows, 0).fitted
+    fitted, _ = protocol.refit(classifier, chosen, data(), 0)
     loaded = models._from_skops(tmp_path / "x.skops", models.to_skops(tmp_path / "x.skops", fitted))
     np.testing.assert_array_equal(loaded.predict_proba(features), fitted.predict_proba(features))
 
