@@ -12,7 +12,7 @@ class Aside:
     """Does one thing at a time in a thread, in the order in which they are handed over.
 
     An error of that thread is raised at the next `do` or `wait`, as itself. Leaving the block waits for what was begun,
-    also after an error or an interrupt: a file that is being written is finished or removed, never left.
+    also after an error and one interrupt or many: a file that is being written is finished or removed, never left.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,19 @@ class Aside:
             if kind is None:
                 self.wait()
         finally:
-            self._pool.shutdown(wait=True)
+            self._end()
+
+    def _end(self) -> None:
+        """Wait for the thread, however often that is interrupted: who holds a lock for it must not let go before."""
+        interrupt = None
+        while True:
+            try:
+                self._pool.shutdown(wait=True)
+                break
+            except KeyboardInterrupt as again:
+                interrupt = again
+        if interrupt is not None:
+            raise interrupt
 
     def do(self, work: Callable[..., Any], *arguments: Any) -> None:
         """Begin some work, once the work before it is done."""
