@@ -28,7 +28,8 @@ from pipeline import cli, extract, files, parts, store, weights
 from pipeline.spec import TAP_COLUMNS
 
 PRIMITIVES = (
-    "open_lock", "open_new", "reserve", "write", "fsync", "rename", "unlink", "sync_directory", "make_directory", "remove_directory",
+    "open_lock", "open_new", "reserve", "write", "truncate", "fsync", "rename", "unlink", "sync_directory",
+    "make_directory", "remove_directory",
 )  # fmt: skip
 ROWS = 10  # of each split
 PART_ROWS = 6  # small, so that a few images make several parts
@@ -84,7 +85,8 @@ def start_child(work: Callable[[], int], output: int) -> int:
     try:
         os.dup2(output, 1)
         os.dup2(output, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", errors="backslashreplace", closefd=False)  # as Python has it
         cli.log.handlers.clear()
         status = work()
     except BaseException:

@@ -47,7 +47,7 @@ def test_write_then_fsync_then_rename_then_directory(operations: list[tuple[str,
         names = [name for name, _ in operations[start + 1 : index]]
         assert names[0] == "reserve"
         assert names[-1] == "fsync", "fsync comes last before the rename"
-        assert set(names[1:-1]) == {"write"}
+        assert set(names[1:-1]) == {"write", "truncate"}
         assert operations[index + 1][0] == "sync_directory"
     assert operations[-1] == ("unlink", operations[-1][1])
     assert operations[-1][1].endswith(".lock")

@@ -22,7 +22,7 @@ ATTRIBUTES = {
     "created": "2026-01-01T00:00:00+00:00",
     "images_per_second": 10.0,
     "versions": {"numpy": "2"},
-    "provenance": {"official": True, "weights": "random"},
+    "provenance": {"dataset_source": "here", "official": True, "weights": "random", "weights_source": "there"},
 }
 CLASSES = ("cat", "dog")
 
