@@ -230,6 +230,7 @@ def _fill(work: Work, progress: Progress) -> None:
                 writer.do(build.add, part, content)
                 progress.skip(int(known[part].sum()))
             leaks.note(part, content)
+        writer.wait()  # in the block, so that an interrupt meanwhile is met by all that leaving it does
 
 
 def _is_there(build: Build, part: Part) -> bool:
