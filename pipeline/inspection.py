@@ -36,10 +36,13 @@ def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> str:
         with file_errors("read the feature file", path), Progress("verifying", size, "B", scale=True) as progress:
             cache = store.verify(path, progress.update)
     except store.CacheError as error:
+        try:
+            claimed = store.peek_spec(path)
+        except (store.CacheError, OSError):
+            raise error from None
         if must_verify:
             raise
-        with file_errors("read the feature file", path):
-            return _lines(_of_damaged(path, size, str(error), asked))
+        return _lines(_of_damaged(path, size, claimed, str(error), asked))
     return _lines(_of_valid(cache, asked)) + _skipped(cache)
 
 
@@ -75,9 +78,8 @@ def _of_valid(cache: store.Cache, asked: FeatureOptions) -> dict[str, str]:
     }
 
 
-def _of_damaged(path: Path, size: int, fault: str, asked: FeatureOptions) -> dict[str, str]:
+def _of_damaged(path: Path, size: int, spec: FeatureSpec, fault: str, asked: FeatureOptions) -> dict[str, str]:
     """What the legible spec claims, and nothing else: bytes that do not verify are not shown to HDF5."""
-    spec = store.peek_spec(path)
     return {
         "file": f"{path} ({format_bytes(size)}, format {spec.format_version})",
         "key": spec.key(),
