@@ -103,7 +103,7 @@ inspect: $(STAMP) ## tell what a feature file holds and whether it verifies: mak
 test: $(STAMP) ## run the tests; those on real data need DATA_DIR=folder
 	@DATA_DIR="$$MAKE_DATA_DIR" $(RUN) pytest
 
-torture: $(STAMP) ## attack the cache for a quarter of an hour: kills, full disks, flipped bits
+torture: $(STAMP) ## attack the cache for half an hour: kills, full disks, flipped bits
 	@$(VENV)/bin/python tests/torture.py
 
 bench: $(BENCH)/.installed ## set stage one against other tools, into docs/ (half an hour; QUICK=1: minutes)

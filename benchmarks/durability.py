@@ -21,7 +21,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline import extract, files, parts, store
+from pipeline import extract, files, parts, sealing, store
 
 IMAGE_SIZE = 64
 
@@ -42,7 +42,7 @@ def unsafe() -> Iterator[None]:
         mock.patch.object(files, "fsync", nothing),
         mock.patch.object(files, "sync_directory", nothing),
         mock.patch.object(store, "array_digest", return_value=empty),
-        mock.patch.object(store, "file_digest", return_value=empty),
+        mock.patch.object(sealing, "file_digest", return_value=empty),
         mock.patch.object(parts, "hashlib", mock.Mock(sha256=NoDigest)),
     ):
         yield

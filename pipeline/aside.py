@@ -12,7 +12,7 @@ class Aside:
     """Does one thing at a time in a thread, in the order in which they are handed over.
 
     An error of that thread is raised at the next `do` or `wait`, as itself. Leaving the block waits for what was begun,
-    also after an error or an interrupt: a file that is being written is finished or removed, never left.
+    also after an error and one interrupt or many: a file that is being written is finished or removed, never left.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,23 @@ class Aside:
             if kind is None:
                 self.wait()
         finally:
-            self._pool.shutdown(wait=True)
+            self._end()
+
+    def _end(self) -> None:
+        """Wait for all that was begun, however often that is interrupted: a lock held for it must not be let go before.
+
+        An interrupted `Thread.join` of Python 3.11 takes the thread for ended, so a last work of no effect is awaited.
+        """
+        interrupt, last = None, None
+        while last is None or not last.done():
+            try:
+                last = last or self._pool.submit(int)
+                last.result()
+            except KeyboardInterrupt as again:
+                interrupt = again
+        self._pool.shutdown(wait=False)
+        if interrupt is not None:
+            raise interrupt
 
     def do(self, work: Callable[..., Any], *arguments: Any) -> None:
         """Begin some work, once the work before it is done."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from pipeline.errors import Interrupted, UserError
 log = logging.getLogger("pipeline")
 
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
+EXIT_PIPE = 141  # 128 + SIGPIPE, as a shell has it
 PROGRAM = "python -m pipeline"
 
 
@@ -321,9 +323,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack a letter of a class's name
     hardware.prefer_avx512()
     signal.signal(signal.SIGTERM, _interrupt)  # like SIGINT: stop cleanly, and say how to go on
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         arguments = _build_parser().parse_args(argv)
         arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return EXIT_PIPE
     except UserError as error:
         log.error("error: %s", error)
         return EXIT_USER
@@ -331,6 +339,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("%s", stop)
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        log.error("Interrupted. Nothing was left half-written; run the same command again to do it anew.")
+        log.error("Interrupted. Nothing was left half-written; run the same command again.")
         return EXIT_INTERRUPTED
     return 0

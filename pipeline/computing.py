@@ -135,19 +135,21 @@ def compute(work: Work) -> str:
     """
     build = work.build
     total = sum(build.rows.values())
-    build.prepare()
     log.info(
         "computing %s features of %s at %d px in %s on %s, %d at a time, weights %s",
         f"{columns_of(build.spec.taps):,}", f"{total:,} images", build.spec.image_size, build.spec.precision,
         work.plan.label, work.plan.batch_size, work.network.label,
     )  # fmt: skip
     try:
+        build.prepare()
         with Progress("features", total, "images") as progress:
             _fill(work, progress)
         _finish(work)
     except KeyboardInterrupt:
+        if build.target.exists():  # it appears complete, and only what it was made of may be left
+            raise Interrupted(f"Interrupted, but {build.target} is complete: nothing is left to compute.") from None
         raise Interrupted(
-            f"Interrupted. {build.done:,} of {total:,} rows are kept in {build.parts_folder}. Run the same command "
+            f"Interrupted. {build.kept:,} of {total:,} rows are kept in {build.parts_folder}. Run the same command "
             f"again to go on from there."
         ) from None
     taps = len(build.spec.taps)
@@ -238,6 +240,7 @@ def _fill(work: Work, progress: Progress) -> None:
                 writer.do(build.add, part, content)
                 progress.skip(int(known[part].sum()))
             leaks.note(part, content)
+        writer.wait()  # in the block, so that an interrupt meanwhile is met by all that leaving it does
 
 
 def _is_there(build: Build, part: Part) -> bool:

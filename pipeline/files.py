@@ -42,6 +42,11 @@ def write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
+def truncate(descriptor: int, size: int) -> None:
+    """Make a file end at ``size`` bytes."""
+    os.ftruncate(descriptor, size)
+
+
 def fsync(descriptor: int) -> None:
     """Bring a file's bytes to the disk itself."""
     # On macOS fsync() stops at the drive's cache; F_FULLFSYNC goes through it.

@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline import datasets, extract, store
-from pipeline.collection import listing
-from pipeline.errors import file_errors
+from pipeline.collection import listing, printable
+from pipeline.errors import UserError, file_errors
 from pipeline.extract import FeatureOptions
 from pipeline.progress import Progress, format_bytes
-from pipeline.spec import TAP_COLUMNS, columns_of
+from pipeline.spec import TAP_COLUMNS, FeatureSpec, columns_of
 
 
 def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> str:
@@ -31,20 +31,26 @@ def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> str:
     CacheError
         When the file has a fault and must verify, or is so damaged that nothing can be said of it.
     """
-    fault = ""
     try:
         size = path.stat().st_size if path.is_file() else 0
         with file_errors("read the feature file", path), Progress("verifying", size, "B", scale=True) as progress:
             cache = store.verify(path, progress.update)
     except store.CacheError as error:
+        try:
+            claimed = store.peek_spec(path)
+        except (store.CacheError, OSError):
+            raise error from None
         if must_verify:
             raise
-        fault = str(error)
-        cache = store.describe_unverified(path)
+        return _lines(_of_damaged(path, size, claimed, str(error), asked))
+    return _lines(_of_valid(cache, asked)) + _skipped(cache)
+
+
+def _of_valid(cache: store.Cache, asked: FeatureOptions) -> dict[str, str]:
     spec, made = cache.spec, cache.provenance
     rows = ", ".join(f"{count:,} {split}" for split, count in cache.rows.items())
     taps = ", ".join(f"{tap} ({TAP_COLUMNS[tap]})" for tap in spec.taps)
-    names = ", ".join(cache.class_names[:12]) + (
+    names = ", ".join(map(printable, cache.class_names[:12])) + (
         f", … ({len(cache.class_names)})" if len(cache.class_names) > 12 else ""
     )
     weights = {"random": "random: untrained, seeded"}.get(str(made.get("weights")), str(made.get("weights")))
@@ -54,12 +60,10 @@ def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> str:
     digests = 2 * (len(spec.taps) + 1) + 2 + (6 if cache.has_members else 0)
     images, named = ("files of one's own", ", names") if cache.has_members else (official, "")
     how = f"{spec.interpolation}, {spec.fit}"
-    lines = {
-        "file": f"{path} ({format_bytes(cache.size)}, format {spec.format_version})",
+    return {
+        "file": f"{cache.path} ({format_bytes(cache.size)}, format {spec.format_version})",
         "key": spec.key(),
-        "verifies": f"NO: {fault}"
-        if fault
-        else f"yes, all {digests} digests (whole file, labels, class names, features{named})",
+        "verifies": f"yes, all {digests} digests (whole file, labels, class names, features{named})",
         "data": f"{spec.dataset}, {images}, from {made.get('dataset_source')}",
         "": f"digest {spec.dataset_digest}",
         "rows": rows + (f" (the first {spec.limit:,} of each split)" if spec.limit else ""),
@@ -70,25 +74,47 @@ def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> str:
         "columns": f"{columns_of(spec.taps):,} float16: {taps}",
         "made": f"{cache.created}, {cache.images_per_second:.0f} images/s",
         "by": f"{setup}; {versions}",
-        "asked for": _compare(cache, asked),
+        "asked for": _compare(spec, asked),
     }
+
+
+def _of_damaged(path: Path, size: int, spec: FeatureSpec, fault: str, asked: FeatureOptions) -> dict[str, str]:
+    """What the legible spec claims, and nothing else: bytes that do not verify are not shown to HDF5."""
+    return {
+        "file": f"{path} ({format_bytes(size)}, format {spec.format_version})",
+        "key": spec.key(),
+        "verifies": f"NO: {fault}",
+        "data": f"it claims to hold features of {spec.dataset}" + (f", limit {spec.limit:,}" if spec.limit else ""),
+        "": f"digest {spec.dataset_digest}",
+        "weights": f"digest {spec.weights_digest}",
+        "images": f"{spec.image_size}×{spec.image_size} px, {spec.interpolation}, {spec.fit}; in {spec.precision}",
+        "columns": f"{columns_of(spec.taps):,}: {', '.join(spec.taps)}",
+        "asked for": _compare(spec, asked),
+    }
+
+
+def _lines(values: dict[str, str]) -> str:
+    return "".join(f"{name.strip():<11}{value}\n" for name, value in values.items())
+
+
+def _skipped(cache: store.Cache) -> str:
     skipped = listing(cache.skipped, "", most=len(cache.skipped))
-    return "".join(f"{name.strip():<11}{value}\n" for name, value in lines.items()) + (
-        f"{skipped}\n" if skipped else ""
-    )
+    return f"{skipped}\n" if skipped else ""
 
 
-def _compare(cache: store.Cache, asked: FeatureOptions) -> str:
-    """How the file differs from what the same options would ask of ``features``."""
+def _compare(held: FeatureSpec, asked: FeatureOptions) -> str:
+    """How what the file holds differs from what the same options would ask of ``features``."""
     try:
         dataset = datasets.load(asked.dataset, asked.data_dir, download=False, follow_links=asked.follow_links)
         digest, rows = dataset.digest, dataset.rows
         unknown = ""
-    except datasets.NotFoundHere:
-        digest, rows = cache.spec.dataset_digest, {"train": 2**62, "test": 2**62}
-        unknown = f" (the data's digest not compared: {asked.dataset} is not in {asked.data_dir})"
+    except UserError as error:
+        absent = isinstance(error, datasets.NotFoundHere)
+        why = f"{asked.dataset} is not in {asked.data_dir}" if absent else str(error).rstrip(".")
+        digest, rows = held.dataset_digest, {"train": 2**62, "test": 2**62}
+        unknown = f" (the data's digest not compared: {why})"
     specs = extract.candidate_specs(asked, digest, rows, extract.weights_digest(asked))
-    if any(cache.spec.serves(spec) for spec in specs):
+    if any(held.serves(spec) for spec in specs):
         return f"this file serves it{unknown}"
-    differences = min((spec.differences(cache.spec) for spec in specs), key=len)
+    differences = min((spec.differences(held) for spec in specs), key=len)
     return f"this file does not serve it ('here' is asked, 'there' the file): {'; '.join(differences)}{unknown}"

@@ -98,9 +98,9 @@ class Build:
         return sum(self.rows.values()) * columns * store.FEATURE_DTYPE.itemsize
 
     @property
-    def done(self) -> int:
-        """Number of rows, of all splits, that are in finished parts."""
-        return sum(self._filled.values())
+    def kept(self) -> int:
+        """Number of rows, of all splits, in the parts that are on disk, of this run and those before it."""
+        return sum(part.stop - part.start for part in self.parts if (self.parts_folder / part.file_name).exists())
 
     @contextmanager
     def hold(self, waiting: Callable[[str], None]) -> Iterator[None]:
@@ -127,11 +127,12 @@ class Build:
         A file system that does not allow it is none of the reader's business: the cache is complete.
         """
         lock_file = self.folder / f"{self.spec.stem}.lock"
-        if not self.parts_folder.exists() and (not lock_file.exists() or files.is_locked(lock_file)):
-            return
-        with suppress(OSError), self.hold(waiting):
-            if self.target.exists():
-                self.discard()
+        with suppress(OSError):
+            if not self.parts_folder.exists() and (not lock_file.exists() or files.is_locked(lock_file)):
+                return
+            with self.hold(waiting):
+                if self.target.exists():
+                    self.discard()
 
     def load(self, part: Part) -> PartContent | None:
         """Take over a part that an earlier run left; None when there is none.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,8 +60,10 @@ class KnownRows:
         for source, split in sorted({(place.source, place.split) for place in places}):
             here = [i for i, place in enumerate(places) if (place.source, place.split) == (source, split)]
             rows = np.array([places[i].row for i in here])
-            for tap in taps:
-                self._gather(self._sources[source][1][split][tap], rows, result[tap], np.array(here))
+            cache, file = self._sources[source]
+            with store.read_errors(cache.path):
+                for tap in taps:
+                    self._gather(file[split][tap], rows, result[tap], np.array(here))
         return result
 
     @staticmethod
@@ -77,38 +79,46 @@ class KnownRows:
 def known_rows(folder: Path, spec: FeatureSpec, digests: NDArray[np.uint8]) -> Iterator[KnownRows]:
     """Find rows by their images' digests, uint8 (n, 32), in the caches of a folder that hold such features.
 
-    Each cache that is used is verified first, every byte of it, and stays open for the block, so what is read is
-    what was verified. One that is damaged is passed over, and that is said.
+    Each cache is verified before it is looked into, every byte of it, and stays open for the block, so what is read
+    is what was verified. One that is damaged is passed over, and that is said.
     """
     wanted = {digest.tobytes() for digest in digests}
     sources: list[tuple[store.Cache, Any]] = []
     places: dict[bytes, _Place] = {}
     with ExitStack() as stack:
         for path in _relatives(folder, spec):
-            missing = wanted - places.keys()
-            if not missing:
+            if wanted <= places.keys():
                 break
-            try:
-                claimed = store.claimed_digests(path, spec)
-            except (store.CacheError, OSError):
-                continue  # no reason to warn: it may be of an older format, and nobody asked for it
-            if claimed is None or not any(digest.tobytes() in missing for rows in claimed.values() for digest in rows):
-                continue
-            try:
-                file = stack.enter_context(store.verified(path))
-                cache = store.describe(path, file)
-                for split in store.SPLITS:
-                    for row, digest in enumerate(store.read_proven(path, file[split]["digests"])):
-                        if digest.tobytes() in missing:
-                            places.setdefault(digest.tobytes(), _Place(len(sources), split, row))
-                sources.append((cache, file))
-            except (store.CacheError, OSError) as error:
-                log.warning("warning: no rows are taken over from %s: %s", path, error)
+            with ExitStack() as opened:
+                try:
+                    with store.read_errors(path):
+                        file = store.open_file(path, opened)
+                        cache = store.describe(path, file)
+                        if not cache.has_members or not cache.spec.same_rows(spec):
+                            continue
+                        found = {split: store.read_proven(path, file[split]["digests"]) for split in store.SPLITS}
+                except (store.CacheError, OSError) as error:
+                    log.warning("warning: no rows are taken over from %s: %s", path, error)
+                    continue
+                new = {
+                    digest.tobytes(): _Place(len(sources), split, row)
+                    for split, rows in found.items()
+                    for row, digest in enumerate(rows)
+                    if digest.tobytes() in wanted and digest.tobytes() not in places
+                }
+                if new:
+                    places.update(new)
+                    sources.append((cache, file))
+                    stack.enter_context(opened.pop_all())
         yield KnownRows(sources, places)
 
 
 def _relatives(folder: Path, spec: FeatureSpec) -> list[Path]:
-    """Caches of the same image size, of any data set, newest first."""
-    return sorted(
-        folder.glob(f"*{relatives(spec.image_size)}*.h5"), key=lambda path: path.stat().st_mtime_ns, reverse=True
-    )
+    """Caches that claim to hold such features, of any data set, newest first."""
+    found: list[tuple[int, Path]] = []
+    for path in folder.glob(f"*{relatives(spec.image_size)}*.h5"):
+        # No reason to warn: it may be of an older format, and nobody asked for it.
+        with suppress(store.CacheError, OSError):
+            if store.peek_spec(path).same_rows(spec):
+                found.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(found, reverse=True)]

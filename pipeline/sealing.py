@@ -7,16 +7,18 @@ version, and the sha256 of all bytes that follow.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
 
 from pipeline import files
 from pipeline.errors import UserError
-from pipeline.spec import FORMAT_VERSION
+from pipeline.spec import FORMAT_VERSION, FeatureSpec
 
 HEADER_SIZE = 512  # bytes; the smallest user block that HDF5 allows
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_FRONT = 1 << 16  # bytes at the beginning of a file, in which its attributes are
 _HEADER = re.compile(rb"vgg16 feature file, format (\d+), sha256 of the bytes from 512 on: ([0-9a-f]{64})\n\0*")
 
 
@@ -30,6 +32,29 @@ def refuse(path: Path, what: str) -> CacheError:
         f"The feature file {path} cannot be used: {what}. It was not changed. Delete it and run "
         f"'python -m pipeline features' with the same options to compute it again."
     )
+
+
+def peek_spec(path: Path) -> FeatureSpec:
+    """Read the spec that a file claims to have: enough to choose a file, never to trust one.
+
+    Nothing is verified yet, so HDF5 is not let near it: one flipped bit can make it read for ever. The attributes
+    come first in a file, as plain text, and the key tells whether the spec was read as it was written.
+
+    Raises
+    ------
+    CacheError
+        When not even that can be read.
+    """
+    with open(path, "rb") as stream:
+        text = stream.read(_FRONT).decode("latin-1")
+    start = text.find('{"dataset": ')
+    try:
+        spec = FeatureSpec.from_dict(json.JSONDecoder().raw_decode(text, max(start, 0))[0])
+    except (ValueError, TypeError, RecursionError, UserError) as error:
+        raise refuse(path, f"its spec cannot be read ({error})") from error
+    if spec.key() not in text:
+        raise refuse(path, "its key is not the key of its spec")
+    return spec
 
 
 def header(digest: str) -> bytes:

@@ -29,7 +29,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,14 @@ from pipeline.spec import FORMAT_VERSION, TAP_COLUMNS, FeatureSpec
 
 CacheError = sealing.CacheError
 refuse = sealing.refuse
+peek_spec = sealing.peek_spec
 
 SPLITS = ("train", "test")
 FEATURE_DTYPE = np.dtype("<f2")
 LABEL_DTYPES = (np.dtype("u1"), np.dtype("<i8"))
 DIGEST_DTYPE, DIGEST_SIZE = np.dtype("u1"), 32  # of one image: the bytes of a sha256
 SKIPPED = ("files", "reasons")
+PROVENANCE = ("dataset_source", "official", "weights", "weights_source")  # what every file says of its origin
 
 _LIBVER = ("v110", "v110")  # metadata with checksums, and the same layout whichever HDF5 comes next
 
@@ -151,7 +153,7 @@ def write_file(
             start = page * memory.PAGE
             files.write(descriptor, bytes(content[: memory.size - start]), start)
         fill(Writer(descriptor, plan, offsets))
-        os.ftruncate(descriptor, memory.size)
+        files.truncate(descriptor, memory.size)
         files.write(descriptor, sealing.header(sealing.file_digest(descriptor)), 0)
 
     files.commit(target, write, temporary)
@@ -161,27 +163,36 @@ def write_file(
 
 
 @contextmanager
-def verified(path: Path, *, trusting: bool = False) -> Iterator[h5py.File]:
-    """Open a file for reading after every byte of it has been verified (unless ``trusting``).
+def verified(path: Path) -> Iterator[h5py.File]:
+    """Open a file for reading after every byte of it has been verified.
 
     The verification, the parsing and the reading use one descriptor, so a file renamed over this one
     in between changes nothing.
     """
+    with read_errors(path), ExitStack() as stack:
+        yield open_file(path, stack)
+
+
+def open_file(path: Path, stack: ExitStack) -> h5py.File:
+    """Open a file as `verified` does, until the stack ends; errors are the caller's, see `read_errors`."""
+    stream = stack.enter_context(open(path, "rb"))  # noqa: SIM115 - closed by the stack
+    sealing.check_bytes(path, stream.fileno())
+    return stack.enter_context(h5py.File(stream, "r"))
+
+
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn what opening, parsing and reading a file raises into `CacheError`; the block must do nothing else."""
     try:
-        with open(path, "rb") as stream:
-            if not trusting:
-                sealing.check_bytes(path, stream.fileno())
-            try:
-                with h5py.File(stream, "r") as file:
-                    yield file
-            except (OSError, RuntimeError, ValueError, KeyError) as error:
-                if isinstance(error, OSError) and error.errno:
-                    raise
-                raise refuse(path, f"HDF5 cannot read it ({error})") from error
+        yield
     except FileNotFoundError as error:
         raise CacheError(f"There is no feature file {path}. Check the path.") from error
     except IsADirectoryError as error:
         raise CacheError(f"{path} is a folder, not a feature file. Name a file that ends in .h5.") from error
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # whatever h5py makes of odd files
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise refuse(path, f"HDF5 cannot read it ({error})") from error
 
 
 def check_members(path: Path, group: h5py.Group, expected: set[str]) -> None:
@@ -230,12 +241,15 @@ def _text_attribute(path: Path, item: h5py.Group | h5py.Dataset, name: str) -> s
     return value
 
 
-def _json_attribute(path: Path, item: h5py.Group, name: str) -> Any:
+def _json_attribute(path: Path, item: h5py.Group, name: str, fields: Sequence[str] = ()) -> dict[str, Any]:
     text = _text_attribute(path, item, name)
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except ValueError as error:
         raise refuse(path, f"the attribute {name!r} is not JSON: {error}") from error
+    if not isinstance(value, dict) or not value.keys() >= set(fields):
+        raise refuse(path, f"the attribute {name!r} is no JSON object{' with ' * bool(fields)}{', '.join(fields)}")
+    return value
 
 
 def read_proven(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
@@ -250,7 +264,7 @@ def _read_spec(path: Path, file: h5py.File) -> FeatureSpec:
     fields = _json_attribute(path, file, "spec")
     try:
         spec = FeatureSpec.from_dict(fields)
-    except (UserError, TypeError, AttributeError) as error:
+    except (UserError, TypeError) as error:
         raise refuse(path, f"its spec is not valid ({error})") from error
     if _text_attribute(path, file, "key") != spec.key():
         raise refuse(path, "its key is not the key of its spec")
@@ -322,12 +336,6 @@ def open_cache(path: Path, expected: FeatureSpec | None = None) -> Cache:
     return cache
 
 
-def describe_unverified(path: Path) -> Cache:
-    """Say what a file claims to hold; for people who want to know what a damaged one was."""
-    with verified(path, trusting=True) as file:
-        return describe(path, file)
-
-
 def verify(path: Path, progress: Callable[[int], None] = lambda count: None) -> Cache:
     """Verify a feature file completely: every byte, the structure, and each data set's own digest.
 
@@ -336,13 +344,12 @@ def verify(path: Path, progress: Callable[[int], None] = lambda count: None) -> 
     CacheError
         At the first fault.
     """
-    cache = open_cache(path)
     with verified(path) as file:
+        cache = describe(path, file)
         for split in SPLITS:
             for name in _members_of_split(cache.spec, cache.has_members):
                 progress(read_proven(path, file[split][name]).nbytes)
-    for split in SPLITS:
-        read_labels(cache, split)
+            _proven_labels(cache, file, split)
     return cache
 
 
@@ -384,7 +391,7 @@ def describe(path: Path, file: h5py.File) -> Cache:
         created=_text_attribute(path, file, "created"),
         images_per_second=float(rate),
         versions=_json_attribute(path, file, "versions"),
-        provenance=_json_attribute(path, file, "provenance"),
+        provenance=_json_attribute(path, file, "provenance", PROVENANCE),
         size=path.stat().st_size,
         has_members=has_members,
         skipped=_read_skipped(path, file) if has_members else (),
@@ -418,33 +425,6 @@ def _read_skipped(path: Path, file: h5py.File) -> tuple[Skipped, ...]:
     )
 
 
-def peek_spec(path: Path) -> FeatureSpec:
-    """Read a file's spec without verifying its bytes: enough to choose a file, never to trust one.
-
-    Raises
-    ------
-    CacheError
-        When not even that can be read.
-    """
-    with verified(path, trusting=True) as file:
-        return _read_spec(path, file)
-
-
-def claimed_digests(path: Path, spec: FeatureSpec) -> dict[str, NDArray[np.uint8]] | None:
-    """Digests of the images that a file says it has the rows of, if they can stand in for rows of ``spec``.
-
-    Like `peek_spec` it trusts the file, so it serves to choose one. None where rows have no digests, or were
-    computed otherwise.
-    """
-    with verified(path, trusting=True) as file:
-        if not _read_spec(path, file).same_rows(spec) or "skipped" not in file:
-            return None
-        groups = {split: _group(path, file, split) for split in SPLITS}
-        return {
-            split: array_dataset(path, group, "digests", (None, DIGEST_SIZE))[()] for split, group in groups.items()
-        }
-
-
 def find_cache(folder: Path, asked: FeatureSpec) -> Path | None:
     """Path of a cache that serves ``asked``: its own file, else one with more taps."""
     own = folder / f"{asked.stem}.h5"
@@ -454,15 +434,29 @@ def find_cache(folder: Path, asked: FeatureSpec) -> Path | None:
         try:
             if peek_spec(path).serves(asked):
                 return path
-        except CacheError:
-            continue  # a damaged file of unknown content is no reason not to look further
+        except (CacheError, OSError):
+            continue  # a file that cannot be read, of unknown content, is no reason not to look further
     return None
 
 
 def read_labels(cache: Cache, split: str) -> NDArray[Any]:
     """Labels of a split, uint8 or int64 (n,), each within the class names."""
+    with _again(cache) as file:
+        return _proven_labels(cache, file, split)
+
+
+@contextmanager
+def _again(cache: Cache) -> Iterator[h5py.File]:
+    """Open a cache's file once more, verified as at first, and refuse one that took its place meanwhile."""
     with verified(cache.path) as file:
-        labels = read_proven(cache.path, file[split]["labels"])
+        now = describe(cache.path, file)
+        if (now.spec, now.rows, now.class_names) != (cache.spec, cache.rows, cache.class_names):
+            raise CacheError(f"The feature file {cache.path} was replaced meanwhile. Run the same command again.")
+        yield file
+
+
+def _proven_labels(cache: Cache, file: h5py.File, split: str) -> NDArray[Any]:
+    labels = read_proven(cache.path, file[split]["labels"])
     if labels.size and not 0 <= labels.min() <= labels.max() < len(cache.class_names):
         raise refuse(cache.path, f"a label of {split} is outside 0 to {len(cache.class_names) - 1}")
     return labels
@@ -478,9 +472,9 @@ def read_members(cache: Cache, split: str) -> Members:
     """
     if not cache.has_members:
         raise CacheError(f"The rows of the feature file {cache.path} have no names: its data set is no folder.")
-    with verified(cache.path) as file:
+    with _again(cache) as file:
         names, digests = (read_proven(cache.path, file[split][name]) for name in ("names", "digests"))
-    return Members(tuple(os.fsdecode(name) for name in names), digests)
+    return Members(tuple(map(os.fsdecode, names)), digests)
 
 
 def read_features(
@@ -515,7 +509,7 @@ def read_features(
     columns = [TAP_COLUMNS[tap] for tap in taps]
     result = np.empty((cache.rows[split], sum(columns)), np.float32)
     start = 0
-    with verified(cache.path) as file:
+    with _again(cache) as file:
         for tap, width in zip(taps, columns, strict=True):
             # Cast while it is copied to its place: no second float32 array is ever made.
             values = read_proven(cache.path, file[split][tap])
@@ -541,13 +535,19 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     limit = 1 << 30  # bytes; VGG16 with its classifier is 553 MB
     arrays: dict[str, NDArray[Any]] = {}
 
-    def collect(group: h5py.Group, prefix: str, depth: int) -> None:
+    seen: set[int] = set()  # groups, by their address: hard links can make them a maze without end
+
+    def collect(group: h5py.Group, prefix: str) -> None:
+        address = h5py.h5o.get_info(group.id).addr
+        if address in seen:
+            return
+        seen.add(address)
         for name in group:
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink) or depth > 8:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 continue
             item = group[name]
             if isinstance(item, h5py.Group):
-                collect(item, f"{prefix}{name}/", depth + 1)
+                collect(item, f"{prefix}{name}/")
             elif (
                 isinstance(item, h5py.Dataset) and item.dtype.kind == "f" and not item.is_virtual and not item.external
             ):
@@ -564,7 +564,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
             )
         try:
             with h5py.File(stream, "r") as file:
-                collect(file, "", 0)
+                collect(file, "")
         except (OSError, RuntimeError, ValueError, KeyError, MemoryError) as error:
             raise UserError(
                 f"The weights file {path} is damaged: HDF5 says {error}. Copy or download it again."

@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pictures
 
 from pipeline import cli, extract, files, parts, store, weights
 from pipeline.spec import TAP_COLUMNS
 
 PRIMITIVES = (
-    "open_lock", "open_new", "reserve", "write", "fsync", "rename", "unlink", "sync_directory", "make_directory", "remove_directory",
+    "open_lock", "open_new", "reserve", "write", "truncate", "fsync", "rename", "unlink", "sync_directory",
+    "make_directory", "remove_directory",
 )  # fmt: skip
 ROWS = 10  # of each split
 PART_ROWS = 6  # small, so that a few images make several parts
@@ -84,7 +86,8 @@ def start_child(work: Callable[[], int], output: int) -> int:
     try:
         os.dup2(output, 1)
         os.dup2(output, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", errors="backslashreplace", closefd=False)  # as Python has it
         cli.log.handlers.clear()
         status = work()
     except BaseException:
@@ -155,28 +158,38 @@ def install(act: Act, delay: Callable[[], None] = lambda: None) -> Points:
     return points
 
 
-def arguments(folder: Path) -> list[str]:
-    """A small stage one."""
+def arguments(folder: Path, images: Path | None = None) -> list[str]:
+    """A small stage one, on the digits or on a folder of images."""
+    data = ["--dataset", "digits", "--limit", str(ROWS)] if images is None else ["--dataset", str(images)]
     return [
-        "features", "--dataset", "digits", "--weights", "random", "--precision", "float32", "--image-size", "32",
-        "--limit", str(ROWS), "--batch-size", "6", "--taps", ",".join(TAPS), "--features-dir", str(folder),
+        "features", *data, "--weights", "random", "--precision", "float32", "--image-size", "32",
+        "--batch-size", "6", "--taps", ",".join(TAPS), "--features-dir", str(folder),
     ]  # fmt: skip
 
 
-def run(folder: Path, act: Act = lambda number: None, delay: Callable[[], None] = lambda: None) -> Outcome:
+def run(
+    folder: Path,
+    act: Act = lambda number: None,
+    delay: Callable[[], None] = lambda: None,
+    images: Path | None = None,
+) -> Outcome:
     """Stage one in a child process, with something happening at its points."""
-    return in_child(work_of(folder, act, delay))
+    return in_child(work_of(folder, act, delay, images))
 
 
 def work_of(
-    folder: Path, act: Act = lambda number: None, delay: Callable[[], None] = lambda: None
+    folder: Path,
+    act: Act = lambda number: None,
+    delay: Callable[[], None] = lambda: None,
+    images: Path | None = None,
 ) -> Callable[[], int]:
     """Stage one as a work for a child process, with something happening at its points."""
     _random_weights()  # once, for all children
 
     def work() -> int:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         install(act, delay)
-        return cli.main(arguments(folder))
+        return cli.main(arguments(folder, images))
 
     return work
 
@@ -245,13 +258,13 @@ def run_unchecked(folder: Path) -> Outcome:
     return in_child(unchecked)
 
 
-def trace(folder: Path) -> list[tuple[str, str]]:
+def trace(folder: Path, images: Path | None = None) -> list[tuple[str, str]]:
     """All operations of an undisturbed stage one: name, and the file concerned."""
     with tempfile.NamedTemporaryFile() as notes:
 
         def work() -> int:
             points = install(lambda number: None)
-            status = cli.main(arguments(folder))
+            status = cli.main(arguments(folder, images))
             Path(notes.name).write_text("".join(f"{name}\t{path}\n" for name, path in points.trace), encoding="utf-8")
             return status
 
@@ -262,12 +275,12 @@ def trace(folder: Path) -> list[tuple[str, str]]:
     return [(name, path) for name, _, path in (line.partition("\t") for line in lines)]
 
 
-def kill_at(number: int) -> Act:
-    """SIGKILL at a point."""
+def kill_at(number: int, what: signal.Signals = signal.SIGKILL) -> Act:
+    """SIGKILL, or another signal, at a point."""
 
     def act(reached: int) -> None:
         if reached == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), what)
 
     return act
 
@@ -285,12 +298,32 @@ def raise_at(number: int, code: int) -> Act:
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 
 
-def arrays(folder: Path) -> dict[str, np.ndarray]:
-    """Everything in the one finished cache of a folder, verified."""
-    (path,) = folder.glob("*.h5")
+def grown_folder(folder: Path) -> tuple[Path, Path]:
+    """A folder of images, some of them faulty, and a cache of it from before it grew."""
+    images = folder / "insects"
+    pictures.fill(images, count=6)
+    (images / "ant" / "bad.png").write_bytes(pictures.FAULTS["truncated.png"][0](1))
+    outcome = run(folder / "before", images=images)
+    if outcome.status:
+        raise AssertionError(outcome.said)
+    (before,) = (folder / "before").glob("*.h5")
+    pictures.fill(images, classes=("bee",), count=9, seed=1000)
+    (images / "bee" / "notes.txt").write_bytes(b"Not an image.")
+    return images, before
+
+
+def arrays(folder: Path, before: Path | None = None) -> dict[str, np.ndarray]:
+    """Everything in the one finished cache of a folder, verified, besides one that was there before."""
+    (path,) = (path for path in folder.glob("*.h5") if before is None or path.name != before.name)
     found = store.verify(path)
     read = {}
+    if found.has_members:
+        read["skipped"] = np.array([f"{item.file}: {item.reason}".encode() for item in found.skipped])
     for split in store.SPLITS:
+        if found.has_members:
+            members = store.read_members(found, split)
+            read[f"{split}/names"] = np.array([os.fsencode(name) for name in members.names])
+            read[f"{split}/digests"] = members.digests
         read[f"{split}/labels"] = store.read_labels(found, split)
         for tap in found.spec.taps:
             read[f"{split}/{tap}"] = store.read_features(found, split, [tap])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
@@ -34,4 +35,23 @@ def test_an_interrupt_waits_for_what_was_begun() -> None:
     with pytest.raises(KeyboardInterrupt), Aside() as aside:
         aside.do(work)
         raise KeyboardInterrupt
+    assert done == [1]
+
+
+def test_more_interrupts_wait_too() -> None:
+    done: list[int] = []
+
+    def work() -> None:
+        time.sleep(0.5)
+        done.append(1)
+
+    before = signal.signal(signal.SIGALRM, lambda number, frame: signal.default_int_handler(number, frame))
+    try:
+        with pytest.raises(KeyboardInterrupt), Aside() as aside:
+            aside.do(work)
+            signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)  # again and again, while the block ends
+            time.sleep(1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
     assert done == [1]

@@ -222,6 +222,18 @@ def test_inspect(run: Run, copied: Path) -> None:
     assert_user_error(run("inspect", copied, *DIGITS, *TAPS, "--verify"), "edited or damaged")
 
 
+def test_a_closed_pipe_is_no_error(copied: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "inspect", str(copied), *DIGITS],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert child.stdout is not None
+    child.stdout.close()
+    assert child.stderr is not None
+    assert child.stderr.read() == b""
+    assert child.wait() == 141
+
+
 # --- both stages without TensorFlow -----------------------------------------------------------
 
 

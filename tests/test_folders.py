@@ -8,11 +8,13 @@ import shutil
 from pathlib import Path
 
 import faults
+import h5py
 import numpy as np
 import pictures
 import pytest
 from conftest import Run, assert_user_error
 from PIL import Image
+from test_store import reseal
 
 from pipeline import cli, datasets, store
 from pipeline.collection import Dataset, Unusable
@@ -397,6 +399,30 @@ def test_rows_are_not_taken_over_from_other_settings_or_damaged_caches(folder: P
     grown = extract(folder, tmp_path / "f")
     assert grown.said.count("THROUGH") == 21
     assert "no rows are taken over from" in grown.said
+
+
+def test_no_row_comes_from_a_cache_whose_digests_are_in_doubt(folder: Path, tmp_path: Path) -> None:
+    """Its train rows are proven, its test rows are not: then none is used, nor looked for in another cache instead."""
+    assert extract(folder, tmp_path / "f").status == 0
+    (folder / "ant" / "new.png").write_bytes(pictures.png(2000))
+    assert extract(folder, tmp_path / "f").status == 0
+    older, newer = sorted((tmp_path / "f").glob("*.h5"), key=lambda path: path.stat().st_mtime_ns)
+    with h5py.File(newer, "r+") as file:
+        file["test/digests"][0] ^= 1
+    reseal(newer)
+    (folder / "ant" / "newer.png").write_bytes(pictures.png(2001))
+    grown = extract(folder, tmp_path / "f")
+    assert f"no rows are taken over from {newer}" in grown.said
+    assert f"rows from {older.name}" in grown.said
+    assert grown.said.count("THROUGH") == 2
+    fresh = extract(folder, tmp_path / "g")
+    assert fresh.status == 0
+    one, other = caches(tmp_path / "g")[0], store.verify(tmp_path / "f" / caches(tmp_path / "g")[0].path.name)
+    for split in store.SPLITS:
+        assert (
+            store.read_features(one, split, one.spec.taps).tobytes()
+            == store.read_features(other, split, one.spec.taps).tobytes()
+        )
 
 
 def test_the_same_picture_in_another_file_is_a_leak_too(tmp_path: Path) -> None:

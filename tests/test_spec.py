@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import classifiers
+from pipeline import classifiers, extract
 from pipeline.errors import UserError
 from pipeline.extract import FeatureOptions
 from pipeline.spec import ALL_TAPS, TAP_COLUMNS, FeatureSpec, RunSpec, columns_of, parse_taps
@@ -60,6 +61,28 @@ def test_run_options_are_not_in_the_key() -> None:
         "strict",
         "follow_links",
     }
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("data_dir", Path("x")),
+        ("features_dir", Path("x")),
+        ("strict", True),
+        ("follow_links", True),
+        ("weights", "x.h5"),
+    ],
+)
+def test_a_run_option_leaves_the_key(option: str, value: Any) -> None:
+    """Of the weights, their digest is in the key, wherever they came from."""
+
+    def keys(options: FeatureOptions) -> list[str]:
+        specs = extract.candidate_specs(options, "a" * 64, {"train": 9, "test": 9}, "b" * 64)
+        return [spec.key() for spec in specs]
+
+    plain = FeatureOptions()
+    assert keys(dataclasses.replace(plain, **{option: value})) == keys(plain)
+    assert keys(dataclasses.replace(plain, image_size=65)) != keys(plain)
 
 
 def test_key_is_stable() -> None:

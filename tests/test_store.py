@@ -14,15 +14,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import parts, sealing, store
+from pipeline import inspection, parts, reuse, sealing, store
 from pipeline.errors import UserError
+from pipeline.extract import FeatureOptions
 from pipeline.spec import ALL_TAPS, TAP_COLUMNS, FeatureSpec, order_taps
 
 ATTRIBUTES = {
     "created": "2026-01-01T00:00:00+00:00",
     "images_per_second": 10.0,
     "versions": {"numpy": "2"},
-    "provenance": {"official": True, "weights": "random"},
+    "provenance": {"dataset_source": "here", "official": True, "weights": "random", "weights_source": "there"},
 }
 CLASSES = ("cat", "dog")
 
@@ -281,9 +282,26 @@ def _array_for_group(file: h5py.File) -> None:
     file["test"] = 1
 
 
+def _no_space(file: h5py.File) -> None:
+    del file["test/labels"]
+    file["test/labels"] = h5py.Empty("u1")
+    file["test/labels"].attrs["sha256"] = "0" * 64
+
+
+def _provenance_list(file: h5py.File) -> None:
+    file.attrs["provenance"] = "[]"
+
+
+def _provenance_short(file: h5py.File) -> None:
+    file.attrs["provenance"] = '{"official": true}'
+
+
 @pytest.mark.parametrize(
     ("doctor", "message"),
     [
+        (_no_space, "HDF5 cannot read it"),
+        (_provenance_list, "'provenance' is no JSON object with dataset_source"),
+        (_provenance_short, "'provenance' is no JSON object with dataset_source"),
         (_external_link, "ExternalLink, which is never followed"),
         (_soft_link_loop, "SoftLink, which is never followed"),
         (_virtual, "not stored in one piece"),
@@ -310,6 +328,39 @@ def test_doctored_files_are_refused(cache: Path, doctor: Callable[[h5py.File], N
     reseal(cache)
     with pytest.raises(store.CacheError, match=message):
         store.open_cache(cache)
+
+
+def test_hdf5_never_sees_a_byte_that_was_not_verified(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even to choose a file: one flipped bit in HDF5's heap, where the attributes are, can make it read for ever."""
+    good = cache.read_bytes()
+    monkeypatch.setattr(store.h5py, "File", lambda *given, **named: pytest.fail("HDF5 was asked"))
+    generator = np.random.default_rng(3)
+    for number, position in enumerate(generator.integers(8 * 512, 8 * 6000, 100)):
+        damaged = bytearray(good)
+        damaged[position // 8] ^= 1 << (position % 8)
+        cache.write_bytes(damaged)
+        assert store.find_cache(cache.parent, make_spec(precision="bfloat16")) is None
+        with reuse.known_rows(cache.parent, make_spec(limit=5), np.zeros((1, 32), np.uint8)) as known:
+            assert not len(known)
+        with pytest.raises(store.CacheError):
+            store.verify(cache)
+        if number % 25:
+            continue  # the rest takes its time
+        try:
+            shown = inspection.inspect(cache, FeatureOptions(dataset="digits", weights="random"), must_verify=False)
+        except store.CacheError as error:
+            assert "damaged" in str(error)  # so much that nothing can be said of it
+        else:
+            assert "verifies   NO" in shown
+
+
+def test_a_file_that_is_replaced_meanwhile_is_refused(cache: Path, tmp_path: Path) -> None:
+    found = store.open_cache(cache)
+    other = build(tmp_path / "other", make_spec(limit=5), {"train": 5, "test": 5})[0].target
+    other.replace(cache)
+    for read in (lambda: store.read_labels(found, "test"), lambda: store.read_features(found, "test", found.spec.taps)):
+        with pytest.raises(store.CacheError, match="was replaced meanwhile"):
+            read()
 
 
 def test_a_data_set_that_lost_its_digest_is_not_read(cache: Path) -> None:
@@ -406,6 +457,8 @@ def test_read_arrays_follows_no_link_out_of_the_file(tmp_path: Path) -> None:
         file["a/link"] = h5py.ExternalLink(str(secret), "x")
         file["a/loop"] = h5py.SoftLink("/a")
         file["a/self"] = file["a"]
+        for number in range(50):  # a maze of 50 to the power of any depth
+            file[f"a/self {number}"] = file["/"]
         file["a/text"] = "no number"
     arrays = store.read_arrays(path)
     assert "a/b" in arrays

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,9 +43,9 @@ class Tally:
     tracebacks: int = 0
     unclear: int = 0
 
-    def compare(self, folder: Path, reference: dict[str, np.ndarray]) -> None:
+    def compare(self, folder: Path, reference: dict[str, np.ndarray], before: Path | None = None) -> None:
         """Count rows of a finished cache that are missing or differ."""
-        found = faults.arrays(folder)
+        found = faults.arrays(folder, before)
         for name, expected in reference.items():
             have = found.get(name, expected[:0])
             self.lost += len(expected) - len(have)
@@ -67,28 +68,42 @@ class Tally:
         return line + (f", {self.unclear} UNCLEAR ENDINGS" if self.unclear else "")
 
 
-def every_point(folder: Path) -> Iterator[Tally]:
-    """A kill and each error before and after every file operation."""
-    faults.run(folder / "reference")
+def every_point(folder: Path, images: Path | None = None, before: Path | None = None) -> Iterator[Tally]:
+    """A kill, a stop and each error before and after every file operation; on the digits, or a folder that grew."""
+    faults.run(folder / "reference", images=images)
     reference = faults.arrays(folder / "reference")
-    points = 2 * len(faults.trace(_new(folder / "trace")))
-    for what in ("SIGKILL", *faults.ERRORS):
-        tally = Tally(f"points with {what} before or after a file operation")
+    points = 2 * len(faults.trace(_new(folder / "trace", before), images))
+    signals = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 130, "SIGINT": 130}
+    for what in (*signals, *faults.ERRORS):
+        tally = Tally(f"points with {what} before or after a file operation" + (" on a folder" if images else ""))
         for number in range(1, points + 1):
-            place = _new(folder / what / str(number))
-            act = faults.kill_at(number) if what == "SIGKILL" else faults.raise_at(number, faults.ERRORS[what])
-            # The last two points surround the lock's removal, when everything is done: no error to report.
-            expected = -signal.SIGKILL if what == "SIGKILL" else 2 if number < points - 1 else 0
-            tally.said(faults.run(place, act), (expected,))
-            tally.said(faults.run(place), (0,))
-            tally.compare(place, reference)
+            place = _new(folder / what / str(number), before)
+            if what in signals:
+                act, expected = faults.kill_at(number, signal.Signals[what]), signals[what]
+            else:
+                # The last two points surround the lock's removal, when everything is done: no error to report.
+                act, expected = faults.raise_at(number, faults.ERRORS[what]), 2 if number < points - 1 else 0
+            tally.said(faults.run(place, act, images=images), (expected,))
+            tally.said(faults.run(place, images=images), (0,))
+            tally.compare(place, reference, before)
             tally.faults += 1
         yield tally
 
 
-def _new(parent: Path) -> Path:
-    """A features folder that is not there yet, in a folder that is: so every run has the same operations."""
+def folders(folder: Path) -> Iterator[Tally]:
+    """The same on a folder of images, some faulty, of which an older cache has a part."""
+    yield from every_point(folder, *faults.grown_folder(folder))
+
+
+def _new(parent: Path, before: Path | None = None) -> Path:
+    """A features folder that is not there yet, in a folder that is: so every run has the same operations.
+
+    With a cache from before, it is there, with that cache in it.
+    """
     parent.mkdir(parents=True)
+    if before is not None:
+        (parent / "features").mkdir()
+        shutil.copy2(before, parent / "features")
     return parent / "features"
 
 
@@ -245,7 +260,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--flips", type=int, default=400)
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--only", choices=("points", "pairs", "disks", "kills", "flips"))
+    parser.add_argument("--only", choices=("points", "folders", "pairs", "disks", "kills", "flips"))
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--child", type=Path)
     chosen = parser.parse_args()
@@ -256,6 +271,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=chosen.folder) as base:
         attacks = {
             "points": lambda folder: every_point(folder),
+            "folders": lambda folder: folders(folder),
             "pairs": lambda folder: two_at_once(folder, chosen.pairs),
             "disks": lambda folder: full_disks(folder),
             "kills": lambda folder: random_kills(folder, chosen.kills),
