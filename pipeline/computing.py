@@ -346,7 +346,8 @@ def _finish(work: Work) -> None:
     }
     log.info("joining %d parts", len(build.parts))
     labels = {name: split.labels for name, split in work.splits.items()}
-    build.finish(labels, dataset.class_names, attributes, work.members, dataset.skipped)
+    with Progress("joining", sum(build.rows.values()), "rows") as progress:
+        build.finish(labels, dataset.class_names, attributes, work.members, dataset.skipped, progress.update)
 
 
 def _packages(dataset: Dataset) -> tuple[str, ...]:

@@ -183,6 +183,7 @@ class Build:
         attributes: Mapping[str, Any],
         members: Mapping[str, Members] | None = None,
         skipped: Sequence[Skipped] = (),
+        joined: Callable[[int], object] = lambda rows: None,
     ) -> None:
         """Join the parts into the final file, which appears complete or not at all; remove the parts.
 
@@ -197,6 +198,8 @@ class Build:
             Who all rows are, where they have names.
         skipped : sequence of Skipped
             What was not used besides the rows dropped, which are added; kept only with members.
+        joined : callable
+            Told the number of rows of each part that is in the final file.
         """
         if self._filled != self.rows:
             raise AssertionError(f"rows filled {self._filled}, rows wanted {self.rows}")
@@ -218,6 +221,7 @@ class Build:
                 for tap, array in content.features.items():
                     writer.rows(f"{part.split}/{tap}", start[part.split], array)
                 start[part.split] += part.stop - part.start - len(content.dropped)
+                joined(part.stop - part.start)
 
         final = {
             "spec": json.dumps(self.spec.to_dict()),

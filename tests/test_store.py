@@ -71,7 +71,9 @@ def build(
                 piece = {tap: features[part.split, tap][part.start : part.stop] for tap in spec.taps}
                 making.add(part, parts.PartContent(piece, seconds=1.0, computed=part.stop - part.start))
         if finish:
-            making.finish(labels, classes, ATTRIBUTES)
+            joined: list[int] = []
+            making.finish(labels, classes, ATTRIBUTES, joined=joined.append)
+            assert sum(joined) == sum(rows.values()), "progress ends at the end"
     return making, features, labels
 
 
