@@ -35,6 +35,7 @@ from pipeline.errors import UserError
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 SIZES = (32, 64, 96)
 CLASSIC = "keras predict, float32"
@@ -253,6 +254,7 @@ def draw_rates(results: dict[int, list[Contender]], ceiling: float, path: Path) 
         panel.set_xlim(0, 1.2 * max(limit, *rates))
         panel.set_title(f"{size} px")
         panel.set_xlabel("images per second")
+        panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.xaxis.set_major_formatter("{x:,.0f}")
     panels[0][0].invert_yaxis()
     figure.suptitle("VGG16 features on a processor (×: times the classic script)", fontsize=11)
