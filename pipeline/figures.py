@@ -284,6 +284,6 @@ def _annotate(axis: Axes, shares: NDArray[np.float64]) -> None:
         share = shares[row, column]
         if share == 0:
             continue  # an empty cell says zero, and leaves the eye to what is there
-        text = f"{share:.0f}" if share >= 0.95 else "<1"
+        text = f"{share:.0f}" if share >= 1 else "<1"
         colour = "white" if share > 55 else "black"
         axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)

@@ -307,6 +307,16 @@ def column(driver: Any, index: int) -> list[str]:
     )
 
 
+def test_rare_confusions_are_less_than_one_per_cent_and_never_zero(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "digits-logistic-aaaaaaaa", 0.8, seed=0)
+    predicted = ["ant", *["bee"] * 2, *["cat <b>"] * 197]  # of 200: 0.5 % and 1 %
+    lines = ((i, "cat <b>", label, "0.9") for i, label in enumerate(predicted))
+    (run / "predictions.csv").write_bytes(report.to_csv(("index", "label", "predicted", "confidence"), lines))
+    text = page.rebuild(tmp_path, tmp_path).page.read_text(encoding="utf-8")
+    cells = re.findall(r'<td style="--s:\d+"[^>]*>([^<]*)</td>', text)
+    assert sorted(filter(None, cells)) == ["&lt;1", "1", "98"]
+
+
 @needs_browser
 def test_the_page_in_a_browser(browser: Callable[..., Any], output: Path) -> None:
     from selenium.webdriver.common.by import By
