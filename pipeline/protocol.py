@@ -83,6 +83,11 @@ class LearningCurve:
     validation: NDArray[np.float64]
 
 
+def validation_rows(rows: int, classes: int) -> int:
+    """How many of so many training rows are validation: the share, and at least one for each class."""
+    return max(round(VALIDATION_SHARE * rows), classes)
+
+
 def split(labels: NDArray[Any], seed: int, class_names: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Row numbers to fit on and to validate on: stratified, seeded.
 
@@ -101,7 +106,7 @@ def split(labels: NDArray[Any], seed: int, class_names: Sequence[str]) -> tuple[
             f"Every class needs at least two training rows, one to learn from and one to validate on. Fewer found for: "
             f"{scarce}. Raise --limit, or leave it out."
         )
-    validation = max(round(VALIDATION_SHARE * len(labels)), len(class_names))
+    validation = validation_rows(len(labels), len(class_names))
     fit, held_out = train_test_split(np.arange(len(labels)), test_size=validation, stratify=labels, random_state=seed)
     places = np.empty(len(fit))
     for label in range(len(class_names)):

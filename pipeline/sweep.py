@@ -251,13 +251,15 @@ class _Runner:
     """Fits candidates that have no record, from one standardised array for each seed."""
 
     def __init__(self, cache: store.Cache, asked: FeatureSpec, output_dir: Path) -> None:
+        from pipeline import protocol  # late: it loads scikit-learn
+
         self._cache, self._asked, self._output_dir = cache, asked, output_dir
         self._seed: int | None = None
         self._prepared: Prepared | None = None
         self._taps: tuple[str, ...] = ()
         self._asked_for: set[Path] = set()
-        total, classes = cache.rows["train"], len(cache.class_names)
-        self.rows = total - max(round(0.1 * total), classes)
+        total = cache.rows["train"]
+        self.rows = total - protocol.validation_rows(total, len(cache.class_names))
 
     def place(self, candidate: Candidate, rows: int) -> Place:
         """Where the record of a candidate is."""
@@ -295,7 +297,7 @@ class _Runner:
         return [(place, found[place.path]) for place in places]
 
     def _prepare(self, seed: int, taps: tuple[str, ...]) -> Prepared:
-        from pipeline import history, protocol  # late: it loads scikit-learn
+        from pipeline import history, protocol
 
         if self._prepared is None or seed != self._seed or not set(taps) <= set(self._taps):
             self.release()
