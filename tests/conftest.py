@@ -37,12 +37,12 @@ def run() -> Run:
     """Run ``python -m pipeline`` as a real process, as a user would."""
 
     def start(
-        *arguments: object, env: Mapping[str, str] | None = None, timeout: float = 300
+        *arguments: object, env: Mapping[str, str] | None = None, timeout: float = 300, cwd: Path = ROOT
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "pipeline", *map(str, arguments)],
-            cwd=ROOT,
-            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
