@@ -9,6 +9,11 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 STAMP := $(VENV)/.installed
 BENCH := benchmarks/.venv
+MARK := .made-by-make
+
+# Only an environment that was made here is ever emptied or removed: it is marked before its first file is there, so
+# that one whose making was interrupted is made anew. (Finished ones of earlier versions have the stamp alone.)
+made_here = [ ! -L $1 ] && { [ -e $1/$(MARK) ] || [ -e $1/.installed ]; }
 
 # A variable reaches its flag byte for byte, spaces, quotes and dollars included: it goes through the
 # environment under another name, taken unexpanded, and the shell quotes it.
@@ -66,8 +71,11 @@ $(STAMP) $(BENCH)/.installed: requirements.txt
 	  echo "error: $(PYTHON) is $$("$(PYTHON)" --version 2>&1), but 3.11 or newer is needed. Name another: make PYTHON=python3.11" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "error: $(PYTHON) has no venv module. Install it (Debian and Ubuntu: apt install python3-venv), or name another Python: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@if { [ -L $(@D) ] || [ -e $(@D) ]; } && ! { $(call made_here,$(@D)); } && ! rmdir $(@D) 2>/dev/null; then \
+	  echo "error: $(@D) is a link, or an environment that this Makefile did not make, so it is left as it is. Rename or remove it ('rm $(@D)' removes a link, not what is behind it) and run make again. To use it instead, install into it with '$(@D)/bin/python -m pip install -r $(@D:.venv=requirements.txt)' and run '$(@D)/bin/python -m pipeline' instead of make." >&2; exit 2; fi
 	@echo "making $(@D) from $(@D:.venv=requirements.txt) (about 2.5 GB on disk, a few minutes on a first run)" >&2
-	@"$(PYTHON)" -m venv --clear $(@D)
+	@mkdir -p $(@D) && touch $(@D)/$(MARK) && find $(@D) -mindepth 1 ! -path $(@D)/$(MARK) -delete
+	@"$(PYTHON)" -m venv $(@D)
 	@$(@D)/bin/python -m pip install --disable-pip-version-check -r $(@D:.venv=requirements.txt)
 	@touch $@
 
@@ -119,7 +127,10 @@ format: $(STAMP) ## format the code and mend what ruff can
 	@$(RUN) ruff check --fix .
 
 clean: ## remove .venv and tools' caches, never data, features, models or output
-	rm -rf $(VENV) $(BENCH) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@for venv in $(VENV) $(BENCH); do \
+	  if $(call made_here,$$venv); then rm -rf $$venv; \
+	  elif [ -L $$venv ] || [ -e $$venv ]; then echo "$$venv was not made by make: it is left as it is" >&2; fi; done
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-features: ## remove the feature caches (they can be computed again)

@@ -127,7 +127,7 @@ def test_the_benchmarks_have_requirements_of_their_own(project: Path) -> None:
     shutil.copytree(ROOT / "benchmarks", project / "benchmarks", ignore=shutil.ignore_patterns(".venv"))
     done = make(project, "--dry-run", "bench", "DATA_DIR=x", "QUICK=1")
     assert done.returncode == 0, done.stderr
-    assert "-m venv --clear benchmarks/.venv" in done.stdout
+    assert "-m venv benchmarks/.venv" in done.stdout
     assert "benchmarks/.venv/bin/python -m pip install --disable-pip-version-check -r benchmarks/requirements.txt" in (
         done.stdout
     )
@@ -190,6 +190,47 @@ def test_requirements_that_changed_are_installed_anew(project: Path) -> None:
     os.utime(project / ".venv" / ".installed", (1, 1))
     done = make(project, "--dry-run", "features")
     assert "-m venv" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["directory", "link"])
+def test_an_environment_that_make_did_not_make_is_left_as_it_is(project: Path, kind: str) -> None:
+    """Somebody's packages are in it: neither an install nor a clean may empty it."""
+    venv = project / ".venv"
+    (venv / ".installed").unlink()
+    if kind == "link":
+        venv.rename(project / "elsewhere")
+        (project / "elsewhere" / ".made-by-make").touch()  # made here or not: another project may use what is behind
+        venv.symlink_to("elsewhere")
+    done = make(project, "features")
+    assert done.returncode == 2
+    (paragraph,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for word in (".venv is a link, or", "Rename or remove it", "-m pip install -r requirements.txt"):
+        assert word in paragraph
+    done = make(project, "clean")
+    assert done.returncode == 0
+    assert "not made by make" in done.stderr
+    assert (venv / "bin" / "python").exists()
+
+
+def test_an_interrupted_install_is_made_anew(project: Path) -> None:
+    shutil.rmtree(project / ".venv")
+    (project / ".venv").mkdir()  # stopped before anything was in it
+    python = project / "python"  # makes an environment whose pip fails until the file "network" is there
+    python.write_text(
+        "#!/bin/sh\n"
+        'if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; touch "$3/left-over"; exit; fi\n'
+        '[ "$2" != pip ] || [ -e network ]\n',
+        encoding="utf-8",
+    )
+    python.chmod(0o755)
+    assert make(project, "install", f"PYTHON={python}").returncode == 2
+    assert not (project / ".venv" / ".installed").exists()
+    (project / ".venv" / "half").touch()
+    (project / "network").touch()
+    done = make(project, "install", f"PYTHON={python}")
+    assert done.returncode == 0, done.stderr
+    assert (project / ".venv" / ".installed").exists()
+    assert not (project / ".venv" / "half").exists(), "it begins anew, not on top of what is half there"
 
 
 @pytest.mark.parametrize(
