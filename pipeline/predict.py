@@ -134,7 +134,8 @@ def predict(options: PredictOptions) -> str:
     if options.output is None:
         if options.resolved_format == "table":
             return f"{text}\n{closing}" if closing else text
-        log.warning("%s", closing.rstrip())  # beside what a program reads
+        if closing:
+            log.warning("%s", closing.rstrip())  # beside what a program reads
         return text
     with file_errors("write the predictions", options.output):
         files.write_atomically(options.output, text.encode("utf-8"))

@@ -116,6 +116,12 @@ def test_the_table(made: Path, model: Path, run: Run) -> None:
     assert "untrained" in done.stderr
 
 
+def test_csv_says_nothing_beside_when_all_was_used(made: Path, model: Path, run: Run) -> None:
+    done = run("predict", "--model", model, made / "tones" / "dark" / "00.png", "--format", "csv")
+    assert done.returncode == 0, done.stderr
+    assert "" not in done.stderr.splitlines()
+
+
 def test_mistakes_get_one_paragraph(run: Run, model: Path, made: Path, tmp_path: Path) -> None:
     image = made / "tones" / "dark" / "00.png"
     (tmp_path / "empty").mkdir()
