@@ -76,10 +76,16 @@ class Prediction:
 
 
 class Files:
-    """Images in files, wherever they are; see `collection.LazyImages`."""
+    """Images in files, wherever they are; see `collection.LazyImages`.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    While ``keeps_thumbnails`` is true, decoding a row leaves its picture in ``thumbnails``: a file may have changed, or
+    be gone, by the time when all are classified.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, keeps_thumbnails: bool) -> None:
         self._paths = paths
+        self.keeps_thumbnails = keeps_thumbnails
+        self.thumbnails: dict[int, Image] = {}
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -90,7 +96,15 @@ class Files:
 
     def decoder(self, image_size: int, fit: str) -> Callable[[int], Image]:
         """Give a function that decodes one image as the network is to see it, or raises Unusable."""
-        return lambda row: images.decode(_content(self._paths[row]), image_size, fit)
+
+        def decode(row: int) -> Image:
+            content = _content(self._paths[row])
+            pixels = images.decode(content, image_size, fit)
+            if self.keeps_thumbnails:
+                self.thumbnails[row] = images.thumbnail(content, sheet.THUMBNAIL)
+            return pixels
+
+        return decode
 
 
 def _content(path: Path) -> bytes:
@@ -119,7 +133,7 @@ def predict(options: PredictOptions) -> str:
     for target in filter(None, (options.output, options.sheet)):
         _check_target(target)
     network = _network(model, options)
-    predictions, faults = _classify(model, network, paths, options)
+    predictions, faults, thumbnails = _classify(model, network, paths, options)
     skipped = [*skipped, *faults]
     if not predictions:
         raise UserError(f"There is no image among {count_of_files(len(skipped))}: {few_reasons(skipped)}.")
@@ -128,7 +142,7 @@ def predict(options: PredictOptions) -> str:
     text = _FORMATTERS[options.resolved_format](options.model, predictions, skipped)
     if options.sheet is not None:
         with file_errors("write the contact sheet", options.sheet):
-            files.write_atomically(options.sheet, _sheet(model, predictions))
+            files.write_atomically(options.sheet, _sheet(model, predictions, thumbnails))
         log.info("contact sheet: %s", options.sheet)
     closing = f"{listing(skipped, '')}\n" if skipped else ""
     if options.output is None:
@@ -223,8 +237,8 @@ def _plan(model: models.Model, options: PredictOptions) -> hardware.Plan:
 
 def _classify(
     model: models.Model, network: Any, paths: Sequence[Path], options: PredictOptions
-) -> tuple[list[Prediction], list[Skipped]]:
-    """Push images through the network and the model, batch by batch."""
+) -> tuple[list[Prediction], list[Skipped], list[Image]]:
+    """Push images through the network and the model, batch by batch; give thumbnails of the first besides."""
     plan = _plan(model, options)
     spec = dataclasses.replace(model.spec, precision=plan.precision)
     # One image need not pay for a batch; a power of two, so that few shapes are ever compiled.
@@ -232,7 +246,9 @@ def _classify(
     predictions: list[Prediction] = []
     faults: list[Skipped] = []
     rows = [("images", row) for row in range(len(paths))]
-    splits = {"images": Split(Files(paths), np.zeros(len(paths), np.uint8))}
+    source_files = Files(paths, keeps_thumbnails=options.sheet is not None)
+    thumbnails: list[Image] = []
+    splits = {"images": Split(source_files, np.zeros(len(paths), np.uint8))}
     extractor: Callable[[Any], feeding.Features] | None = None
     with (
         Progress("predicting", len(paths), "images") as progress,
@@ -249,8 +265,11 @@ def _classify(
                 columns = np.hstack([features[tap] for tap in spec.taps]).astype(np.float32)
                 names = [str(paths[row]) for row, _ in usable]
                 predictions += _best(model, names, columns, options.top_k)
+                if source_files.keeps_thumbnails:
+                    thumbnails += [source_files.thumbnails.pop(row) for row, _ in usable]
+                    source_files.keeps_thumbnails = len(thumbnails) < sheet.MOST
             progress.update(len(batch))
-    return predictions, faults
+    return predictions, faults, thumbnails
 
 
 def _best(model: models.Model, names: Sequence[str], features: Any, top_k: int) -> list[Prediction]:
@@ -322,15 +341,13 @@ _FORMATTERS: Mapping[str, Callable[[Path, Sequence[Prediction], Sequence[Skipped
 }
 
 
-def _sheet(model: models.Model, predictions: Sequence[Prediction]) -> bytes:
+def _sheet(model: models.Model, predictions: Sequence[Prediction], thumbnails: Sequence[Image]) -> bytes:
     shown = predictions[: sheet.MOST]
     note = f"{len(predictions):,} images" + (
         f", the first {len(shown):,} shown" if len(shown) < len(predictions) else ""
     )
-    cells = []
-    with Progress("contact sheet", len(shown), "images") as progress:
-        for item in shown:
-            pixels = images.thumbnail(_content(Path(item.file)), sheet.THUMBNAIL)
-            cells.append(sheet.Cell(pixels, printable(Path(item.file).name), item.labels[0], item.probabilities[0]))
-            progress.update(1)
+    cells = [
+        sheet.Cell(pixels, printable(Path(item.file).name), item.labels[0], item.probabilities[0])
+        for item, pixels in zip(shown, thumbnails, strict=False)  # of the last batch there may be more
+    ]
     return sheet.draw(cells, f"{model.path.stem}: most probable class", note)

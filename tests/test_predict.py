@@ -104,6 +104,25 @@ def test_a_folder_with_faults(made: Path, model: Path, tmp_path: Path, caplog: p
     assert "text.jpg: no image" in last
 
 
+def test_the_sheet_shows_what_was_classified(
+    made: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever becomes of the files meanwhile."""
+    folder = tmp_path / "new"
+    shutil.copytree(made / "tones" / "light", folder)
+    predict.predict(options(model, folder, sheet=tmp_path / "before.png"))
+    best = predict._best
+
+    def remove_then_best(*arguments: object) -> object:
+        shutil.rmtree(folder, ignore_errors=True)
+        return best(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(predict, "_best", remove_then_best)
+    predict.predict(options(model, folder, sheet=tmp_path / "after.png"))
+    assert not folder.exists()
+    assert (tmp_path / "after.png").read_bytes() == (tmp_path / "before.png").read_bytes()
+
+
 def test_the_table(made: Path, model: Path, run: Run) -> None:
     done = run(
         "predict", "--model", model, made / "tones" / "dark" / "00.png", made / "tones" / "light", "--top-k", "2"
