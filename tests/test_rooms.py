@@ -18,6 +18,7 @@ GROUND = {
     "errors",
     "files",
     "memory_file",
+    "options",
     "progress",
     "sealing",
     "spec",
