@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import zip_longest
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -406,8 +406,7 @@ def _another(names: Sequence[str], index: int) -> str:
 def _make_split(files: Sequence[_File]) -> list[_File]:
     """Put the first fifth of each class's images, by the order of salted digests, into test."""
     result = []
-    for label in {file.label for file in files}:
-        own = [file for file in files if file.label == label]
+    for own in _by_class(files).values():
         order = sorted({file.digest for file in own}, key=lambda digest: hashlib.sha256(b"test" + digest).digest())
         test = set(order[: max(1, round(TEST_SHARE * len(order)))])
         result += [file._replace(split="test" if file.digest in test else "train") for file in own]
@@ -478,8 +477,17 @@ def _check_counts(folder: Path, files: Sequence[_File], classes: Sequence[str], 
 
 def _in_turn(files: Sequence[_File], classes: Sequence[str]) -> list[_File]:
     """Files in the order of rows: round the classes, each by its names."""
-    columns = [
-        sorted((file for file in files if file.label == label), key=lambda file: os.fsencode(_plain(file.name)))
+    groups = _by_class(files)
+    turns = (
+        (turn, file)
         for label in classes
-    ]
-    return [file for turn in zip_longest(*columns) for file in turn if file is not None]
+        for turn, file in enumerate(sorted(groups[label], key=lambda file: os.fsencode(_plain(file.name))))
+    )
+    return [file for _, file in sorted(turns, key=itemgetter(0))]
+
+
+def _by_class(files: Iterable[_File]) -> dict[str, list[_File]]:
+    groups: dict[str, list[_File]] = defaultdict(list)
+    for file in files:
+        groups[file.label].append(file)
+    return groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import time
 from pathlib import Path
 
 import faults
@@ -118,6 +119,20 @@ def test_the_name_cannot_pass_for_a_known_data_set(tmp_path: Path) -> None:
     pictures.fill(tmp_path / "digits")
     assert load(tmp_path / "digits").name == "digits-folder"
     assert datasets.load("digits", tmp_path, download=False).rows["train"] == 1442
+
+
+def test_many_classes_cost_no_more_than_few(tmp_path: Path) -> None:
+    def seconds(classes: int, files: int) -> float:
+        folder = tmp_path / f"{classes} classes"
+        for label in range(classes):
+            (folder / f"{label}").mkdir(parents=True)
+            for number in range(files):
+                (folder / f"{label}" / f"{number}.jpg").write_bytes(b"\xff\xd8\xff %d %d" % (label, number))
+        began = time.process_time()
+        load(folder)
+        return time.process_time() - began
+
+    assert seconds(2000, 3) < 2.5 * seconds(3, 2000)
 
 
 # --- what is left out -------------------------------------------------------------------------
