@@ -108,6 +108,10 @@ def split(labels: NDArray[Any], seed: int, class_names: Sequence[str]) -> tuple[
         )
     validation = validation_rows(len(labels), len(class_names))
     fit, held_out = train_test_split(np.arange(len(labels)), test_size=validation, stratify=labels, random_state=seed)
+    for label in np.setdiff1d(labels, labels[held_out]):  # a rare class, whose share was rounded to no row
+        commonest = np.bincount(labels[held_out]).argmax()
+        given, taken = np.argmax(labels[held_out] == commonest), np.argmax(labels[fit] == label)
+        held_out[given], fit[taken] = fit[taken], held_out[given]
     places = np.empty(len(fit))
     for label in range(len(class_names)):
         own = np.flatnonzero(labels[fit] == label)

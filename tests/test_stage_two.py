@@ -21,12 +21,12 @@ from pipeline.history import Data
 CLASSES = ("ant", "bee", "cat")
 
 
-def blobs(rows: int, seed: int = 0, columns: int = 12) -> Data:
-    """Three overlapping clouds, with columns of very different scale."""
+def blobs(rows: int | tuple[int, ...], seed: int = 0, columns: int = 12) -> Data:
+    """Overlapping clouds, three or of so many rows each, with columns of very different scale."""
     generator = np.random.default_rng(seed)
-    labels = np.arange(rows) % 3
-    centres = np.random.default_rng(99).standard_normal((3, columns))
-    features = centres[labels] + 1.5 * generator.standard_normal((rows, columns))
+    labels = np.arange(rows) % 3 if isinstance(rows, int) else np.repeat(np.arange(len(rows)), rows)
+    centres = np.random.default_rng(99).standard_normal((labels.max() + 1, columns))
+    features = centres[labels] + 1.5 * generator.standard_normal((len(labels), columns))
     return Data((features * np.logspace(-2, 3, columns)).astype(np.float32), labels.astype(np.uint8))
 
 
@@ -199,6 +199,19 @@ def test_the_split_is_stratified_and_seeded() -> None:
     assert (protocol.split(labels, 1, CLASSES)[1] != held_out).any()
     with pytest.raises(UserError, match="Fewer found for: cat"):
         protocol.split(np.array([0, 0, 1, 1, 2]), 0, CLASSES)
+
+
+LOPSIDED = pytest.mark.parametrize("counts", [(60, 10, 3), (40, 5, 5), (100, 2, 10), (2, 9, 2)])
+
+
+@LOPSIDED
+def test_rare_classes_are_on_both_sides_of_the_split(counts: tuple[int, ...]) -> None:
+    labels = np.repeat([0, 1, 2], counts)
+    for seed in range(20):
+        fit, held_out = protocol.split(labels, seed, CLASSES)
+        assert len(held_out) == protocol.validation_rows(len(labels), 3)
+        assert sorted([*fit, *held_out]) == list(range(len(labels)))
+        assert set(labels[fit]) == set(labels[held_out]) == {0, 1, 2}
 
 
 def test_every_beginning_of_the_rows_is_stratified() -> None:
