@@ -119,6 +119,12 @@ def split(labels: NDArray[Any], seed: int, class_names: Sequence[str]) -> tuple[
     return fit[np.argsort(places, kind="stable")], held_out
 
 
+def rows_with_every_class(labels: NDArray[Any], seed: int, class_names: Sequence[str]) -> int:
+    """How many of the rows to fit on, from their beginning, hold every class: rare ones come late."""
+    fit, _ = split(labels, seed, class_names)
+    return int(np.unique(labels[fit], return_index=True)[1].max()) + 1
+
+
 def prepare(data: Data, seed: int, class_names: Sequence[str]) -> Prepared:
     """Split all training rows and standardise copies of both sides.
 
@@ -242,15 +248,17 @@ def learning_curve(
     params = {key: value for key, value in chosen.params.items() if key != "epochs"}
     if "tol" in params:
         params["tol"] = max(params["tol"], CURVE_TOLERANCE)
-    sizes = _usable(curve_sizes(len(rows.train.labels), len(class_names)), rows.train.labels, len(class_names))
+    seeds = [(seed + number) % (classifiers.MAX_SEED + 1) for number in range(LEARNING_CURVE_SEEDS)]
+    least = max(rows_with_every_class(data.labels, each, class_names) for each in seeds)
+    sizes = [size for size in curve_sizes(len(rows.train.labels), len(class_names)) if size >= least]
     train_scores = np.full((len(sizes), LEARNING_CURVE_SEEDS), np.nan)
     validation_scores = train_scores.copy()
     train_scores[-1, 0], validation_scores[-1, 0] = chosen.train[1], chosen.validation[1]
     with Progress("learning curve", sum(sizes) * LEARNING_CURVE_SEEDS - sizes[-1], "rows") as progress:
-        for number in range(LEARNING_CURVE_SEEDS):
+        for number, each in enumerate(seeds):
             if number > 0:
                 del rows
-                rows = prepare(data, seed + number, class_names)
+                rows = prepare(data, each, class_names)
             last = None
             for index, size in enumerate(sizes):
                 if not np.isnan(train_scores[index, number]):
@@ -259,18 +267,12 @@ def learning_curve(
                 # A solver starts where it ended on fewer rows. Epochs start anew: fewer rows need more of them, so
                 # each size stops where its own validation says.
                 last = fitting.fit(
-                    name, params, rows.first(size), rows.validation, seed + number,
+                    name, params, rows.first(size), rows.validation, each,
                     start=last.model if last and "tol" in params else None, watch=_noting(progress, what, "step"),
                 )  # fmt: skip
                 train_scores[index, number], validation_scores[index, number] = last.train[1], last.validation[1]
                 progress.update(size)
     return LearningCurve(sizes, train_scores, validation_scores)
-
-
-def _usable(sizes: list[int], labels: NDArray[Any], classes: int) -> list[int]:
-    """The sizes whose beginning of the rows holds every class: rare classes come late."""
-    firsts = [int(np.argmax(labels == label)) for label in range(classes)]
-    return [size for size in sizes if size > max(firsts)]
 
 
 def refit(name: str, chosen: Fitted, data: Data, seed: int) -> tuple[Pipeline, str | None]:

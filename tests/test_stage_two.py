@@ -236,6 +236,18 @@ def test_learning_curve(name: str) -> None:
     assert curve.validation[-1, 0] == chosen.validation[1]
 
 
+@LOPSIDED
+@pytest.mark.parametrize("name", ["logistic", "ridge"])
+def test_every_subset_of_the_learning_curve_has_every_class(name: str, counts: tuple[int, ...]) -> None:
+    data = blobs(counts)
+    for seed in (0, classifiers.MAX_SEED):
+        rows = protocol.prepare(data, seed, CLASSES)
+        chosen = protocol.select(name, options(name, **FAST[name]), rows, seed).fitted
+        curve = protocol.learning_curve(name, chosen, rows, data, seed, CLASSES)
+        assert curve.sizes[-1] == len(rows.train.labels)
+        assert np.isfinite(curve.validation).all()
+
+
 @pytest.mark.parametrize(("rows", "classes"), [(20, 10), (25, 10), (45_000, 10), (90, 10), (1000, 100)])
 def test_curve_sizes_can_be_stratified(rows: int, classes: int) -> None:
     sizes = protocol.curve_sizes(rows, classes)
