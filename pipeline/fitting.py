@@ -87,6 +87,8 @@ def fit(
     UserError
         When the parameters are so extreme that nothing finite comes out.
     """
+    if len(np.unique(train.labels)) <= max(train.labels.max(), validation.labels.max()):
+        raise AssertionError("the rows to fit on lack a class: other rows of it would be scored as the next one")
     how = {"iterations": _fit_iterations, "epochs": _fit_epochs, "once": _fit_once}
     with _explaining(name, params):
         return how[classifiers.get(name).learns](name, dict(params), train, validation, seed, start, watch)
@@ -123,17 +125,14 @@ def _fit_iterations(
     """By L-BFGS. The last iteration is kept: the objective is convex, so there is nothing to stop early."""
     del name, seed
     steps: list[Step] = []
-    codes = np.searchsorted(np.unique(train.labels), validation.labels)
 
     def after(number: int, weights: multinomial.Weights, loss: float, accuracy: float) -> None:
-        steps.append(Step(number, loss, accuracy, *_score_weights(weights, validation, codes)))
+        steps.append(Step(number, loss, accuracy, *_score_weights(weights, validation)))
         watch(steps[-1])
 
     found = multinomial.fit(train.features, train.labels, **params, start=start, watch=after)
     if not steps:  # the start was the optimum already
-        own = np.searchsorted(np.unique(train.labels), train.labels)
-        scores = (*_score_weights(found.weights, train, own), *_score_weights(found.weights, validation, codes))
-        steps.append(Step(0, *scores))
+        steps.append(Step(0, *_score_weights(found.weights, train), *_score_weights(found.weights, validation)))
     last = steps[-1]
     return Fitted(
         params,
@@ -145,9 +144,9 @@ def _fit_iterations(
     )
 
 
-def _score_weights(weights: multinomial.Weights, data: Data, codes: np.typing.NDArray[np.intp]) -> Scores:
-    _, loss, right = multinomial.residuals(weights.scores(data.features), codes)
-    return loss / len(codes), right / len(codes)
+def _score_weights(weights: multinomial.Weights, data: Data) -> Scores:
+    _, loss, right = multinomial.residuals(weights.scores(data.features), data.labels.astype(np.intp))
+    return loss / len(data.labels), right / len(data.labels)
 
 
 def _pass(estimator: Any, train: Data, classes: np.typing.NDArray[Any]) -> None:

@@ -70,19 +70,17 @@ Watch = Callable[[Step], None]
 def scores(estimator: Any, data: Data) -> Scores:
     """Mean cross-entropy in nats and accuracy of a fitted estimator."""
     probabilities = estimator.predict_proba(data.features)
-    return cross_entropy(probabilities, np.searchsorted(estimator.classes_, data.labels)), float(
-        np.mean(estimator.classes_[probabilities.argmax(axis=1)] == data.labels)
-    )
+    return cross_entropy(probabilities, data.labels), float(np.mean(probabilities.argmax(axis=1) == data.labels))
 
 
-def cross_entropy(probabilities: NDArray[Any], columns: NDArray[Any]) -> float:
+def cross_entropy(probabilities: NDArray[Any], labels: NDArray[Any]) -> float:
     """Mean of -log p of the right class, in nats; p is clipped at float32's resolution as log_loss does.
 
     Parameters
     ----------
     probabilities : ndarray, float (n, classes)
-    columns : ndarray, int (n,)
-        Column of each row's right class.
+    labels : ndarray, int (n,)
+        Class numbers from 0: the columns of the probabilities.
     """
-    right = probabilities[np.arange(len(columns)), columns].astype(np.float64)
+    right = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.log(np.maximum(right, np.finfo(probabilities.dtype).eps)).mean()) + 0.0  # 0, not -0

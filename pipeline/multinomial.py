@@ -172,7 +172,7 @@ def fit(
     features : ndarray, float32 (n, columns)
         Standardised.
     labels : ndarray, int (n,)
-        Every class number from 0 to the highest must occur.
+        Class numbers from 0; every one up to the highest must occur.
     C, tol, max_iter
         As LogisticRegression's: inverse L2 strength, largest gradient component to stop at, iterations at most.
     start : Weights, optional
@@ -180,9 +180,9 @@ def fit(
     watch : callable
         Told the number of each iteration, the model after it, and its loss and accuracy on these very rows.
     """
-    classes, codes = np.unique(labels, return_inverse=True)
-    outputs = 1 if len(classes) == 2 else len(classes)
-    objective = _Objective(features, codes.astype(np.intp), outputs, 1.0 / (C * len(features)))
+    classes = int(labels.max()) + 1
+    outputs = 1 if classes == 2 else classes
+    objective = _Objective(features, labels.astype(np.intp), outputs, 1.0 / (C * len(features)))
     zeros = Weights(np.zeros((outputs, features.shape[1]), np.float32), np.zeros(outputs, np.float32))
     count = 0
 

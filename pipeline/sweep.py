@@ -193,7 +193,7 @@ def compare(features: FeatureOptions, options: SweepOptions) -> tuple[list[tuple
     with file_errors("write the results", training.output_dir, "What was recorded is kept."):
         try:
             remaining = candidates
-            for rows, keep in _rungs(len(candidates), runner.rows, len(cache.class_names), options.halving):
+            for rows, keep in runner.rungs(candidates, options.halving):
                 scored = sorted(runner.run(remaining, rows), key=_order)
                 remaining = [place.candidate for place, _ in scored[:keep]]
                 table = [*scored, *table[len(scored) :]]
@@ -225,18 +225,6 @@ def _find(features: FeatureOptions, options: SweepOptions) -> tuple[Path, Featur
         except UserError as error:
             first = error
     raise first
-
-
-def _rungs(candidates: int, rows: int, classes: int, halving: bool) -> list[tuple[int, int]]:
-    """Rows of each round, and how many candidates go on from it."""
-    scarce = rows // HALVING_FACTOR ** (HALVING_RUNGS - 1) < ROWS_OF_A_CLASS * classes
-    if not halving or candidates < HALVING_FROM or scarce:
-        return [(rows, candidates)]
-    found, going = [], candidates
-    for rung in reversed(range(HALVING_RUNGS)):
-        going = max(1, -(-going // HALVING_FACTOR))
-        found.append((rows // HALVING_FACTOR**rung, going))
-    return found
 
 
 def _order(item: tuple[Place, Record]) -> tuple[float, float, str]:
@@ -272,6 +260,23 @@ class _Runner:
     def recorded(self) -> int:
         """How many of the fits asked for so far are recorded, whichever process did that."""
         return sum(path.exists() for path in self._asked_for)
+
+    def rungs(self, candidates: Sequence[Candidate], halving: bool) -> list[tuple[int, int]]:
+        """Rows of each round, none of which lacks a class, and how many candidates go on from it."""
+        from pipeline import protocol
+
+        classes, going = self._cache.class_names, len(candidates)
+        sizes = [self.rows // HALVING_FACTOR**rung for rung in reversed(range(HALVING_RUNGS))]
+        if not halving or going < HALVING_FROM or sizes[0] < ROWS_OF_A_CLASS * len(classes):
+            return [(self.rows, going)]
+        labels, seeds = store.read_labels(self._cache, "train"), {candidate.seed for candidate in candidates}
+        least = max(protocol.rows_with_every_class(labels, seed, classes) for seed in seeds)
+        found = []
+        for size in sizes:
+            if size >= least:
+                going = max(1, -(-going // HALVING_FACTOR))
+                found.append((size, going))
+        return found
 
     def release(self) -> None:
         """Give the arrays back."""

@@ -362,7 +362,7 @@ def _score(model: Any, features: NDArray[np.float32], labels: NDArray[Any], clas
         predicted=predicted,
         confidences=confidences,
         accuracy=float(np.mean(right)),
-        loss=history.cross_entropy(probabilities, np.searchsorted(model.classes_, labels)),
+        loss=history.cross_entropy(probabilities, labels),
         interval=certainty.wilson_interval(int(np.count_nonzero(right)), len(right)),
         calibration=certainty.calibration(confidences, right),
         confusions=confusion_matrix(labels, predicted, labels=np.arange(len(classes))),

@@ -12,7 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+import pictures
 import pytest
+import test_folders
 from conftest import ROOT, Run, assert_user_error
 from test_cli import DIGITS, TAPS, make_cache, places
 
@@ -212,6 +214,21 @@ def test_large_grids_are_thinned_on_fewer_rows(run: Run, features_dir: Path, tmp
     rows = [int(row["rows"]) for row in table(tmp_path)]
     assert rows == sorted(rows, reverse=True)
     assert [rows.count(size) for size in (1298, 432, 144)] == [2, 4, 12]
+
+
+def test_no_round_lacks_a_class(run: Run, tmp_path: Path) -> None:
+    """A rare one comes late among the rows; without it, its rows in validation were scored as the next class."""
+    for seed, (split, label, count) in enumerate(
+        [("train", "ant", 4), ("train", "bee", 200), ("test", "ant", 2), ("test", "bee", 2)]
+    ):
+        pictures.fill(tmp_path / "insects" / split, (label,), count, seed=1000 * seed)
+    assert test_folders.extract(tmp_path / "insects", tmp_path / "features").status == 0
+    flags = ["--dataset", tmp_path / "insects", *DIGITS[2:6], "--features-dir", tmp_path / "features"]
+    for grid in ("C=1e-3..1,log,12", "alpha=1..100,log,12"):
+        classifier = "logistic" if grid[0] == "C" else "ridge"
+        done = run("sweep", *flags, "--classifier", classifier, "--grid", grid, *places(tmp_path / grid))
+        assert done.returncode == 0, done.stderr
+        assert {row["rows"] for row in table(tmp_path / grid)} == {"61", "184"}, "none on the first 20"
 
 
 COMPARE = """
