@@ -223,7 +223,8 @@ def test_no_round_lacks_a_class(run: Run, tmp_path: Path) -> None:
     ):
         pictures.fill(tmp_path / "insects" / split, (label,), count, seed=1000 * seed)
     assert test_folders.extract(tmp_path / "insects", tmp_path / "features").status == 0
-    flags = ["--dataset", tmp_path / "insects", *DIGITS[2:6], "--features-dir", tmp_path / "features"]
+    features = ["--features-dir", tmp_path / "features", *test_folders.TAPS]
+    flags = ["--dataset", tmp_path / "insects", *DIGITS[2:6], *features]
     for grid in ("C=1e-3..1,log,12", "alpha=1..100,log,12"):
         classifier = "logistic" if grid[0] == "C" else "ridge"
         done = run("sweep", *flags, "--classifier", classifier, "--grid", grid, *places(tmp_path / grid))
