@@ -131,15 +131,20 @@ def _fit_iterations(
         watch(steps[-1])
 
     found = multinomial.fit(train.features, train.labels, **params, start=start, watch=after)
-    if not steps:  # the start was the optimum already
+    reason = found.reason
+    if not steps:
         steps.append(Step(0, *_score_weights(found.weights, train), *_score_weights(found.weights, validation)))
+        if start is not None:
+            reason = (
+                f"where it started, at the end of another fit, the gradient was below tol={params['tol']:g} already"
+            )
     last = steps[-1]
     return Fitted(
         params,
         History("iteration", steps, last.step),
         (last.train_loss, last.train_accuracy),
         (last.validation_loss, last.validation_accuracy),
-        found.reason,
+        reason,
         found.weights,
     )
 

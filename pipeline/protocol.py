@@ -193,7 +193,7 @@ def _select_on_path(name: str, candidates: list[dict[str, Any]], rows: Prepared,
                 progress.update(1)
                 if len(trials) > 1 and trials[-1]["log_loss"] > trials[-2]["log_loss"]:
                     break  # the loss falls with C, then rises: past the rise there is nothing to find
-                params = candidate
+        params = min(zip(trials, candidates, strict=False), key=lambda found: found[0]["log_loss"])[1]
     # From scratch, not from the path: its history is then one of learning, not of continuing.
     with Progress(f"fit {classifiers.describe(params)}", 0, "iterations") as progress:
         fitted = fitting.fit(name, params, rows.train, rows.validation, seed, watch=_watching(progress))

@@ -227,9 +227,9 @@ def _find(features: FeatureOptions, options: SweepOptions) -> tuple[Path, Featur
     raise first
 
 
-def _order(item: tuple[Place, Record]) -> tuple[float, float, str]:
+def _order(item: tuple[Place, Record]) -> tuple[float, bool, float, str]:
     place, record = item
-    return (record.log_loss, -record.accuracy, place.path.stem)
+    return (record.log_loss, record.reason is not None, -record.accuracy, place.path.stem)
 
 
 # --- fitting them -----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import warnings
 from pathlib import Path
@@ -119,6 +120,15 @@ def test_what_does_not_converge_says_so() -> None:
     )
     assert "max_epochs=2" in str(unfinished.fitted.reason)
     assert select("ridge", blobs(300)).fitted.reason is None
+
+
+def test_what_never_left_its_start_is_not_called_converged() -> None:
+    chosen = select("logistic", blobs(300), tol=0.02)
+    same = [after["log_loss"] == before["log_loss"] for before, after in itertools.pairwise(chosen.trials)]
+    assert True in same
+    assert [trial["converged"] for trial in chosen.trials] == [True, *(not each for each in same)]
+    assert chosen.fitted.params["C"] == min(chosen.trials, key=lambda trial: trial["log_loss"])["C"]
+    assert chosen.fitted.reason is None, "fitted anew, from zeros"
 
 
 @pytest.mark.parametrize("name", ["mlp", "ridge"])
