@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import datasets, store
@@ -45,21 +44,18 @@ def features(features_dir: Path, data_dir: Path, *flags: str) -> tuple[float, fl
     subprocess.run([*command, "--features-dir", str(features_dir), *flags], cwd=ROOT, check=True, capture_output=True)
     seconds = time.perf_counter() - began
     (made,) = set(features_dir.glob("*.h5")) - known
-    return seconds, store.open_cache(made).images_per_second
+    return seconds, store.verify(made).images_per_second
 
 
 def differing_rows(folder_cache: Path, reference_cache: Path) -> tuple[int, int]:
     """How many rows there are of the files, and how many differ in a bit from the data set's row."""
-    cache, reference = store.open_cache(folder_cache), store.open_cache(reference_cache)
-    expected: dict[str, NDArray[np.float32]] = {
-        split: store.read_features(reference, split, reference.spec.taps) for split in ("train", "test")
-    }
     total = wrong = 0
-    for split in ("train", "test"):
-        names = store.read_members(cache, split).names
-        for name, row in zip(names, store.read_features(cache, split, cache.spec.taps), strict=True):
-            total += 1
-            wrong += row.tobytes() != expected[Path(name).parts[0]][int(Path(name).stem)].tobytes()
+    with store.open(folder_cache) as cache, store.open(reference_cache) as reference:
+        expected = {split: reference.features(split, reference.spec.taps) for split in store.SPLITS}
+        for split in store.SPLITS:
+            for name, row in zip(cache.members(split).names, cache.features(split, cache.spec.taps), strict=True):
+                total += 1
+                wrong += row.tobytes() != expected[Path(name).parts[0]][int(Path(name).stem)].tobytes()
     return total, wrong
 
 

@@ -75,9 +75,8 @@ def path(cache_path: Path, taps: str, rows: int | None, repeats: int) -> None:
     """Compare both ways of fitting nine values of C."""
     from pipeline.spec import parse_taps
 
-    cache = store.open_cache(cache_path)
-    names = parse_taps(taps)
-    data = Data(store.read_features(cache, "train", names)[:rows], store.read_labels(cache, "train")[:rows])
+    with store.open(cache_path) as cache:
+        data = Data(cache.features("train", parse_taps(taps))[:rows], cache.labels("train")[:rows])
     print(f"{len(data.labels):,} rows, {data.features.shape[1]:,} columns, C from {VALUES[0]:g} to {VALUES[-1]:g}")
     ratios = []
     for _ in range(repeats):

@@ -102,8 +102,9 @@ def extract(options: FeatureOptions, *, batch_size: int | None = None, threads: 
         specs = candidate_specs(options, dataset.digest, dataset.rows, weights_digest(options))
         hit = find(options.features_dir, specs, aside.wait())
     if hit is not None:
-        parts.Build(options.features_dir, hit.spec, hit.rows).tidy(say_waiting)
-        return _found(hit, options)
+        with hit:
+            parts.Build(options.features_dir, hit.spec, hit.rows).tidy(say_waiting)
+            return _found(hit, options)
     plan = make_plan(options, batch_size)
     (spec,) = (spec for spec in specs if spec.precision == plan.precision)
     return _build(options, dataset, spec, plan, threads)
@@ -233,7 +234,7 @@ def _likely_cache(options: FeatureOptions) -> Path | None:
 def _try_to_open(path: Path) -> store.Cache | None:
     """Open a cache; None when it does not verify, which is only of interest if it turns out to be the one asked for."""
     with suppress(UserError, OSError):
-        return store.open_cache(path)
+        return store.open(path)
     return None
 
 
@@ -253,7 +254,7 @@ def find(folder: Path, specs: list[FeatureSpec], opened: store.Cache | None = No
             if path is not None:
                 if opened is not None and opened.path == path and opened.spec.serves(spec):
                     return opened
-                return store.open_cache(path, spec)
+                return store.open(path, spec)
     return None
 
 
@@ -302,14 +303,16 @@ def _build(
     with file_errors("write the features", options.features_dir, kept), build.hold(say_waiting):
         made_meanwhile = find(options.features_dir, [spec])
         if made_meanwhile is not None:
-            return _found(made_meanwhile, options)
+            with made_meanwhile:
+                return _found(made_meanwhile, options)
         if options.strict:
             computing.check_images(dataset, build, plan.batch_size)
         _check_space(build)
         summary = compute(options, dataset, build, plan, threads)
     if dataset.members is None:
         return Extracted(build.target, summary)
-    return _extracted(store.open_cache(build.target, spec), options, summary)
+    with store.open(build.target, spec) as cache:
+        return _extracted(cache, options, summary)
 
 
 def compute(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import store
-from pipeline.errors import UserError, file_errors
+from pipeline.errors import UserError
 from pipeline.spec import parse_taps
 
 
@@ -45,13 +45,12 @@ def load_features(
     """
     if split not in store.SPLITS:
         raise UserError(f"The split parameter must be one of {', '.join(store.SPLITS)}. Got {split!r}.")
-    with file_errors("read the features", Path(file)):
-        cache = store.open_cache(Path(file))
+    with store.open(Path(file)) as cache:
         wanted = cache.spec.taps if taps is None else parse_taps(taps if isinstance(taps, str) else ",".join(taps))
-        return store.read_features(cache, split, wanted), store.read_labels(cache, split)
+        return cache.features(split, wanted), cache.labels(split)
 
 
 def class_names(file: str | Path) -> tuple[str, ...]:
     """What the labels of a feature file mean: label ``i`` is ``class_names(file)[i]``."""
-    with file_errors("read the features", Path(file)):
-        return store.open_cache(Path(file)).class_names
+    with store.open(Path(file)) as cache:
+        return cache.class_names

@@ -9,17 +9,16 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import store
+from pipeline.errors import UserError
 from pipeline.spec import TAP_COLUMNS, FeatureSpec, relatives
 
 log = logging.getLogger("pipeline")
-
-_BLOCK = 4096  # rows that are read together at most
 
 
 class _Place(NamedTuple):
@@ -33,12 +32,12 @@ class KnownRows:
 
     Parameters
     ----------
-    sources : sequence of (Cache, h5py.File)
+    sources : sequence of Cache
     places : dict
         Where the row of a digest is.
     """
 
-    def __init__(self, sources: Sequence[tuple[store.Cache, Any]], places: dict[bytes, _Place]) -> None:
+    def __init__(self, sources: Sequence[store.Cache], places: dict[bytes, _Place]) -> None:
         self._sources, self._places = sources, places
 
     def __len__(self) -> int:
@@ -47,7 +46,7 @@ class KnownRows:
     @property
     def files(self) -> list[str]:
         """Names of the caches that rows come from."""
-        return sorted({self._sources[place.source][0].path.name for place in self._places.values()})
+        return sorted({self._sources[place.source].path.name for place in self._places.values()})
 
     def has(self, digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which rows are known, bool (n,), by their digests, uint8 (n, 32)."""
@@ -60,19 +59,9 @@ class KnownRows:
         for source, split in sorted({(place.source, place.split) for place in places}):
             here = [i for i, place in enumerate(places) if (place.source, place.split) == (source, split)]
             rows = np.array([places[i].row for i in here])
-            cache, file = self._sources[source]
-            with store.read_errors(cache.path):
-                for tap in taps:
-                    self._gather(file[split][tap], rows, result[tap], np.array(here))
+            for tap in taps:
+                result[tap][here] = self._sources[source].some_features(split, tap, rows)
         return result
-
-    @staticmethod
-    def _gather(dataset: Any, rows: NDArray[np.intp], result: NDArray[Any], places: NDArray[np.intp]) -> None:
-        """Copy rows of a data set, block by block: HDF5 reads what lies together far faster than single rows."""
-        for block in np.unique(rows // _BLOCK):
-            mine = rows // _BLOCK == block
-            first, last = int(rows[mine].min()), int(rows[mine].max())
-            result[places[mine]] = dataset[first : last + 1][rows[mine] - first]
 
 
 @contextmanager
@@ -83,7 +72,7 @@ def known_rows(folder: Path, spec: FeatureSpec, digests: NDArray[np.uint8]) -> I
     is what was verified. One that is damaged is passed over, and that is said.
     """
     wanted = {digest.tobytes() for digest in digests}
-    sources: list[tuple[store.Cache, Any]] = []
+    sources: list[store.Cache] = []
     places: dict[bytes, _Place] = {}
     with ExitStack() as stack:
         for path in _relatives(folder, spec):
@@ -91,13 +80,11 @@ def known_rows(folder: Path, spec: FeatureSpec, digests: NDArray[np.uint8]) -> I
                 break
             with ExitStack() as opened:
                 try:
-                    with store.read_errors(path):
-                        file = store.open_file(path, opened)
-                        cache = store.describe(path, file)
-                        if not cache.has_members or not cache.spec.same_rows(spec):
-                            continue
-                        found = {split: store.read_proven(path, file[split]["digests"]) for split in store.SPLITS}
-                except (store.CacheError, OSError) as error:
+                    cache = opened.enter_context(store.open(path))
+                    if not cache.has_members or not cache.spec.same_rows(spec):
+                        continue
+                    found = {split: cache.members(split).digests for split in store.SPLITS}
+                except UserError as error:
                     log.warning("warning: no rows are taken over from %s: %s", path, error)
                     continue
                 new = {
@@ -108,7 +95,7 @@ def known_rows(folder: Path, spec: FeatureSpec, digests: NDArray[np.uint8]) -> I
                 }
                 if new:
                     places.update(new)
-                    sources.append((cache, file))
+                    sources.append(cache)
                     stack.enter_context(opened.pop_all())
         yield KnownRows(sources, places)
 

@@ -30,7 +30,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ DIGEST_DTYPE, DIGEST_SIZE = np.dtype("u1"), 32  # of one image: the bytes of a s
 SKIPPED = ("files", "reasons")
 PROVENANCE = ("dataset_source", "official", "weights", "weights_source")  # what every file says of its origin
 
+_BLOCK = 4096  # rows that are read together at most
 _LIBVER = ("v110", "v110")  # metadata with checksums, and the same layout whichever HDF5 comes next
 
 
@@ -169,30 +170,26 @@ def verified(path: Path) -> Iterator[h5py.File]:
     The verification, the parsing and the reading use one descriptor, so a file renamed over this one
     in between changes nothing.
     """
-    with read_errors(path), ExitStack() as stack:
-        yield open_file(path, stack)
-
-
-def open_file(path: Path, stack: ExitStack) -> h5py.File:
-    """Open a file as `verified` does, until the stack ends; errors are the caller's, see `read_errors`."""
-    stream = stack.enter_context(open(path, "rb"))  # noqa: SIM115 - closed by the stack
-    sealing.check_bytes(path, stream.fileno())
-    return stack.enter_context(h5py.File(stream, "r"))
+    with read_errors(path), path.open("rb") as stream:
+        sealing.check_bytes(path, stream.fileno())
+        with h5py.File(stream, "r") as file:
+            yield file
 
 
 @contextmanager
 def read_errors(path: Path) -> Iterator[None]:
-    """Turn what opening, parsing and reading a file raises into `CacheError`; the block must do nothing else."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise CacheError(f"There is no feature file {path}. Check the path.") from error
-    except IsADirectoryError as error:
-        raise CacheError(f"{path} is a folder, not a feature file. Name a file that ends in .h5.") from error
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # whatever h5py makes of odd files
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise refuse(path, f"HDF5 cannot read it ({error})") from error
+    """Turn what opening, parsing and reading a file raises into `UserError`; the block must do nothing else."""
+    with file_errors("read the features", path):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise CacheError(f"There is no feature file {path}. Check the path.") from error
+        except IsADirectoryError as error:
+            raise CacheError(f"{path} is a folder, not a feature file. Name a file that ends in .h5.") from error
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # whatever h5py makes of odd files
+            if isinstance(error, OSError) and error.errno:
+                raise
+            raise refuse(path, f"HDF5 cannot read it ({error})") from error
 
 
 def check_members(path: Path, group: h5py.Group, expected: set[str]) -> None:
@@ -278,7 +275,9 @@ def _read_spec(path: Path, file: h5py.File) -> FeatureSpec:
 
 @dataclass(frozen=True)
 class Cache:
-    """A verified feature file.
+    """A verified feature file, open: a context manager. What it says of itself stays when it is closed.
+
+    Its one descriptor was verified and is read, so nothing that is done to the name of the file matters to it.
 
     Attributes
     ----------
@@ -310,12 +309,84 @@ class Cache:
     versions: Mapping[str, str]
     provenance: Mapping[str, Any]
     size: int
-    has_members: bool = False
-    skipped: tuple[Skipped, ...] = ()
+    has_members: bool
+    skipped: tuple[Skipped, ...]
+    _file: h5py.File = field(repr=False)
+    close: Callable[[], None] = field(default=lambda: None, repr=False)
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def labels(self, split: str) -> NDArray[Any]:
+        """Labels of a split, uint8 or int64 (n,), each within the class names.
+
+        Raises
+        ------
+        CacheError
+            Here and below: when an array does not have its recorded digest.
+        """
+        labels = self._proven(split, "labels")
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(self.class_names):
+            raise refuse(self.path, f"a label of {split} is outside 0 to {len(self.class_names) - 1}")
+        return labels
+
+    def members(self, split: str) -> Members:
+        """Who the rows of a split are: the name of each one's file, and the digest of its image."""
+        if not self.has_members:
+            raise CacheError(f"The rows of the feature file {self.path} have no names: its data set is no folder.")
+        return Members(tuple(map(os.fsdecode, self._proven(split, "names"))), self._proven(split, "digests"))
+
+    def features(
+        self, split: str, taps: Sequence[str], *, progress: Callable[[int], object] = lambda count: None
+    ) -> NDArray[np.float32]:
+        """Features of a split, the taps side by side in the order given, float32 (n, columns of the taps together).
+
+        ``progress`` is told the number of bytes read, after each tap.
+
+        Raises
+        ------
+        CacheError
+            Also when a tap is not in the file.
+        """
+        missing = [tap for tap in taps if tap not in self.spec.taps]
+        if missing:
+            raise CacheError(
+                f"The feature file {self.path} has no tap {', '.join(missing)}; it holds {', '.join(self.spec.taps)}. "
+                f"Choose among these, or run 'python -m pipeline features' with the taps wanted."
+            )
+        columns = [TAP_COLUMNS[tap] for tap in taps]
+        result = np.empty((self.rows[split], sum(columns)), np.float32)
+        start = 0
+        for tap, width in zip(taps, columns, strict=True):
+            # Cast while it is copied to its place: no second float32 array is ever made.
+            values = self._proven(split, tap)
+            result[:, start : start + width] = values
+            start += width
+            progress(values.nbytes)
+        return result
+
+    def some_features(self, split: str, tap: str, rows: NDArray[np.intp]) -> NDArray[np.float16]:
+        """One tap's features of some rows, float16 (rows, columns), in their order."""
+        result = np.empty((len(rows), TAP_COLUMNS[tap]), FEATURE_DTYPE)
+        with read_errors(self.path):
+            dataset = self._file[split][tap]
+            # Block by block: HDF5 reads what lies together far faster than single rows.
+            for block in np.unique(rows // _BLOCK):
+                mine = rows // _BLOCK == block
+                first, last = int(rows[mine].min()), int(rows[mine].max())
+                result[mine] = dataset[first : last + 1][rows[mine] - first]
+        return result
+
+    def _proven(self, split: str, name: str) -> NDArray[Any]:
+        with read_errors(self.path):
+            return read_proven(self.path, self._file[split][name])
 
 
-def open_cache(path: Path, expected: FeatureSpec | None = None) -> Cache:
-    """Verify a feature file, every byte and its structure, and say what it holds.
+def open(path: Path, expected: FeatureSpec | None = None) -> Cache:  # noqa: A001 - as in store.open
+    """Verify a feature file, every byte and its structure, and leave it open.
 
     Parameters
     ----------
@@ -328,28 +399,29 @@ def open_cache(path: Path, expected: FeatureSpec | None = None) -> Cache:
     CacheError
         When the file is absent, damaged, edited, of another format, or of another spec than expected.
     """
-    with verified(path) as file:
-        cache = describe(path, file)
-    if expected is not None and not cache.spec.serves(expected):
-        differences = "; ".join(expected.differences(cache.spec))
-        raise refuse(path, f"it holds other features than asked for ('here' is asked, 'there' the file): {differences}")
-    return cache
+    with ExitStack() as stack:
+        cache = describe(path, stack.enter_context(verified(path)))
+        if expected is not None and not cache.spec.serves(expected):
+            differences = "; ".join(expected.differences(cache.spec))
+            raise refuse(
+                path, f"it holds other features than asked for ('here' is asked, 'there' the file): {differences}"
+            )
+        return replace(cache, close=stack.pop_all().close)
 
 
 def verify(path: Path, progress: Callable[[int], None] = lambda count: None) -> Cache:
-    """Verify a feature file completely: every byte, the structure, and each data set's own digest.
+    """Verify a feature file completely: every byte, the structure, and each data set's own digest; then close it.
 
     Raises
     ------
     CacheError
         At the first fault.
     """
-    with verified(path) as file:
-        cache = describe(path, file)
+    with open(path) as cache:
         for split in SPLITS:
+            cache.labels(split)
             for name in _members_of_split(cache.spec, cache.has_members):
-                progress(read_proven(path, file[split][name]).nbytes)
-            _proven_labels(cache, file, split)
+                progress(cache._proven(split, name).nbytes)
     return cache
 
 
@@ -392,9 +464,10 @@ def describe(path: Path, file: h5py.File) -> Cache:
         images_per_second=float(rate),
         versions=_json_attribute(path, file, "versions"),
         provenance=_json_attribute(path, file, "provenance", PROVENANCE),
-        size=path.stat().st_size,
+        size=file.id.get_filesize(),
         has_members=has_members,
         skipped=_read_skipped(path, file) if has_members else (),
+        _file=file,
     )
 
 
@@ -439,86 +512,6 @@ def find_cache(folder: Path, asked: FeatureSpec) -> Path | None:
     return None
 
 
-def read_labels(cache: Cache, split: str) -> NDArray[Any]:
-    """Labels of a split, uint8 or int64 (n,), each within the class names."""
-    with _again(cache) as file:
-        return _proven_labels(cache, file, split)
-
-
-@contextmanager
-def _again(cache: Cache) -> Iterator[h5py.File]:
-    """Open a cache's file once more, verified as at first, and refuse one that took its place meanwhile."""
-    with verified(cache.path) as file:
-        now = describe(cache.path, file)
-        if (now.spec, now.rows, now.class_names) != (cache.spec, cache.rows, cache.class_names):
-            raise CacheError(f"The feature file {cache.path} was replaced meanwhile. Run the same command again.")
-        yield file
-
-
-def _proven_labels(cache: Cache, file: h5py.File, split: str) -> NDArray[Any]:
-    labels = read_proven(cache.path, file[split]["labels"])
-    if labels.size and not 0 <= labels.min() <= labels.max() < len(cache.class_names):
-        raise refuse(cache.path, f"a label of {split} is outside 0 to {len(cache.class_names) - 1}")
-    return labels
-
-
-def read_members(cache: Cache, split: str) -> Members:
-    """Who the rows of a split are: the name of each one's file, and the digest of its image.
-
-    Raises
-    ------
-    CacheError
-        When its rows have no names, or these do not have their recorded digest.
-    """
-    if not cache.has_members:
-        raise CacheError(f"The rows of the feature file {cache.path} have no names: its data set is no folder.")
-    with _again(cache) as file:
-        names, digests = (read_proven(cache.path, file[split][name]) for name in ("names", "digests"))
-    return Members(tuple(map(os.fsdecode, names)), digests)
-
-
-def read_features(
-    cache: Cache,
-    split: str,
-    taps: Sequence[str],
-    *,
-    progress: Callable[[int], None] = lambda count: None,
-) -> NDArray[np.float32]:
-    """Features of a split, the taps side by side, float32 (n, columns of the taps together).
-
-    Parameters
-    ----------
-    cache : Cache
-    split : str
-    taps : sequence of str
-        In this order; each must be in the cache.
-    progress : callable
-        Told the number of bytes read, after each tap.
-
-    Raises
-    ------
-    CacheError
-        When a tap is not in the cache, or a data set does not have its recorded digest.
-    """
-    missing = [tap for tap in taps if tap not in cache.spec.taps]
-    if missing:
-        raise CacheError(
-            f"The feature file {cache.path} has no tap {', '.join(missing)}; it holds {', '.join(cache.spec.taps)}. "
-            f"Choose among these, or run 'python -m pipeline features' with the taps wanted."
-        )
-    columns = [TAP_COLUMNS[tap] for tap in taps]
-    result = np.empty((cache.rows[split], sum(columns)), np.float32)
-    start = 0
-    with _again(cache) as file:
-        for tap, width in zip(taps, columns, strict=True):
-            # Cast while it is copied to its place: no second float32 array is ever made.
-            values = read_proven(cache.path, file[split][tap])
-            result[:, start : start + width] = values
-            start += width
-            progress(values.nbytes)
-    return result
-
-
 # --- other people's HDF5 ----------------------------------------------------------------------
 
 
@@ -555,7 +548,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
                     raise UserError(f"The weights file {path} declares more than 1 GiB of arrays, so it is no VGG16.")
                 arrays[f"{prefix}{name}"] = item[()]
 
-    with file_errors("read the weights file", path), open(path, "rb") as stream:
+    with file_errors("read the weights file", path), path.open("rb") as stream:
         signature = stream.read(len(HDF5_SIGNATURE))
         if signature != HDF5_SIGNATURE:
             raise UserError(

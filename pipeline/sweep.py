@@ -16,13 +16,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import classifiers, extract, files, grids, paths, records, report, store, train
+from pipeline import classifiers, computing, extract, files, grids, paths, records, report, store, train
 from pipeline.errors import Interrupted, UserError, file_errors
 from pipeline.extract import FeatureOptions
 from pipeline.grids import Candidate
@@ -153,23 +154,35 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
     Interrupted
         On SIGINT or SIGTERM; finished candidates are recorded then.
     """
-    table, path = compare(features, options)
-    best = table[0][0].candidate
-    log.info("best on validation: %s", says(best))
-    winner = train.train(
-        dataclasses.replace(features, taps=",".join(best.taps)),
-        dataclasses.replace(options.training, classifier=best.classifier, options=dict(best.params), seed=best.seed),
-    )
-    return Result(table, path, winner)
+    with file_errors("look for features", features.features_dir):
+        path, asked = _find(features, options)
+    with store.open(path, asked) as cache:
+        if features.strict:
+            computing.refuse_skipped(cache.skipped, features.dataset)
+        table, target = compare(cache, asked, options)
+        best = table[0][0].candidate
+        log.info("best on validation: %s", says(best))
+        winner = train.train_on(
+            cache,
+            dataclasses.replace(asked, taps=best.taps),
+            dataclasses.replace(
+                options.training, classifier=best.classifier, options=dict(best.params), seed=best.seed
+            ),
+            time.monotonic(),
+        )
+    return Result(table, target, winner)
 
 
-def compare(features: FeatureOptions, options: SweepOptions) -> tuple[list[tuple[Place, Record]], Path]:
+def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tuple[list[tuple[Place, Record]], Path]:
     """Score all candidates on validation; what is recorded already is not fitted again.
 
     Parameters
     ----------
-    features, options
-        As `sweep` has them.
+    cache : Cache
+        Open.
+    asked : FeatureSpec
+        What is asked of it; each candidate has taps of its own.
+    options : SweepOptions
 
     Returns
     -------
@@ -179,10 +192,6 @@ def compare(features: FeatureOptions, options: SweepOptions) -> tuple[list[tuple
         The same table, as CSV.
     """
     training = options.training
-    with file_errors("look for features", features.features_dir):
-        path, asked = _find(features, options)
-    with file_errors("read the features", path):
-        cache = store.open_cache(path)
     candidates = plan(options, cache.spec.taps)
     with file_errors("write the results", training.output_dir):
         report.prepare(RunPlace("sweep", training.output_dir, training.models_dir))
@@ -269,7 +278,7 @@ class _Runner:
         sizes = [self.rows // HALVING_FACTOR**rung for rung in reversed(range(HALVING_RUNGS))]
         if not halving or going < HALVING_FROM or sizes[0] < ROWS_OF_A_CLASS * len(classes):
             return [(self.rows, going)]
-        labels, seeds = store.read_labels(self._cache, "train"), {candidate.seed for candidate in candidates}
+        labels, seeds = self._cache.labels("train"), {candidate.seed for candidate in candidates}
         least = max(protocol.rows_with_every_class(labels, seed, classes) for seed in seeds)
         found = []
         for size in sizes:

@@ -75,27 +75,39 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunPlace:
     start = time.monotonic()
     with file_errors("look for features", features.features_dir):
         path, asked = find_features(features)
-    resolved = classifiers.resolve(options.classifier, options.options)
     place = place_of(asked, options)
-    if features.strict:
-        with file_errors("read the features", path):
-            computing.refuse_skipped(store.open_cache(path, asked).skipped, features.dataset)
-    if not options.force and report.find(place) is not None:
-        log.info("%s is there already: nothing to compute (--force computes it again)", place.folder)
+    if not features.strict and _is_there(place, options):
         return place
-    with file_errors("read the features", path):
-        cache = store.open_cache(path, asked)
+    with store.open(path, asked) as cache:
+        if features.strict:
+            computing.refuse_skipped(cache.skipped, features.dataset)
+        return train_on(cache, asked, options, start)
+
+
+def train_on(cache: store.Cache, asked: FeatureSpec, options: TrainOptions, start: float) -> RunPlace:
+    """Do as `train` does, on an open cache that holds the features asked for; ``start`` is by `time.monotonic`."""
+    place = place_of(asked, options)
+    if _is_there(place, options):
+        return place
     extract.say_untrained(cache.provenance["weights"])
     if cache.provenance["official"] is not True:
         log.warning("warning: these features come from files that are not the official %s", asked.dataset)
     with file_errors("write the results", place.output_dir):
         report.prepare(place)  # now, not after minutes of computing
-    contents, model, description = _compute(cache, asked, place, options, resolved, start)
+    contents, model, description = _compute(cache, asked, place, options, start)
     with file_errors("write the results", place.output_dir, "The feature cache is as it was."):
         contents, description = _with_members(cache, contents, description)
         metrics = json.loads(contents["metrics.json"])
         report.save(place, contents, model, description, card.render(metrics, description, cache))
     return place
+
+
+def _is_there(place: RunPlace, options: TrainOptions) -> bool:
+    """Whether a run need not be computed, which is said."""
+    there = not options.force and report.find(place) is not None
+    if there:
+        log.info("%s is there already: nothing to compute (--force computes it again)", place.folder)
+    return there
 
 
 def _with_members(
@@ -106,7 +118,7 @@ def _with_members(
     if not cache.has_members:
         return dict(contents), described
     header, *rows = csv.reader(io.StringIO(contents["predictions.csv"].decode("utf-8")))
-    names = store.read_members(cache, "test").names
+    names = cache.members("test").names
     named = ([*row, printable(name)] for row, name in zip(rows, names, strict=True))
     return {
         **contents,
@@ -197,8 +209,8 @@ def load(cache: store.Cache, split: str, taps: tuple[str, ...]) -> tuple[NDArray
     """Features, float32 (n, columns), and labels (n,) of a split, read with progress."""
     size = cache.rows[split] * columns_of(taps) * store.FEATURE_DTYPE.itemsize
     with Progress(f"reading {split}", size, "B", scale=True) as progress:
-        features = store.read_features(cache, split, taps, progress=progress.update)
-    return features, store.read_labels(cache, split)
+        features = cache.features(split, taps, progress=progress.update)
+    return features, cache.labels(split)
 
 
 def _compute(
@@ -206,7 +218,6 @@ def _compute(
     asked: FeatureSpec,
     place: RunPlace,
     options: TrainOptions,
-    resolved: Mapping[str, Any],
     start: float,
 ) -> tuple[dict[str, bytes], bytes, dict[str, Any]]:
     """Run the protocol; return the run folder's files, the model file and its description."""
@@ -218,6 +229,7 @@ def _compute(
     # Stage one refused whatever is not finite: checking a gigabyte again at every step would cost half the time.
     sklearn.set_config(assume_finite=True)
     name, classes, taps = options.classifier, cache.class_names, asked.taps
+    resolved = classifiers.resolve(name, options.options)
     clock = _Clock(start)
     features, labels = load(cache, "train", taps)
     data = history.Data(features, labels)

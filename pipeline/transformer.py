@@ -198,11 +198,12 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         build = parts.Build(options.features_dir, spec, dataset.rows)
         with build.hold(extract.say_waiting):
             extract.compute(options, dataset, build, plan)
-        cache = store.open_cache(build.target, spec)
-        if cache.skipped:
-            first_fault = cache.skipped[0]
+        with store.open(build.target, spec) as cache:
+            skipped = cache.skipped
+        if skipped:
+            first_fault = skipped[0]
             raise UserError(
-                f"{len(cache.skipped):,} of the images cannot be used; the first is {first_fault.file}: "
+                f"{len(skipped):,} of the images cannot be used; the first is {first_fault.file}: "
                 f"{first_fault.reason}. Leave them out: every row must have its features. The others are kept."
             )
 

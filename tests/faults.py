@@ -315,18 +315,23 @@ def grown_folder(folder: Path) -> tuple[Path, Path]:
 def arrays(folder: Path, before: Path | None = None) -> dict[str, np.ndarray]:
     """Everything in the one finished cache of a folder, verified, besides one that was there before."""
     (path,) = (path for path in folder.glob("*.h5") if before is None or path.name != before.name)
-    found = store.verify(path)
+    return arrays_in(path)
+
+
+def arrays_in(path: Path) -> dict[str, np.ndarray]:
+    """Everything in a cache, verified."""
     read = {}
-    if found.has_members:
-        read["skipped"] = np.array([f"{item.file}: {item.reason}".encode() for item in found.skipped])
-    for split in store.SPLITS:
+    with store.open(path) as found:
         if found.has_members:
-            members = store.read_members(found, split)
-            read[f"{split}/names"] = np.array([os.fsencode(name) for name in members.names])
-            read[f"{split}/digests"] = members.digests
-        read[f"{split}/labels"] = store.read_labels(found, split)
-        for tap in found.spec.taps:
-            read[f"{split}/{tap}"] = store.read_features(found, split, [tap])
+            read["skipped"] = np.array([f"{item.file}: {item.reason}".encode() for item in found.skipped])
+        for split in store.SPLITS:
+            if found.has_members:
+                members = found.members(split)
+                read[f"{split}/names"] = np.array([os.fsencode(name) for name in members.names])
+                read[f"{split}/digests"] = members.digests
+            read[f"{split}/labels"] = found.labels(split)
+            for tap in found.spec.taps:
+                read[f"{split}/{tap}"] = found.features(split, [tap])
     return read
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, Run, assert_user_error
 
-from pipeline import cli, extract, hardware, parts, report, store
+from pipeline import cli, extract, hardware, parts, report, sealing, store
 
 DIGITS = ["--dataset", "digits", "--weights", "random", "--precision", "float32", "--image-size", "32"]
 TAPS = ["--taps", "block1_conv1.avg,block5_pool.avg"]
@@ -53,6 +53,24 @@ def copied(features_dir: Path, tmp_path: Path) -> Path:
 
 def places(folder: Path) -> list[str]:
     return ["--models-dir", str(folder / "models"), "--output-dir", str(folder / "output")]
+
+
+def digests_taken(*arguments: str) -> int:
+    """How often a command, in a process of its own, takes the sha256 of a whole feature file."""
+
+    def work() -> int:
+        take = sealing.file_digest
+
+        def counting(descriptor: int) -> str:
+            print("DIGEST")
+            return take(descriptor)
+
+        sealing.file_digest = counting
+        return cli.main(list(arguments))
+
+    outcome = faults.in_child(work)
+    assert outcome.status == 0, outcome.said
+    return outcome.said.count("DIGEST")
 
 
 # --- help and mistakes ------------------------------------------------------------------------
@@ -306,7 +324,8 @@ def test_train(features_dir: Path, tmp_path: Path, classifier: str, run: Run) ->
     import joblib
 
     (path,) = features_dir.glob("*.h5")
-    test = store.read_features(store.open_cache(path), "test", metrics["features"]["taps"])
+    with store.open(path) as cache:
+        test = cache.features("test", metrics["features"]["taps"])
     guesses = joblib.load(model).predict(test)
     assert [str(guess) for guess in guesses] == [row.split(",")[2] for row in lines[1:]]
 
@@ -357,3 +376,14 @@ def test_an_interrupted_train_leaves_nothing(features_dir: Path, tmp_path: Path)
     assert "Interrupted" in said
     assert "Traceback" not in said
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_run_takes_the_digest_of_its_cache_once(features_dir: Path, tmp_path: Path) -> None:
+    """However often it reads from it: one descriptor stays open."""
+    asked = [*DIGITS, *TAPS, "--features-dir", str(features_dir)]
+    assert digests_taken("features", *asked) == 1
+    train = ["train", *asked, *places(tmp_path), "--classifier", "ridge", "--alpha", "1"]
+    assert digests_taken(*train) == 1
+    assert digests_taken(*train) == 0, "a run that is there has no use for it"
+    sweep = ["sweep", *DIGITS, "--taps", "block5_pool.avg", "--features-dir", str(features_dir), *places(tmp_path)]
+    assert digests_taken(*sweep, "--classifier", "ridge", "--grid", "alpha=1,10") == 1

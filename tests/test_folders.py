@@ -15,6 +15,7 @@ import pictures
 import pytest
 from conftest import Run, assert_user_error
 from PIL import Image
+from test_cli import digests_taken, places
 from test_store import reseal
 
 from pipeline import cli, datasets, store
@@ -348,8 +349,9 @@ def test_rows_of_the_cache_are_named_and_faults_leave_no_gap(folder: Path, tmp_p
     network = faults._cheap_network(cache.spec.taps)
     assert sum(cache.rows.values()) == 20
     for split in store.SPLITS:
-        members, labels = store.read_members(cache, split), store.read_labels(cache, split)
-        features = store.read_features(cache, split, cache.spec.taps)
+        with store.open(cache.path) as file:
+            members, labels = file.members(split), file.labels(split)
+            features = file.features(split, cache.spec.taps)
         assert len(members.names) == len(labels) == len(features) == len(members.digests) == cache.rows[split]
         for name, label, row in zip(members.names, labels, features, strict=True):
             assert cache.class_names[label] == name.split("/")[0]
@@ -393,12 +395,9 @@ def test_a_folder_that_grew_has_only_its_new_images_computed(folder: Path, tmp_p
     assert fresh.said.count("THROUGH") == 22
     (other,) = caches(tmp_path / "g")
     assert other.path.name == cache.path.name
-    assert faults.same(
-        *(
-            {f"{s}/{t}": store.read_features(c, s, [t]) for s in store.SPLITS for t in c.spec.taps}
-            for c in (cache, other)
-        )
-    ), "rows that were taken over are the rows that would have been computed"
+    assert faults.same(faults.arrays_in(cache.path), faults.arrays_in(other.path)), (
+        "rows that were taken over are the rows that would have been computed"
+    )
     assert cache.provenance["rows_computed"] == 3
 
 
@@ -432,12 +431,8 @@ def test_no_row_comes_from_a_cache_whose_digests_are_in_doubt(folder: Path, tmp_
     assert grown.said.count("THROUGH") == 2
     fresh = extract(folder, tmp_path / "g")
     assert fresh.status == 0
-    one, other = caches(tmp_path / "g")[0], store.verify(tmp_path / "f" / caches(tmp_path / "g")[0].path.name)
-    for split in store.SPLITS:
-        assert (
-            store.read_features(one, split, one.spec.taps).tobytes()
-            == store.read_features(other, split, one.spec.taps).tobytes()
-        )
+    (one,) = (tmp_path / "g").glob("*.h5")
+    assert faults.same(faults.arrays_in(one), faults.arrays_in(tmp_path / "f" / one.name))
 
 
 def test_the_same_picture_in_another_file_is_a_leak_too(tmp_path: Path) -> None:
@@ -459,7 +454,7 @@ def test_killed_on_the_way_a_folder_goes_on(folder: Path, tmp_path: Path) -> Non
     (folder / "ant" / "bad.png").write_bytes(pictures.FAULTS["truncated.png"][0](1))
     faults._random_weights()
     reference = extract(folder, tmp_path / "reference")
-    (expected,) = caches(tmp_path / "reference")
+    expected = faults.arrays(tmp_path / "reference")
     for number in (40, 75, 110):
         target = tmp_path / str(number)
 
@@ -470,13 +465,7 @@ def test_killed_on_the_way_a_folder_goes_on(folder: Path, tmp_path: Path) -> Non
         assert faults.in_child(work).status == -9
         outcome = extract(folder, target)
         assert outcome.status == 0, outcome.said
-        (cache,) = caches(target)
-        assert cache.skipped == expected.skipped
-        assert cache.rows == expected.rows
-        for split in store.SPLITS:
-            assert store.read_members(cache, split).names == store.read_members(expected, split).names
-            one, two = (store.read_features(c, split, c.spec.taps) for c in (cache, expected))
-            assert one.tobytes() == two.tobytes()
+        assert faults.same(faults.arrays(target), expected)
         assert faults.leftovers(target) == []
     assert reference.status == 0
 
@@ -560,3 +549,10 @@ def test_inspect_lists_what_was_left_out(folder: Path, tmp_path: Path, run: Run)
     assert "yes, all 14 digests" in done.stdout
     assert "ant/text.jpg: no image" in done.stdout
     assert "this file serves it" in done.stdout
+
+
+def test_a_run_on_a_folder_takes_the_digest_of_its_cache_once(folder: Path, tmp_path: Path) -> None:
+    assert extract(folder, tmp_path / "f").status == 0
+    asked = arguments(folder, tmp_path / "f")[1:]
+    assert digests_taken("features", *asked) == 1
+    assert digests_taken("train", *asked, *places(tmp_path), "--strict", "--C", "0.1") == 1

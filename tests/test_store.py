@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faults
 import h5py
 import numpy as np
 import pytest
@@ -111,17 +112,19 @@ def test_round_trip(
         making, features, labels = build(
             folder, spec, {"train": train, "test": test}, classes=tuple(classes), dtype=dtype
         )
-    found = store.verify(making.target)
-    assert found.spec == spec
-    assert found.class_names == tuple(classes)
-    assert found.rows == {"train": train, "test": test}
-    for split in store.SPLITS:
-        read = store.read_labels(found, split)
-        assert read.dtype == dtype
-        np.testing.assert_array_equal(read, labels[split])
-        values = store.read_features(found, split, spec.taps)
-        assert values.dtype == np.float32
-        np.testing.assert_array_equal(values, np.hstack([features[split, tap] for tap in spec.taps]))
+    with store.open(making.target) as found:
+        assert found.spec == spec
+        assert found.class_names == tuple(classes)
+        assert found.rows == {"train": train, "test": test}
+        assert found.size == making.target.stat().st_size
+        for split in store.SPLITS:
+            read = found.labels(split)
+            assert read.dtype == dtype
+            np.testing.assert_array_equal(read, labels[split])
+            values = found.features(split, spec.taps)
+            assert values.dtype == np.float32
+            np.testing.assert_array_equal(values, np.hstack([features[split, tap] for tap in spec.taps]))
+    store.verify(making.target)
     assert sorted(path.name for path in folder.iterdir()) == [making.target.name]
 
 
@@ -138,25 +141,26 @@ def test_any_hdf5_tool_reads_it(cache: Path) -> None:
 
 
 def test_reading_joins_taps_in_the_order_asked(cache: Path) -> None:
-    found = store.open_cache(cache)
-    one = store.read_features(found, "test", ["block5_pool.avg"])
-    both = store.read_features(found, "test", ["block5_pool.avg", "block1_conv1.avg"])
-    assert both.shape == (7, 576)
-    np.testing.assert_array_equal(both[:, :512], one)
-    with pytest.raises(store.CacheError, match=r"has no tap block2_conv1\.avg"):
-        store.read_features(found, "test", ["block2_conv1.avg"])
+    with store.open(cache) as found:
+        one = found.features("test", ["block5_pool.avg"])
+        both = found.features("test", ["block5_pool.avg", "block1_conv1.avg"])
+        assert both.shape == (7, 576)
+        np.testing.assert_array_equal(both[:, :512], one)
+        with pytest.raises(store.CacheError, match=r"has no tap block2_conv1\.avg"):
+            found.features("test", ["block2_conv1.avg"])
 
 
 def test_a_cache_with_more_taps_serves(cache: Path) -> None:
     asked = make_spec(("block5_pool.avg",))
     assert store.find_cache(cache.parent, asked) == cache
-    assert store.open_cache(cache, asked).spec == make_spec()
+    with store.open(cache, asked) as found:
+        assert found.spec == make_spec()
     assert store.find_cache(cache.parent, make_spec(precision="bfloat16")) is None
 
 
 def test_another_spec_is_refused_and_named(cache: Path) -> None:
     with pytest.raises(store.CacheError, match="precision: 'bfloat16' here, 'float32' there"):
-        store.open_cache(cache, make_spec(precision="bfloat16"))
+        store.open(cache, make_spec(precision="bfloat16"))
 
 
 @pytest.mark.parametrize("which", ["final", "part"])
@@ -171,7 +175,7 @@ def test_truncated_or_flipped_anywhere_is_refused(tmp_path: Path, which: str) ->
     def refused() -> None:
         with pytest.raises(store.CacheError):
             if which == "final":
-                store.open_cache(path)
+                store.open(path)
             else:
                 parts.Build(tmp_path, spec, rows).load(part)
 
@@ -326,10 +330,10 @@ def test_doctored_files_are_refused(cache: Path, doctor: Callable[[h5py.File], N
     with h5py.File(cache, "r+") as file:
         doctor(file)
     with pytest.raises(store.CacheError, match="edited"):
-        store.open_cache(cache)
+        store.open(cache)
     reseal(cache)
     with pytest.raises(store.CacheError, match=message):
-        store.open_cache(cache)
+        store.open(cache)
 
 
 def test_hdf5_never_sees_a_byte_that_was_not_verified(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,23 +360,25 @@ def test_hdf5_never_sees_a_byte_that_was_not_verified(cache: Path, monkeypatch: 
             assert "verifies   NO" in shown
 
 
-def test_a_file_that_is_replaced_meanwhile_is_refused(cache: Path, tmp_path: Path) -> None:
-    found = store.open_cache(cache)
-    other = build(tmp_path / "other", make_spec(limit=5), {"train": 5, "test": 5})[0].target
-    other.replace(cache)
-    for read in (lambda: store.read_labels(found, "test"), lambda: store.read_features(found, "test", found.spec.taps)):
-        with pytest.raises(store.CacheError, match="was replaced meanwhile"):
-            read()
+def test_what_takes_the_name_of_an_open_file_does_not_matter(cache: Path, tmp_path: Path) -> None:
+    expected = faults.arrays_in(cache)
+    with store.open(cache) as found:
+        other = build(tmp_path / "other", make_spec(limit=5), {"train": 5, "test": 5})[0].target
+        other.replace(cache)
+        for split in store.SPLITS:
+            assert found.labels(split).tobytes() == expected[f"{split}/labels"].tobytes()
+            for tap in found.spec.taps:
+                assert found.features(split, [tap]).tobytes() == expected[f"{split}/{tap}"].tobytes()
 
 
 def test_a_data_set_that_lost_its_digest_is_not_read(cache: Path) -> None:
     with h5py.File(cache, "r+") as file:
         file["test/block5_pool.avg"][3, 3] += 1
     reseal(cache)
-    found = store.open_cache(cache)
-    store.read_features(found, "test", ["block1_conv1.avg"])
-    with pytest.raises(store.CacheError, match="does not have the sha256"):
-        store.read_features(found, "test", ["block5_pool.avg"])
+    with store.open(cache) as found:
+        found.features("test", ["block1_conv1.avg"])
+        with pytest.raises(store.CacheError, match="does not have the sha256"):
+            found.features("test", ["block5_pool.avg"])
     with pytest.raises(store.CacheError, match="does not have the sha256"):
         store.verify(cache)
 
@@ -403,14 +409,14 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -
     path = tmp_path / "x.h5"
     path.write_bytes(content)
     with pytest.raises(store.CacheError, match=message):
-        store.open_cache(path)
+        store.open(path)
 
 
 def test_absent_files_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(store.CacheError, match="There is no feature file"):
-        store.open_cache(tmp_path / "none.h5")
+        store.open(tmp_path / "none.h5")
     with pytest.raises(store.CacheError, match="is a folder"):
-        store.open_cache(tmp_path)
+        store.open(tmp_path)
 
 
 def test_a_part_of_another_run_is_refused(tmp_path: Path) -> None:
