@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 STAMP := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+PIP := -m pip install --disable-pip-version-check
 BENCH := benchmarks/.venv
 MARK := .made-by-make
 
@@ -40,8 +42,8 @@ PREDICT_FLAGS = $(call flag,TOP_K,top-k)$(call flag,FORMAT,format)$(call flag,OU
   flag,SHEET,sheet)$(call flag,DATA_DIR,data-dir)$(call flag,WEIGHTS,weights)$(call \
   flag,BATCH_SIZE,batch-size)$(if $(STRICT), --strict)$(if $(FOLLOW_LINKS), --follow-links)
 
-.PHONY: help install demo features train sweep report predict export inspect test torture bench check format clean \
-  clean-features
+.PHONY: help install demo features train sweep report predict export inspect test torture bench check format lock \
+  clean clean-features
 
 help: ## show this list
 	@echo "Usage: make TARGET [VARIABLE=value …]"
@@ -63,7 +65,7 @@ install: $(STAMP) ## make .venv from requirements.txt (every target does so by i
 
 $(BENCH)/.installed: benchmarks/requirements.txt
 
-# One recipe for both: the requirements lie beside the .venv.
+# One recipe for both. Each file by itself: hashes in one would be asked of all.
 $(STAMP) $(BENCH)/.installed: requirements.txt
 	@command -v "$(PYTHON)" >/dev/null || { \
 	  echo "error: there is no '$(PYTHON)' here. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 2; }
@@ -76,7 +78,11 @@ $(STAMP) $(BENCH)/.installed: requirements.txt
 	@echo "making $(@D) from $(@D:.venv=requirements.txt) (about 2.5 GB on disk, a few minutes on a first run)" >&2
 	@mkdir -p $(@D) && touch $(@D)/$(MARK) && find $(@D) -mindepth 1 ! -path $(@D)/$(MARK) -delete
 	@"$(PYTHON)" -m venv $(@D)
-	@$(@D)/bin/python -m pip install --disable-pip-version-check -r $(@D:.venv=requirements.txt)
+	@$(foreach file,$^,$(@D)/bin/python $(PIP) -r $(file) &&) touch $@
+
+# What only checks the product joins it there, for the targets that need it.
+$(DEV): requirements-dev.txt $(STAMP)
+	@$(VENV)/bin/python $(PIP) -r $<
 	@touch $@
 
 demo: $(STAMP) ## both stages on scikit-learn's digits, in about a minute
@@ -108,23 +114,31 @@ inspect: $(STAMP) ## tell what a feature file holds and whether it verifies: mak
 	@$(if $(value FILE),,echo "error: name a feature file: make inspect FILE=features/NAME.h5" >&2; exit 2;) \
 	$(RUN) pipeline inspect "$$MAKE_FILE"$(FEATURE_FLAGS)
 
-test: $(STAMP) ## run the tests; those on real data need DATA_DIR=folder
+test: $(DEV) ## run the tests; those on real data need DATA_DIR=folder
 	@DATA_DIR="$$MAKE_DATA_DIR" $(RUN) pytest
 
-torture: $(STAMP) ## attack the cache for half an hour: kills, full disks, flipped bits
+torture: $(DEV) ## attack the cache for half an hour: kills, full disks, flipped bits
 	@$(VENV)/bin/python tests/torture.py
 
 bench: $(BENCH)/.installed ## set stage one against other tools, into docs/ (half an hour; QUICK=1: minutes)
 	@$(BENCH)/bin/python benchmarks/bench.py$(call flag,DATA_DIR,data-dir)$(if $(QUICK), --quick)
 
-check: $(STAMP) ## lint and type-check (ruff, mypy strict)
+check: $(DEV) ## lint and type-check (ruff, mypy strict)
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
 
-format: $(STAMP) ## format the code and mend what ruff can
+format: $(DEV) ## format the code and mend what ruff can
 	@$(RUN) ruff format .
 	@$(RUN) ruff check --fix .
+
+# Pins that still satisfy pyproject.toml stay; delete a file first to renew all of its pins.
+lock: ## pin what pyproject.toml asks for, and what that needs, in the requirements files
+	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && "$(PYTHON)" -m venv "$$tools" && \
+	"$$tools/bin/python" $(PIP) --quiet uv && \
+	lock() { "$$tools/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --custom-compile-command "make lock" pyproject.toml "$$@"; } && \
+	lock -o requirements.txt && lock --extra dev -c requirements.txt -o requirements-dev.txt
 
 clean: ## remove .venv and tools' caches, never data, features, models or output
 	@for venv in $(VENV) $(BENCH); do \

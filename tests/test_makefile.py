@@ -54,6 +54,7 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     done = make(ROOT)
     assert done.returncode == 0
     targets = [
+        "lock",
         "install",
         "demo",
         "features",
