@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline import report
+
 MOST_CLASSES = 200  # listed one by one
 
 
@@ -97,17 +99,19 @@ def _protocol(metrics: Mapping[str, Any]) -> str:
 def _metrics(metrics: Mapping[str, Any]) -> str:
     accuracy, loss = metrics["accuracy"], metrics["log_loss"]
     interval = dict(metrics.get("interval") or {}).get("test")
-    tested = f"{accuracy['test']:.2%}"
+    tested = report.number(accuracy["test"], ".2%")
     if interval:
         tested += f" (95 % interval {interval[0]:.2%} to {interval[1]:.2%})"
     lines = [
         "| | train | validation | test |",
         "| --- | --- | --- | --- |",
         f"| accuracy | {accuracy['train']:.2%} | {accuracy['validation']:.2%} | {tested} |",
-        f"| log loss | {loss['train']:.4f} | {loss['validation']:.4f} | {loss['test']:.4f} |",
+        f"| log loss | {loss['train']:.4f} | {loss['validation']:.4f} | {report.number(loss['test'], '.4f')} |",
         "",
         "Train and validation are scores of the classifier fitted on 90 % of the training rows, test is that of the "
-        "refitted one.",
+        "refitted one."
+        if accuracy["test"] is not None
+        else "**There are no test scores: every image of the test split was left out.**",
     ]
     error = dict(metrics.get("calibration") or {}).get("ece")
     if error is not None:
@@ -121,7 +125,9 @@ def _classes(metrics: Mapping[str, Any]) -> str:
     for name, item in list(per_class.items())[:MOST_CLASSES]:
         label = name.replace("\\", "\\\\").replace("|", "\\|")
         lines.append(
-            f"| {label} | {item['precision']:.3f} | {item['recall']:.3f} | {item['f1']:.3f} | {item['support']:,} |"
+            f"| {label} | "
+            + " | ".join(report.number(item[name], ".3f") for name in ("precision", "recall", "f1"))
+            + f" | {item['support']:,} |"
         )
     if len(per_class) > MOST_CLASSES:
         lines.append(f"\n{len(per_class) - MOST_CLASSES:,} more are in `metrics.json`.")

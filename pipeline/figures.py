@@ -226,7 +226,8 @@ def calibration(
         top.set_ylim(0, 1)
         top.set_xlim(0, 1)
         top.yaxis.set_major_formatter(_PERCENT)
-        figure.legend(title=f"expected calibration error {100 * ece:.2f} %", loc="outside lower center", ncols=2)
+        error = f"expected calibration error {100 * ece:.2f} %" if filled else "no test rows"
+        figure.legend(title=error, loc="outside lower center", ncols=2)
         bottom.bar(
             [(index + 0.5) / bins for index in range(bins)],
             [rows / total for rows in counts],

@@ -23,6 +23,17 @@ log = logging.getLogger("pipeline")
 CSV_NAME, PAGE_NAME = "leaderboard.csv", "index.html"
 
 _NUMBER = (int, float)
+_SPLITS = ("train", "validation", "test")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, _NUMBER) and not isinstance(value, bool) and -1e18 < value < 1e18  # which no nan is
+
+
+def _are_scores(part: Mapping[str, Any]) -> bool:
+    """Whether these are scores of the three splits; where no test row is left, that of test is None."""
+    return all(_is_number(part[split]) or (split, part[split]) == ("test", None) for split in _SPLITS)
+
 
 # What must be there, and of which type, for a run to be shown: the path in metrics.json, joined by dots.
 _REQUIRED: dict[str, Any] = {
@@ -37,32 +48,30 @@ _REQUIRED: dict[str, Any] = {
     "features.columns": int,
     "classifier.name": str,
     "classifier.params": dict,
-    "accuracy.train": _NUMBER,
-    "accuracy.validation": _NUMBER,
-    "accuracy.test": _NUMBER,
-    "log_loss.train": _NUMBER,
-    "log_loss.validation": _NUMBER,
-    "log_loss.test": _NUMBER,
+    "accuracy": dict,
+    "log_loss": dict,
     "seconds.total": _NUMBER,
     "per_class": dict,
 }
 
 # What a part must hold where it is there; runs from before it was recorded lack some.
 _HOLDS: dict[str, Callable[[Any], bool]] = {
+    "accuracy": _are_scores,
+    "log_loss": _are_scores,
     "features": lambda part: (
         all(isinstance(tap, str) for tap in part["taps"]) and (part.get("limit") is None or type(part["limit"]) is int)
     ),
     "per_class": lambda part: all(
-        isinstance(scores, dict) and all(_is_number(scores.get(name)) for name in ("precision", "recall", "f1"))
-        and type(scores.get("support")) is int
+        isinstance(scores, dict) and type(scores.get("support")) is int
+        and all(_is_number(scores[name]) or not scores["support"] for name in ("precision", "recall", "f1"))
         for scores in part.values()
     ),
     "seconds": lambda part: all(map(_is_number, part.values())),
     "interval": lambda part: (
-        isinstance(part, dict) and isinstance(part.get("test"), list) and len(part["test"]) == 2
-        and all(map(_is_number, part["test"]))
+        isinstance(part, dict) and isinstance(part["test"] or [0, 1], list) and len(part["test"] or [0, 1]) == 2
+        and all(map(_is_number, part["test"] or []))
     ),
-    "calibration": lambda part: (
+    "calibration": lambda part: part is None or (
         isinstance(part, dict) and _is_number(part.get("ece"))
         and all(
             isinstance(part.get(name), list) and all(map(_is_number, part[name]))
@@ -99,10 +108,6 @@ class Run:
         return bool(self.metrics.get("converged", True))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, _NUMBER) and not isinstance(value, bool) and -1e18 < value < 1e18  # which no nan is
-
-
 def _fault(metrics: Any, folder: Path) -> str | None:
     """What is wrong with the content of a metrics.json; None when nothing is."""
     for path, kind in _REQUIRED.items():
@@ -137,13 +142,18 @@ def read(output_dir: Path, dataset: str | None = None) -> list[Run]:
         try:
             metrics = json.loads(path.read_bytes())
             fault = _fault(metrics, path.parent)
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError, LookupError, RecursionError) as error:
             fault = str(error)
         if fault:
             log.warning("warning: %s cannot be read (%s): that run is left out. The file was not changed", path, fault)
         elif dataset is None or metrics["dataset"]["name"] == dataset:
             found.append(Run(path.parent, metrics))
-    return sorted(found, key=lambda run: (-run.metrics["accuracy"]["test"], run.metrics["log_loss"]["test"], run.name))
+    return sorted(found, key=_order)
+
+
+def _order(run: Run) -> tuple[float, float, str]:
+    accuracy, loss = run.metrics["accuracy"]["test"], run.metrics["log_loss"]["test"]
+    return (1, 0, run.name) if accuracy is None else (-accuracy, loss, run.name)
 
 
 HEADER = (
@@ -159,7 +169,7 @@ def to_csv(runs: Sequence[Run]) -> bytes:
 
 def _row(rank: int, run: Run) -> tuple[Any, ...]:
     metrics = run.metrics
-    low, high = metrics.get("interval", {}).get("test", ("", ""))
+    low, high = metrics.get("interval", {}).get("test") or (None, None)
     return (
         rank,
         run.name,
@@ -169,10 +179,12 @@ def _row(rank: int, run: Run) -> tuple[Any, ...]:
         " ".join(metrics["features"]["taps"]),
         metrics["features"]["image_size"],
         metrics["features"]["columns"],
-        *(f"{metrics['accuracy'][split]:.6f}" for split in ("validation", "test")),
-        *(f"{end:.6f}" if end != "" else "" for end in (low, high)),
-        f"{metrics['log_loss']['test']:.6f}",
-        f"{metrics['calibration']['ece']:.6f}" if "calibration" in metrics else "",
+        f"{metrics['accuracy']['validation']:.6f}",
+        report.number(metrics["accuracy"]["test"], ".6f", ""),
+        report.number(low, ".6f", ""),
+        report.number(high, ".6f", ""),
+        report.number(metrics["log_loss"]["test"], ".6f", ""),
+        report.number((metrics.get("calibration") or {}).get("ece"), ".6f", ""),
         metrics["seconds"]["total"],
         "yes" if run.converged else "no",
         metrics["created"],
@@ -188,7 +200,8 @@ def to_text(runs: Sequence[Run]) -> str:
         (
             str(rank), run.name, str(m["classifier"]["name"]), describe_taps(m["features"]["taps"]),
             str(m["features"]["image_size"]), f"{m['features']['columns']:,}", f"{m['accuracy']['validation']:.2%}",
-            f"{m['accuracy']['test']:.2%}", f"{m['log_loss']['test']:.4f}", f"{m['seconds']['total']:.0f}",
+            report.number(m["accuracy"]["test"], ".2%"), report.number(m["log_loss"]["test"], ".4f"),
+            f"{m['seconds']['total']:.0f}",
             str(m["created"])[:10], "" if run.converged else "not converged",
         )
         for rank, run in enumerate(runs, 1)

@@ -346,9 +346,9 @@ def _view(rank: int, run: Run, images: _Images) -> dict[str, Any]:
     m = run.metrics
     predictions = _read_predictions(run.folder / "predictions.csv")
     names = list(m["per_class"])
-    right = round(m["accuracy"]["test"] * len(predictions.labels)) if predictions else 0
     interval = m.get("interval", {}).get("test")
-    if interval is None and predictions:
+    if interval is None and predictions and m["accuracy"]["test"] is not None:
+        right = round(m["accuracy"]["test"] * len(predictions.labels))
         interval = certainty.wilson_interval(right, len(predictions.labels))
     return {
         "rank": rank,
@@ -360,7 +360,7 @@ def _view(rank: int, run: Run, images: _Images) -> dict[str, Any]:
         "convergence": m.get("convergence") or "",
         "taps": describe_taps(m["features"]["taps"]),
         "interval": interval,
-        "ece": m["calibration"]["ece"] if "calibration" in m else None,
+        "ece": (m.get("calibration") or {}).get("ece"),
         "charts": [*_history_charts(run), *_learning_chart(run), *_calibration_chart(run)],
         "classes": names,
         "per_class": [(name, m["per_class"][name]) for name in names],
@@ -409,18 +409,22 @@ def render(runs: Sequence[Run], data_dir: Path, *, dataset: str | None = None) -
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["percent"] = lambda value, digits=2: f"{100 * value:.{digits}f}\u00a0%"
+    environment.filters["percent"] = lambda value, digits=2: (
+        "–" if value is None else f"{100 * value:.{digits}f}\u00a0%"
+    )
+    environment.filters["number"] = report.number
     images = _Images(data_dir)
     views = []
     with Progress("page", len(runs), "runs") as progress:
         for rank, run in enumerate(runs, 1):
             views.append(_view(rank, run, images))
             progress.update(1)
+    tested = [run for run in runs if run.metrics["accuracy"]["test"] is not None]
     text = environment.get_template("index.html").render(
         runs=views,
         dataset=dataset,
         several=len({run.metrics["dataset"]["name"] for run in runs}) > 1,
-        cost=_cost_chart(runs) if runs else "",
+        cost=_cost_chart(tested) if tested else "",
         # Ours, and meant to be markup: escaped, neither would work.
         style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),  # noqa: S704
         script=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),  # noqa: S704

@@ -104,7 +104,7 @@ def split(labels: NDArray[Any], seed: int, class_names: Sequence[str]) -> tuple[
         scarce = ", ".join(name for name, count in zip(class_names, counts, strict=True) if count < 2)
         raise UserError(
             f"Every class needs at least two training rows, one to learn from and one to validate on. Fewer found for: "
-            f"{scarce}. Raise --limit, or leave it out."
+            f"{scarce}. Add images, or leave out --limit."
         )
     validation = validation_rows(len(labels), len(class_names))
     fit, held_out = train_test_split(np.arange(len(labels)), test_size=validation, stratify=labels, random_state=seed)

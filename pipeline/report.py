@@ -79,6 +79,11 @@ def to_csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> bytes:
     return text.getvalue().encode("utf-8")
 
 
+def number(value: float | None, form: str, without: str = "–") -> str:
+    """A score as ``form`` has it, or what stands for one that there is not: where no test row is left."""
+    return without if value is None else format(value, form)
+
+
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay out cells in columns as wide as their widest; those that look like numbers stand to the right."""
     widths = [max(len(row[index]) for row in (header, *rows)) for index in range(len(header))]

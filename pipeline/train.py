@@ -28,7 +28,7 @@ from pipeline.collection import Skipped, listing, printable
 from pipeline.errors import UserError, file_errors
 from pipeline.extract import FeatureOptions
 from pipeline.progress import Progress, format_seconds
-from pipeline.report import RunPlace
+from pipeline.report import RunPlace, number
 from pipeline.spec import FeatureSpec, RunSpec, columns_of
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pipeline")
 
+NO_TEST = "no test scores: every image of the test split was left out"
 PROTOCOL = 2  # part of a run's key: raise it when the same inputs give another result
 
 
@@ -255,6 +256,8 @@ def _compute(
     test_features, test_labels = load(cache, "test", taps)
     clock.lap("load")
     scored = _score(model, test_features, test_labels, classes)
+    if scored.accuracy is None:
+        log.warning("warning: %s", NO_TEST)
     clock.lap("evaluate")
 
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -286,8 +289,8 @@ def _compute(
         "seed": options.seed,
         "accuracy": {"train": chosen.train[1], "validation": chosen.validation[1], "test": scored.accuracy},
         "log_loss": {"train": chosen.train[0], "validation": chosen.validation[0], "test": scored.loss},
-        "interval": {"test": list(scored.interval)},
-        "calibration": scored.calibration.to_dict(),
+        "interval": {"test": scored.interval and list(scored.interval)},
+        "calibration": None if scored.accuracy is None else scored.calibration.to_dict(),
         "per_class": scored.per_class,
         "seconds": {},
         "versions": {
@@ -307,7 +310,9 @@ def _compute(
         ),
         "learning_curve.png": figures.learning_curve(curve.sizes, curve.train, curve.validation, title),
         "confusion_matrix.png": figures.confusion_matrix(
-            scored.confusions, classes, f"{title}\ntest accuracy {100 * scored.accuracy:.2f} %"
+            scored.confusions,
+            classes,
+            f"{title}\n" + (NO_TEST if scored.accuracy is None else f"test accuracy {100 * scored.accuracy:.2f} %"),
         ),
     }
     buffer = io.BytesIO()
@@ -346,16 +351,19 @@ def _compute(
 
 @dataclass(frozen=True)
 class _Scored:
-    """What the test split says of a model: predictions (n,), confidences (n,), and what is counted from them."""
+    """What the test split says of a model: predictions (n,), confidences (n,), and what is counted from them.
+
+    Where no test row is left there are no scores: None.
+    """
 
     predicted: NDArray[Any]
     confidences: NDArray[Any]
-    accuracy: float
-    loss: float
-    interval: tuple[float, float]
+    accuracy: float | None
+    loss: float | None
+    interval: tuple[float, float] | None
     calibration: certainty.Calibration
     confusions: NDArray[np.int64]
-    per_class: dict[str, dict[str, float]]
+    per_class: dict[str, dict[str, float | None]]
     text: str
 
 
@@ -365,6 +373,12 @@ def _score(model: Any, features: NDArray[np.float32], labels: NDArray[Any], clas
 
     from pipeline import history
 
+    if not len(labels):
+        return _Scored(
+            labels, np.zeros(0), None, None, None, certainty.calibration(np.zeros(0), np.zeros(0, bool)),
+            np.zeros((len(classes), len(classes)), np.int64),
+            {label: {"precision": None, "recall": None, "f1": None, "support": 0} for label in classes}, "",
+        )  # fmt: skip
     probabilities = model.predict_proba(features)
     predicted = model.classes_[probabilities.argmax(axis=1)]
     right, confidences = predicted == labels, probabilities.max(axis=1)
@@ -455,7 +469,20 @@ def _report_text(metrics: Mapping[str, Any], table: str) -> str:
     notes = caveats(metrics["dataset"]["official"] is True, features["weights"])
     if not metrics["converged"]:
         notes.append(f"did not converge: {metrics['convergence']}")
-    low, high = metrics["interval"]["test"]
+    tested = ["Train and validation are scores of the model fitted on 90 % of the training rows."]
+    if accuracy["test"] is None:
+        notes.append(NO_TEST)
+    else:
+        low, high = metrics["interval"]["test"]
+        tested = [
+            f"test accuracy, 95 % interval (Wilson)  {low:.2%} to {high:.2%}",
+            f"expected calibration error             {metrics['calibration']['ece']:.4f}",
+            "",
+            "Train and validation are scores of the model fitted on 90 % of the training rows; test is scored once, by",
+            "the chosen model refitted on all of them. The classes of the test split:",
+            "",
+            table.rstrip(),
+        ]
     lines = [
         f"{metrics['run']}  ({metrics['created']})",
         f"data        {metrics['dataset']['name']}"
@@ -466,16 +493,10 @@ def _report_text(metrics: Mapping[str, Any], table: str) -> str:
         *([f"NOTE        {'; '.join(notes)}"] if notes else []),
         "",
         "            train  validation    test",
-        f"accuracy   {accuracy['train']:6.2%}      {accuracy['validation']:6.2%}  {accuracy['test']:6.2%}",
-        f"log loss   {loss['train']:6.4f}      {loss['validation']:6.4f}  {loss['test']:6.4f}",
+        f"accuracy   {accuracy['train']:6.2%}      {accuracy['validation']:6.2%}  {number(accuracy['test'], '.2%'):>6}",
+        f"log loss   {loss['train']:6.4f}      {loss['validation']:6.4f}  {number(loss['test'], '.4f'):>6}",
         "",
-        f"test accuracy, 95 % interval (Wilson)  {low:.2%} to {high:.2%}",
-        f"expected calibration error             {metrics['calibration']['ece']:.4f}",
-        "",
-        "Train and validation are scores of the model fitted on 90 % of the training rows; test is scored once, by the",
-        "chosen model refitted on all of them. The classes of the test split:",
-        "",
-        table.rstrip(),
+        *tested,
         "",
         f"computed in {format_seconds(metrics['seconds']['total'])}",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import time
@@ -538,6 +539,29 @@ def test_train_lists_what_was_left_out_and_names_every_row(folder: Path, tmp_pat
     assert alone.returncode == 0, alone.stderr
     assert "using the features that are there" in alone.stderr
     assert_user_error(run("features", *flags[:-8]), "folder of images", "there is no folder")
+
+
+def test_without_test_rows_all_but_test_scores_is_there(tmp_path: Path, run: Run) -> None:
+    for number, split in enumerate(("train", "test")):
+        pictures.fill(tmp_path / "insects" / split, count=8 - 4 * number)  # test: copies of some of train
+    assert extract(tmp_path / "insects", tmp_path / "f").status == 0
+    where = ["--features-dir", tmp_path / "f", "--models-dir", tmp_path / "m", "--output-dir", tmp_path / "o"]
+    flags = ["--dataset", tmp_path / "insects", "--weights", "random", "--precision", "float32", *TAPS, *where]
+    said = "no test scores: every image of the test split was left out"
+    done = run("train", *flags, "--C", "0.1")
+    assert done.returncode == 0, done.stderr
+    assert f"warning: {said}" in done.stderr
+    assert said in done.stdout
+    (path,) = (tmp_path / "o").glob("*/metrics.json")
+    metrics = json.loads(path.read_text())
+    assert metrics["accuracy"]["test"] is metrics["log_loss"]["test"] is metrics["calibration"] is None
+    assert metrics["accuracy"]["validation"] is not None
+    assert set(metrics["per_class"]) == {"ant", "bee"}
+    for file in (*(tmp_path / "m").glob("*.md"), tmp_path / "o" / "index.html"):
+        assert said.removeprefix("no ") in file.read_text(), file
+    (row,) = csv.DictReader((tmp_path / "o" / "leaderboard.csv").open())
+    assert row["test_accuracy"] == row["test_low"] == row["test_log_loss"] == row["calibration_error"] == ""
+    assert "is there already" in run("train", *flags, "--C", "0.1").stderr
 
 
 def test_inspect_lists_what_was_left_out(folder: Path, tmp_path: Path, run: Run) -> None:

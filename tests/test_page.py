@@ -180,6 +180,14 @@ def test_runs_with_values_of_another_type_are_skipped(output: Path, path: str, v
     assert "ffffffff" not in rebuilt.page.read_text(encoding="utf-8")
 
 
+def test_runs_without_test_rows_come_last(output: Path) -> None:
+    make_run(output, "d-logistic-0", 0.5, accuracy__test=None, log_loss__test=None, interval__test=None)
+    runs = leaderboard.read(output)
+    assert [run.name for run in runs][-1] == "d-logistic-0"
+    assert leaderboard.to_text(runs).splitlines()[-1].count("–") == 2
+    assert b"d-logistic-0" in page.render(runs, output)
+
+
 @pytest.mark.parametrize(
     "content", ["", "index,label\n1", "iteration\n1", "rows\nx", "rows,train_accuracy\n", "nan\x00"]
 )

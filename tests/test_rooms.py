@@ -57,6 +57,7 @@ SAME_ROOM = {
     "datasets": {"folders"},
     "folders": {"images"},
     "leaderboard": {"report"},
+    "card": {"report"},
 }  # one room in two modules, each small enough to read
 STAGES = {
     "computing", "demo", "extract", "fitting", "grids", "inspection", "page", "paths", "predict", "protocol", "reading",
