@@ -30,8 +30,10 @@ import matplotlib as mpl
 import numpy as np
 import scaling
 
-from pipeline import datasets, extract, hardware, spec
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
+from pipeline.data import datasets
+from pipeline.features import extract, spec
+from pipeline.network import device
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -107,7 +109,7 @@ def start(name: str, *arguments: object) -> Contender:
 
 def _able() -> list[str]:
     """Contenders for this processor: emulating bfloat16 would say nothing about anyone."""
-    return [name for name in contenders.NAMES if hardware.has_bfloat16() or not name.endswith("bfloat16")]
+    return [name for name in contenders.NAMES if device.has_bfloat16() or not name.endswith("bfloat16")]
 
 
 def compare(size: int, images: Path, chosen: argparse.Namespace) -> list[Contender]:
@@ -311,7 +313,7 @@ def write(
     pictures.mkdir(parents=True, exist_ok=True)
     draw_rates(results, ceilings["bfloat16"], pictures / "benchmark.png")
     draw_scaling(scaled, pictures / "benchmark_memory.png")
-    machine = hardware.describe()
+    machine = device.describe()
     versions = ", ".join(f"{name} {version(name)}" for name in ("tensorflow", "keras", "torch", "openvino"))
     lines = [
         "# Benchmark",

@@ -24,7 +24,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import extract, hardware, spec, weights
+from pipeline.features import extract, spec
+from pipeline.network import device, weights
 
 CHECKED = 64  # images whose features are compared with the reference
 TRIAL_SECONDS = 0.7
@@ -161,7 +162,7 @@ def openvino_cpu(layers: dict[str, weights.Layer], size: int, precision: str) ->
 
 def ours(layers: dict[str, weights.Layer], size: int, precision: str, taps: tuple[str, ...]) -> Build:
     """The product's graph, as stage one runs it: features in float16."""
-    from pipeline import vgg16
+    from pipeline.network import vgg16
 
     def build(batch: int) -> Forward:
         extractor = vgg16.Extractor(
@@ -239,14 +240,14 @@ def main() -> None:
         answers.write(json.dumps(rates) + "\n")
         return
     if chosen.name == FROM_32:
-        precision = "bfloat16" if hardware.has_bfloat16() else "float32"
+        precision = "bfloat16" if device.has_bfloat16() else "float32"
         contender, batches = (lambda w, s: ours(w, s, precision, spec.ALL_TAPS)), list[int]()
     else:
         contender, batches = NAMES[chosen.name]
     images: Images = np.load(chosen.images)
     build = contender(_layers(chosen.data_dir), chosen.size)
     best: tuple[float, int, Forward] | None = None
-    for batch in batches or [hardware.default_batch_size(chosen.size)]:
+    for batch in batches or [device.default_batch_size(chosen.size)]:
         forward = build(batch)
         compute(forward, batch, images, 0.0)  # compiles
         done, seconds = compute(forward, batch, images, TRIAL_SECONDS if len(batches) > 1 else 0.0)

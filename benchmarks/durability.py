@@ -21,7 +21,8 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline import extract, files, parts, sealing, store
+from pipeline.common import atomic
+from pipeline.features import checksum, extract, parts, store
 
 IMAGE_SIZE = 64
 
@@ -39,10 +40,10 @@ def unsafe() -> Iterator[None]:
             return empty
 
     with (
-        mock.patch.object(files, "fsync", nothing),
-        mock.patch.object(files, "sync_directory", nothing),
+        mock.patch.object(atomic, "fsync", nothing),
+        mock.patch.object(atomic, "sync_directory", nothing),
         mock.patch.object(store, "array_digest", return_value=empty),
-        mock.patch.object(sealing, "file_digest", return_value=empty),
+        mock.patch.object(checksum, "file_digest", return_value=empty),
         mock.patch.object(parts, "hashlib", mock.Mock(sha256=NoDigest)),
     ):
         yield

@@ -24,8 +24,9 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from PIL import Image
 
-from pipeline import datasets, store
-from pipeline.collection import Split
+from pipeline.data import datasets
+from pipeline.data.dataset import Split
+from pipeline.features import store
 
 
 def write_files(folder: Path, split: Split, rows: range) -> None:

@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import datasets, extract
+from pipeline.data import datasets
+from pipeline.features import extract
 
 PIXELS = (32, 32, 3)
 
@@ -43,7 +44,7 @@ class FileImages:
         return data.reshape(-1, *PIXELS)
 
     def decoder(self, image_size: int, fit: str) -> Callable[[int], NDArray[np.uint8]]:
-        """Give a function that reads one image; see `pipeline.collection.LazyImages`."""
+        """Give a function that reads one image; see `pipeline.data.dataset.LazyImages`."""
         return lambda row: self[row : row + 1][0]
 
 

@@ -24,19 +24,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline import hardware
+from pipeline.network import device
 
 PLAIN_BLAS = "--plain-blas" in sys.argv
 if not PLAIN_BLAS:
-    hardware.prefer_avx512()  # as the command line does; it serves the plain way as well
+    device.prefer_avx512()  # as the command line does; it serves the plain way as well
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from pipeline import fitting, protocol, store
-from pipeline.history import Data
+from pipeline.features import store
+from pipeline.models import fit as fitting
+from pipeline.models.history import Data
+from pipeline.selection import protocol
 
 VALUES = [float(value) for value in np.geomspace(1e-4, 1, 9)]
 
@@ -73,7 +75,7 @@ def ours(data: Data, classes: tuple[str, ...]) -> tuple[float, list[float], int]
 
 def path(cache_path: Path, taps: str, rows: int | None, repeats: int) -> None:
     """Compare both ways of fitting nine values of C."""
-    from pipeline.spec import parse_taps
+    from pipeline.features.spec import parse_taps
 
     with store.open(cache_path) as cache:
         data = Data(cache.features("train", parse_taps(taps))[:rows], cache.labels("train")[:rows])
@@ -95,8 +97,8 @@ def page() -> None:
     from selenium.webdriver.chrome.service import Service
     from test_page import make_run
 
-    from pipeline import datasets
-    from pipeline import page as pages
+    from pipeline.data import datasets
+    from pipeline.output import page as pages
 
     digest = datasets.load("digits", Path(), download=False).digest
     with tempfile.TemporaryDirectory() as name:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.reading import class_names, load_features
-    from pipeline.transformer import VGG16Features
+    from pipeline.features.arrays import class_names, load_features
+    from pipeline.features.transformer import VGG16Features
 
 __all__ = ["VGG16Features", "class_names", "load_features"]
 
-_HOMES = {"VGG16Features": "transformer", "class_names": "reading", "load_features": "reading"}
+_HOMES = {
+    "VGG16Features": "features.transformer",
+    "class_names": "features.arrays",
+    "load_features": "features.arrays",
+}
 
 
 def __getattr__(name: str) -> Any:

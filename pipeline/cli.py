@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline import classifiers, hardware
-from pipeline.errors import Interrupted, UserError
+from pipeline.common.errors import Interrupted, UserError
+from pipeline.models import classifiers
+from pipeline.network import device
 
 log = logging.getLogger("pipeline")
 
@@ -211,7 +212,7 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _feature_options(arguments: argparse.Namespace) -> Any:
-    from pipeline.extract import FeatureOptions
+    from pipeline.features.extract import FeatureOptions
 
     names = ("dataset", "data_dir", "features_dir", "image_size", "weights", "precision", "taps", "limit",
              "fit", "strict", "follow_links")  # fmt: skip
@@ -219,7 +220,7 @@ def _feature_options(arguments: argparse.Namespace) -> Any:
 
 
 def _train_options(arguments: argparse.Namespace) -> Any:
-    from pipeline.train import TrainOptions
+    from pipeline.commands.train import TrainOptions
 
     prefix = "option_"
     given = {name.removeprefix(prefix): value for name, value in vars(arguments).items() if name.startswith(prefix)}
@@ -228,14 +229,14 @@ def _train_options(arguments: argparse.Namespace) -> Any:
 
 
 def _run_features(arguments: argparse.Namespace) -> None:
-    from pipeline import extract
+    from pipeline.features import extract
 
     extracted = extract.extract(_feature_options(arguments), batch_size=arguments.batch_size, threads=arguments.threads)
     sys.stdout.write(f"{extracted.summary}\n")
 
 
 def _run_train(arguments: argparse.Namespace) -> None:
-    from pipeline import train
+    from pipeline.commands import train
 
     place = train.train(_feature_options(arguments), _train_options(arguments))
     _show(arguments, train.closing(place))
@@ -243,23 +244,24 @@ def _run_train(arguments: argparse.Namespace) -> None:
 
 def _show(arguments: argparse.Namespace, text: str) -> None:
     """Bring leaderboard and page up to date, and print a run's results with where they are."""
-    from pipeline import leaderboard
+    from pipeline.output import leaderboard
 
     if not leaderboard.is_current(arguments.output_dir):
-        from pipeline import page  # late: a run that is found needs none of what makes the page
+        from pipeline.output import page  # late: a run that is found needs none of what makes the page
 
         page.rebuild(arguments.output_dir, arguments.data_dir)
     sys.stdout.write(f"{text}all runs:\n  {arguments.output_dir / leaderboard.PAGE_NAME}\n")
 
 
 def _run_sweep(arguments: argparse.Namespace) -> None:
-    from pipeline import grids, sweep, train
+    from pipeline.commands import sweep, train
+    from pipeline.selection import grid
 
     choices, arguments.taps = tuple(arguments.taps or ()), "all"
     options = sweep.SweepOptions(
         training=_train_options(arguments),
         taps=choices,
-        grids=tuple(grids.parse_grid(text) for text in arguments.grid),
+        grids=tuple(grid.parse_grid(text) for text in arguments.grid),
         file=arguments.file,
         sure=arguments.yes,
         halving=not arguments.no_halving,
@@ -269,14 +271,14 @@ def _run_sweep(arguments: argparse.Namespace) -> None:
 
 
 def _run_report(arguments: argparse.Namespace) -> None:
-    from pipeline import page
+    from pipeline.output import page
 
     rebuilt = page.rebuild(arguments.output_dir, arguments.data_dir, dataset=arguments.dataset)
     sys.stdout.write(page.closing(rebuilt))
 
 
 def _run_demo(arguments: argparse.Namespace) -> None:
-    from pipeline import demo, train
+    from pipeline.commands import demo, train
 
     options, training = _feature_options(arguments), _train_options(arguments)
     extracted, place = demo.demo(options, training, batch_size=arguments.batch_size, threads=arguments.threads)
@@ -285,13 +287,13 @@ def _run_demo(arguments: argparse.Namespace) -> None:
 
 
 def _run_inspect(arguments: argparse.Namespace) -> None:
-    from pipeline import inspection
+    from pipeline.commands import inspect as inspection
 
     sys.stdout.write(inspection.inspect(arguments.file, _feature_options(arguments), must_verify=arguments.verify))
 
 
 def _run_predict(arguments: argparse.Namespace) -> None:
-    from pipeline import predict
+    from pipeline.commands import predict
 
     names = (
         "images", "model", "top_k", "format", "output", "sheet", "data_dir", "weights", "follow_links", "strict",
@@ -302,7 +304,7 @@ def _run_predict(arguments: argparse.Namespace) -> None:
 
 
 def _run_export(arguments: argparse.Namespace) -> None:
-    from pipeline import sharing
+    from pipeline.models import sharing
 
     sys.stdout.write(sharing.export(arguments.model))
 
@@ -313,7 +315,7 @@ def _interrupt(signal_number: int, frame: object) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 2 the user can mend it, 130 interrupted."""
-    from pipeline.progress import ConsoleHandler
+    from pipeline.common.progress import ConsoleHandler
 
     if not log.handlers:
         log.addHandler(ConsoleHandler(sys.stderr))
@@ -321,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.propagate = False
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal's encoding may lack a letter of a class's name
-    hardware.prefer_avx512()
+    device.prefer_avx512()
     signal.signal(signal.SIGTERM, _interrupt)  # like SIGINT: stop cleanly, and say how to go on
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text

@@ -25,8 +25,11 @@ from typing import Any
 import numpy as np
 import pictures
 
-from pipeline import cli, extract, files, parts, store, weights
-from pipeline.spec import TAP_COLUMNS
+from pipeline import cli
+from pipeline.common import atomic
+from pipeline.features import extract, parts, store
+from pipeline.features.spec import TAP_COLUMNS
+from pipeline.network import weights
 
 PRIMITIVES = (
     "open_lock", "open_new", "reserve", "write", "truncate", "fsync", "rename", "unlink", "sync_directory",
@@ -145,7 +148,7 @@ def install(act: Act, delay: Callable[[], None] = lambda: None) -> Points:
     """Put the points into this process, and the cheap network in place of the real one."""
     points = Points(act)
     for name in PRIMITIVES:
-        setattr(files, name, points.wrap(name, getattr(files, name)))
+        setattr(atomic, name, points.wrap(name, getattr(atomic, name)))
 
     def make(network: weights.Weights, spec: Any, *others: object) -> Any:
         delay()

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.aside import Aside
+from pipeline.common.background import Aside
 
 
 def test_work_aside_is_done_in_order_and_its_errors_are_raised() -> None:

@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 from conftest import ROOT, Run, assert_user_error
 
-from pipeline import cli, extract, hardware, parts, report, sealing, store
+from pipeline import cli
+from pipeline.features import checksum, extract, parts, store
+from pipeline.network import device
+from pipeline.output import run_folder
 
 DIGITS = ["--dataset", "digits", "--weights", "random", "--precision", "float32", "--image-size", "32"]
 TAPS = ["--taps", "block1_conv1.avg,block5_pool.avg"]
@@ -59,13 +62,13 @@ def digests_taken(*arguments: str) -> int:
     """How often a command, in a process of its own, takes the sha256 of a whole feature file."""
 
     def work() -> int:
-        take = sealing.file_digest
+        take = checksum.file_digest
 
         def counting(descriptor: int) -> str:
             print("DIGEST")
             return take(descriptor)
 
-        sealing.file_digest = counting
+        checksum.file_digest = counting
         return cli.main(list(arguments))
 
     outcome = faults.in_child(work)
@@ -141,7 +144,7 @@ def test_a_batch_beyond_the_limit_of_ulimit_is_explained(tmp_path: Path) -> None
 def test_threads_beyond_the_cores_are_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(hardware, "cores", lambda: 2)
+    monkeypatch.setattr(device, "cores", lambda: 2)
     with caplog.at_level("WARNING", logger="pipeline"):
         extract._check_threads(2)
         assert caplog.text == ""
@@ -294,7 +297,7 @@ def test_train(features_dir: Path, tmp_path: Path, classifier: str, run: Run) ->
 
     (folder,) = (path.parent for path in (tmp_path / "output").glob("*/metrics.json"))
     assert folder.name.startswith(f"digits-{classifier}-")
-    assert sorted(path.name for path in folder.iterdir()) == sorted(report.RUN_FILES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(run_folder.RUN_FILES)
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics) >= {
         "run", "created", "dataset", "features", "classifier", "seed", "accuracy", "log_loss", "per_class", "seconds",

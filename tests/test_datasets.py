@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import datasets
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
+from pipeline.data import datasets
 
 ROWS = 100  # of a batch in these tests; the official 10,000 are read in the tests on real data
 BATCHES = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]

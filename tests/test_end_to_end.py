@@ -13,7 +13,7 @@ import faults
 import pytest
 from conftest import DATA_DIR, ROOT, Run
 
-from pipeline import store
+from pipeline.features import store
 
 pytestmark = pytest.mark.tensorflow
 

@@ -19,7 +19,8 @@ import pictures
 import pytest
 from conftest import ROOT
 
-from pipeline import cli, store
+from pipeline import cli
+from pipeline.features import store
 
 
 @pytest.fixture(scope="module")

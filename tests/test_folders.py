@@ -19,9 +19,11 @@ from PIL import Image
 from test_cli import digests_taken, places
 from test_store import reseal
 
-from pipeline import cli, datasets, store
-from pipeline.collection import Dataset, Unusable
-from pipeline.errors import UserError
+from pipeline import cli
+from pipeline.common.errors import UserError
+from pipeline.data import datasets
+from pipeline.data.dataset import Dataset, Unusable
+from pipeline.features import store
 
 
 def load(folder: Path, **options: bool) -> Dataset:
@@ -308,7 +310,7 @@ def extract(folder: Path, features_dir: Path, *more: str) -> faults.Outcome:
 
     def work() -> int:
         faults.install(lambda number: None)
-        from pipeline import extract as stage
+        from pipeline.features import extract as stage
 
         make = stage.make_extractor
 
@@ -473,8 +475,8 @@ def test_killed_on_the_way_a_folder_goes_on(folder: Path, tmp_path: Path) -> Non
 
 def test_memory_does_not_grow_with_the_folder(folder: Path) -> None:
     """Images are decoded a few batches ahead, never all."""
-    from pipeline import feeding
-    from pipeline.collection import Split
+    from pipeline.data import loader
+    from pipeline.data.dataset import Split
 
     asked: list[int] = []
 
@@ -490,7 +492,7 @@ def test_memory_does_not_grow_with_the_folder(folder: Path) -> None:
             return decode
 
     rows = [("train", row) for row in range(1000)]
-    with feeding.batches(
+    with loader.batches(
         {"train": Split(Counting(), np.zeros(1000))},
         rows,
         image_size=32,

@@ -7,8 +7,8 @@ import pictures
 import pytest
 from conftest import DATA_DIR
 
-from pipeline import datasets, guard
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
+from pipeline.data import datasets, pixel_check
 
 PIXELS = np.stack([pictures.pixels(seed, 32, 32) for seed in range(8)])
 FLOATS = PIXELS.astype(np.float32)
@@ -47,7 +47,7 @@ MEAN_BGR = np.array([103.939, 116.779, 123.68], np.float32)
 )
 def test_the_likely_cause_is_named(images, cause: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError, match=cause) as caught:
-        guard.check_images(images)
+        pixel_check.check_images(images)
     assert "uint8" in str(caught.value)
 
 
@@ -57,11 +57,11 @@ def test_the_likely_cause_is_named(images, cause: str) -> None:  # type: ignore[
     ids=["array", "list", "3 by 3", "black", "few in BGR", "none"],
 )
 def test_pixels_pass(images) -> None:  # type: ignore[no-untyped-def]
-    assert len(guard.check_images(images)) == len(images)
+    assert len(pixel_check.check_images(images)) == len(images)
 
 
 def test_masks_pass_when_one_insists() -> None:
-    guard.check_images((PIXELS > 100).astype(np.uint8), guess=False)
+    pixel_check.check_images((PIXELS > 100).astype(np.uint8), guess=False)
 
 
 @pytest.mark.data
@@ -69,8 +69,8 @@ def test_photographs_in_bgr_are_told_and_none_in_rgb_is_accused() -> None:
     train = datasets.load("cifar10", DATA_DIR, download=False).splits["train"]
     images = np.asarray(train.images[:6000])
     for start in range(0, 6000, 1000):
-        guard.check_images(images[start : start + 1000])
+        pixel_check.check_images(images[start : start + 1000])
         with pytest.raises(UserError, match=r"look BGR.*guard=False"):
-            guard.check_images(images[start : start + 1000, ..., ::-1])
+            pixel_check.check_images(images[start : start + 1000, ..., ::-1])
     for label in range(10):  # skies and seas, too
-        guard.check_images(images[train.labels[:6000] == label])
+        pixel_check.check_images(images[train.labels[:6000] == label])

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 import pipeline
-from pipeline import extract, hardware
-from pipeline.errors import UserError
-from pipeline.hardware import Gpu, Plan
+from pipeline.common.errors import UserError
+from pipeline.features import extract
+from pipeline.network import device as hardware
+from pipeline.network.device import Gpu, Plan
 
 GB = 1_000_000_000
 AMPERE = Gpu("an Ampere", (8, 6), 8 * GB)
@@ -106,7 +107,7 @@ def test_a_gpu_that_cannot_serve_is_named_and_left_alone(
 ) -> None:
     left: list[bool] = []
     vgg16 = SimpleNamespace(gpus=lambda: [("a Hopper", (9, 0), GB // 100)], leave_gpus=lambda: left.append(True))
-    monkeypatch.setitem(sys.modules, "pipeline.vgg16", vgg16)
+    monkeypatch.setitem(sys.modules, "pipeline.network.vgg16", vgg16)
     monkeypatch.setattr(pipeline, "vgg16", vgg16, raising=False)
     monkeypatch.setattr(hardware, "may_have_gpu", lambda: True)
     with caplog.at_level("WARNING", logger="pipeline"):

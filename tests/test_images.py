@@ -9,15 +9,15 @@ import pictures
 import pytest
 from PIL import Image, ImageCms
 
-from pipeline import images
-from pipeline.collection import Unusable
+from pipeline.data import decode
+from pipeline.data.dataset import Unusable
 
 
 @pytest.mark.parametrize("name", list(pictures.USABLE))
 def test_every_format_becomes_rgb(name: str) -> None:
     content = pictures.USABLE[name](7)
-    assert not images.fault_of_head(name, content[:16], len(content))
-    found = images.decode(content)
+    assert not decode.fault_of_head(name, content[:16], len(content))
+    found = decode.decode(content)
     assert found.dtype == np.uint8
     assert found.shape == ((40, 60, 3) if "rotated" in name else (40, 40, 3))
     expected = pictures.pixels(7, 40, 60) if "rotated" in name else pictures.pixels(7)
@@ -30,25 +30,25 @@ def test_every_format_becomes_rgb(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["grey16.png", "grey16.tiff", "float.tiff"])
 def test_deep_greys_keep_their_grey(name: str) -> None:
-    found = images.decode(pictures.USABLE[name](3))
+    found = decode.decode(pictures.USABLE[name](3))
     expected = np.repeat(pictures.pixels(3)[..., :1], 3, axis=2)
     np.testing.assert_array_equal(found, expected)
 
 
 def test_transparency_shows_white() -> None:
     expected = 0.5 * pictures.pixels(5) + 0.5 * 255
-    assert np.abs(images.decode(pictures.USABLE["alpha.png"](5)) - expected).max() <= 1.5
+    assert np.abs(decode.decode(pictures.USABLE["alpha.png"](5)) - expected).max() <= 1.5
     palette = Image.new("P", (4, 4), 0)
     palette.putpalette([9, 9, 9, 200, 0, 0])
     transparent = pictures.encode(palette, "PNG", transparency=0)
-    assert (images.decode(transparent) == 255).all()
+    assert (decode.decode(transparent) == 255).all()
 
 
 def test_cmyk_goes_through_its_profile() -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     plain = Image.fromarray(pictures.pixels(1)).convert("CMYK")
     misfit = pictures.encode(plain, "JPEG", icc_profile=srgb, quality=95)
-    assert np.abs(images.decode(misfit).astype(float) - pictures.pixels(1)).mean() < 8, (
+    assert np.abs(decode.decode(misfit).astype(float) - pictures.pixels(1)).mean() < 8, (
         "a profile of RGB is passed over"
     )
 
@@ -57,25 +57,25 @@ def test_cmyk_goes_through_its_profile() -> None:
 def test_every_fault_is_named(name: str) -> None:
     make, word = pictures.FAULTS[name]
     content = make(1)
-    fault = images.fault_of_head(name, content[:16], len(content))
+    fault = decode.fault_of_head(name, content[:16], len(content))
     if not fault:
         with pytest.raises(Unusable) as caught:
-            images.decode(content, 64)
+            decode.decode(content, 64)
         fault = str(caught.value)
     assert word in fault
 
 
 def test_a_large_image_of_a_known_size_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(Unusable, match=r"400,000,000 pixels; at most 178,956,970"):
-        images.decode(pictures.bomb())
+        decode.decode(pictures.bomb())
 
 
 @pytest.mark.parametrize("fit", ["squash", "crop", "pad"])
 def test_square_images_that_fit_are_left_alone(fit: str) -> None:
     for side in (8, 32, 64):
         image = pictures.pixels(2, side, side)
-        np.testing.assert_array_equal(images.decode(pictures.encode(Image.fromarray(image), "PNG"), 64, fit), image)
-        assert images.fitted(image, 64, fit) is image
+        np.testing.assert_array_equal(decode.decode(pictures.encode(Image.fromarray(image), "PNG"), 64, fit), image)
+        assert decode.fitted(image, 64, fit) is image
 
 
 @pytest.mark.parametrize(
@@ -88,24 +88,24 @@ def test_square_images_that_fit_are_left_alone(fit: str) -> None:
 )  # fmt: skip
 def test_fits(fit: str, height: int, width: int, shape: tuple[int, int]) -> None:
     image = pictures.pixels(4, height, width)
-    found = images.decode(pictures.encode(Image.fromarray(image), "PNG"), 64, fit)
+    found = decode.decode(pictures.encode(Image.fromarray(image), "PNG"), 64, fit)
     assert found.shape == (*shape, 3)
-    np.testing.assert_array_equal(images.fitted(image, 64, fit), found)
+    np.testing.assert_array_equal(decode.fitted(image, 64, fit), found)
     if fit == "pad" and height != width:
-        assert tuple(found[0, 0]) == images.PAD_COLOUR
+        assert tuple(found[0, 0]) == decode.PAD_COLOUR
 
 
 def test_cropping_takes_the_middle() -> None:
     image = np.zeros((10, 30, 3), np.uint8)
     image[:, 10:20] = 200
-    assert (images.fitted(image, 64, "crop") == 200).all()
+    assert (decode.fitted(image, 64, "crop") == 200).all()
 
 
 def test_reducing_does_not_alias() -> None:
     """A fine checkerboard becomes grey, not a pattern."""
     board = np.indices((512, 512)).sum(axis=0) % 2 * 255
     image = np.repeat(board[..., None], 3, axis=2).astype(np.uint8)
-    found = images.decode(pictures.encode(Image.fromarray(image), "PNG"), 64).astype(int)
+    found = decode.decode(pictures.encode(Image.fromarray(image), "PNG"), 64).astype(int)
     assert np.abs(found - 128).max() < 12
 
 
@@ -113,4 +113,4 @@ def test_large_jpegs_are_reduced_while_they_are_decoded() -> None:
     image = Image.fromarray(pictures.pixels(6, 1600, 1200))
     content = pictures.encode(image, "JPEG", quality=92)
     exact = np.asarray(Image.open(io.BytesIO(content)).resize((64, 64), Image.Resampling.BICUBIC)).astype(float)
-    assert np.abs(images.decode(content, 64) - exact).mean() < 1.5
+    assert np.abs(decode.decode(content, 64) - exact).mean() < 1.5

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.options import Option, Options, add_flags, check_variables, option
+from pipeline.common.errors import UserError
+from pipeline.common.options import Option, Options, add_flags, check_variables, option
 
 
 @dataclass(frozen=True, kw_only=True)

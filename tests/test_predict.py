@@ -18,10 +18,14 @@ import pytest
 from conftest import ROOT, Run, assert_user_error
 from PIL import Image
 
-from pipeline import classifiers, extract, hardware, history, models, predict, protocol, sharing
-from pipeline.errors import UserError
-from pipeline.predict import PredictOptions
-from pipeline.spec import FeatureSpec
+from pipeline.commands import predict
+from pipeline.commands.predict import PredictOptions
+from pipeline.common.errors import UserError
+from pipeline.features import extract
+from pipeline.features.spec import FeatureSpec
+from pipeline.models import classifiers, history, persistence, sharing
+from pipeline.network import device
+from pipeline.selection import protocol
 
 pytestmark = pytest.mark.tensorflow
 
@@ -171,8 +175,8 @@ def test_a_model_in_bfloat16_serves_where_there_is_none(
     description["spec"]["precision"] = "bfloat16"
     description["key"] = FeatureSpec.from_dict(description["spec"]).key()
     beside.write_text(json.dumps(description))
-    monkeypatch.setattr(hardware, "has_bfloat16", lambda: False)
-    monkeypatch.setattr(hardware, "may_have_gpu", lambda: False)
+    monkeypatch.setattr(device, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(device, "may_have_gpu", lambda: False)
     assert predict.predict(options(model, made / "tones")) == before
     assert "They are computed in float32" in caplog.text
 
@@ -205,7 +209,7 @@ def test_a_model_that_is_not_the_recorded_one_is_not_opened(made: Path, model: P
 
     joblib.dump(Hostile(tmp_path / "ran"), model)
     with pytest.raises(UserError, match="not the file that was written here"):
-        models.load(model)
+        persistence.load(model)
     assert not (tmp_path / "ran").exists()
 
 
@@ -226,14 +230,14 @@ def test_models_without_or_with_another_description_are_refused(model: Path) -> 
     ):
         beside.write_text(json.dumps({**good, **change}))
         with pytest.raises(UserError, match=word):
-            models.load(model)
+            persistence.load(model)
     for text in ("{", "[]", "{}"):
         beside.write_text(text)
         with pytest.raises(UserError, match="cannot be read"):
-            models.load(model)
+            persistence.load(model)
     beside.unlink()
     with pytest.raises(UserError, match="beside it"):
-        models.load(model)
+        persistence.load(model)
 
 
 def test_other_weights_are_refused(model: Path, made: Path) -> None:
@@ -267,7 +271,7 @@ def test_every_classifier_can_be_shared(classifier: str, tmp_path: Path) -> None
     few = {"max_epochs": 5} if classifier in ("mlp", "svm") else {}
     chosen = protocol.select(classifier, classifiers.resolve(classifier, few), rows, 0).fitted
     fitted, _ = protocol.refit(classifier, chosen, data(), 0)
-    loaded = models._from_skops(tmp_path / "x.skops", models.to_skops(tmp_path / "x.skops", fitted))
+    loaded = persistence._from_skops(tmp_path / "x.skops", persistence.to_skops(tmp_path / "x.skops", fitted))
     np.testing.assert_array_equal(loaded.predict_proba(features), fitted.predict_proba(features))
 
 
@@ -288,9 +292,9 @@ def test_a_hostile_skops_file_is_refused(model: Path, tmp_path: Path) -> None:
         description = json.loads(beside.read_text())
         beside.write_text(json.dumps({**description, "skops_sha256": hashlib.sha256(spoiled).hexdigest()}))
         with pytest.raises(UserError, match="refused: it holds types|is damaged"):
-            models.load(shared)
+            persistence.load(shared)
     with pytest.raises(UserError, match="cannot be stored in the format for sharing"):
-        models.to_skops(model, hostile)
+        persistence.to_skops(model, hostile)
 
 
 def test_the_card_says_what_matters(made: Path) -> None:

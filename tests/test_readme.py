@@ -13,9 +13,10 @@ import pictures
 import pytest
 from conftest import DATA_DIR, ROOT
 
-from pipeline import datasets, extract
 from pipeline.cli import _build_parser
-from pipeline.spec import ALL_TAPS
+from pipeline.data import datasets
+from pipeline.features import extract
+from pipeline.features.spec import ALL_TAPS
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "reliability.md", ROOT / "docs" / "experiments.md"]
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
@@ -122,9 +123,8 @@ def test_links_lead_somewhere(path: str) -> None:
 
 
 def test_modules_and_taps_exist() -> None:
-    for name in re.findall(r"`pipeline/(\w+\.py)`|`(\w+\.py)`", TEXT):
-        file = name[0] or name[1]
-        assert any((ROOT / room / file).exists() for room in ("pipeline", "tests", "benchmarks")), file
+    for file in re.findall(r"`((?:pipeline/)?[\w/]+\.py)`", TEXT):
+        assert any((ROOT / room / file).exists() for room in ("", "pipeline", "tests", "benchmarks")), file
     for tap in re.findall(r"`(block\d_\w+\.(?:avg|max))`", TEXT):
         assert tap in ALL_TAPS
 

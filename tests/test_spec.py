@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import classifiers, extract
-from pipeline.errors import UserError
-from pipeline.extract import FeatureOptions
-from pipeline.spec import ALL_TAPS, TAP_COLUMNS, FeatureSpec, RunSpec, columns_of, parse_taps
+from pipeline.common.errors import UserError
+from pipeline.features import extract
+from pipeline.features.extract import FeatureOptions
+from pipeline.features.spec import ALL_TAPS, TAP_COLUMNS, FeatureSpec, RunSpec, columns_of, parse_taps
+from pipeline.models import classifiers
 
 SPEC = FeatureSpec(
     dataset="cifar10",
@@ -43,7 +44,7 @@ OTHER: dict[str, Any] = {
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(FeatureSpec)])
 def test_every_field_changes_the_key(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.spec.INTERPOLATIONS", ("bicubic", "nearest"))
+    monkeypatch.setattr("pipeline.features.spec.INTERPOLATIONS", ("bicubic", "nearest"))
     assert field in OTHER, "a new field needs another value here"
     other = dataclasses.replace(SPEC, **{field: OTHER[field]})
     assert other.key() != SPEC.key()

@@ -15,9 +15,12 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from pipeline import certainty, classifiers, figures, fitting, multinomial, protocol, report, scaling
-from pipeline.errors import UserError
-from pipeline.history import Data
+from pipeline.common.errors import UserError
+from pipeline.models import classifiers, logistic
+from pipeline.models import fit as fitting
+from pipeline.models.history import Data
+from pipeline.output import figures, metrics, run_folder
+from pipeline.selection import protocol, scaling
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -100,8 +103,8 @@ def test_the_optimum_is_scikit_learns(classes: int) -> None:
     assert last.train_accuracy == pytest.approx(plain.score(train.features, train.labels), abs=0.002)
     assert last.validation_accuracy == pytest.approx(plain.score(validation.features, validation.labels), abs=0.02)
 
-    found = multinomial.fit(train.features, train.labels, **params, start=None, watch=lambda *_: None)
-    estimator, reason = multinomial.finish(train.features, train.labels, params, found)
+    found = logistic.fit(train.features, train.labels, **params, start=None, watch=lambda *_: None)
+    estimator, reason = logistic.finish(train.features, train.labels, params, found)
     assert reason is None
     assert found.iterations <= estimator.n_iter_[0] <= found.iterations + 2, "scikit-learn agrees at once"
     np.testing.assert_allclose(estimator.coef_, plain.coef_, atol=1e-3)
@@ -293,7 +296,7 @@ def test_intervals_are_wilsons(right: int, rows: int) -> None:
     from scipy.stats import binomtest
 
     expected = binomtest(right, rows).proportion_ci(method="wilson")
-    assert certainty.wilson_interval(right, rows) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert metrics.wilson_interval(right, rows) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (1, 0), (5, 5), (12, 30), (400, 460), (1500, 1490)])
@@ -303,20 +306,20 @@ def test_mcnemar_is_the_mid_p_of_the_exact_test(first: int, second: int) -> None
     exact = binomtest(first, first + second).pvalue if first + second else 1.0
     halved = binom.pmf(first, first + second, 0.5) if first + second else 0.0
     expected = exact - halved if first != second else 1.0
-    assert certainty.mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
+    assert metrics.mcnemar(first, second) == pytest.approx(expected, rel=1e-9)
 
 
 def test_calibration_compares_confidence_and_accuracy() -> None:
     generator = np.random.default_rng(0)
     confidences = generator.uniform(0.3, 1, 20_000)
-    honest = certainty.calibration(confidences, generator.random(20_000) < confidences)
+    honest = metrics.calibration(confidences, generator.random(20_000) < confidences)
     assert honest.ece < 0.015
-    boastful = certainty.calibration(confidences, generator.random(20_000) < confidences - 0.2)
+    boastful = metrics.calibration(confidences, generator.random(20_000) < confidences - 0.2)
     assert boastful.ece == pytest.approx(0.2, abs=0.015)
     assert sum(honest.counts) == 20_000
-    assert certainty.calibration(np.array([1.0, 0.0]), np.array([True, False])).ece == 0
+    assert metrics.calibration(np.array([1.0, 0.0]), np.array([True, False])).ece == 0
     # Two rows at 0.9, one of them right, are one bin that is 0.4 off.
-    assert certainty.calibration(np.array([0.9, 0.9]), np.array([True, False])).ece == pytest.approx(0.4)
+    assert metrics.calibration(np.array([0.9, 0.9]), np.array([True, False])).ece == pytest.approx(0.4)
 
 
 # --- pictures ---------------------------------------------------------------------------------
@@ -335,7 +338,7 @@ def test_history_pictures(count: int) -> None:
 
 
 def test_calibration_pictures() -> None:
-    bins = certainty.calibration(np.linspace(0.2, 1, 50), np.arange(50) % 3 > 0)
+    bins = metrics.calibration(np.linspace(0.2, 1, 50), np.arange(50) % 3 > 0)
     assert is_png(figures.calibration(bins.ece, bins.counts, bins.confidence, bins.accuracy, "title"))
 
 
@@ -364,42 +367,42 @@ def test_learning_curve_pictures() -> None:
 
 def contents(created: str) -> dict[str, bytes]:
     return {
-        **dict.fromkeys(report.RUN_FILES, b"x"),
+        **dict.fromkeys(run_folder.RUN_FILES, b"x"),
         "metrics.json": json.dumps({"run": "r-1", "created": created}).encode(),
     }
 
 
 def test_a_run_is_found_only_when_it_is_whole(tmp_path: Path) -> None:
-    place = report.RunPlace("r-1", tmp_path / "output", tmp_path / "models")
-    assert report.find(place) is None
-    report.prepare(place)
-    report.save(place, contents("now"), b"model", {"created": "now"})
-    found = report.find(place)
+    place = run_folder.RunPlace("r-1", tmp_path / "output", tmp_path / "models")
+    assert run_folder.find(place) is None
+    run_folder.prepare(place)
+    run_folder.save(place, contents("now"), b"model", {"created": "now"})
+    found = run_folder.find(place)
     assert found is not None
     assert found["created"] == "now"
     description = json.loads(place.description.read_text())
     assert description["run"] == "r-1"
     assert len(description["sha256"]) == 64
 
-    report.save(place, contents("later"), b"another model", {"created": "later"})
-    assert report.find(place)["created"] == "later"  # type: ignore[index]
+    run_folder.save(place, contents("later"), b"another model", {"created": "later"})
+    assert run_folder.find(place)["created"] == "later"  # type: ignore[index]
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(
-        [*report.RUN_FILES, "r-1.joblib", "r-1.json", "r-1.md"]
+        [*run_folder.RUN_FILES, "r-1.joblib", "r-1.json", "r-1.md"]
     )
 
     for path in (place.model, place.folder / "history.csv", place.description, place.folder / "metrics.json"):
         good = path.read_bytes()
         path.write_bytes(b"{}") if path != place.folder / "history.csv" else path.unlink()
-        assert report.find(place) is None, path
+        assert run_folder.find(place) is None, path
         path.write_bytes(good)
-        assert report.find(place) is not None
+        assert run_folder.find(place) is not None
 
 
 def test_halves_of_two_runs_are_no_run(tmp_path: Path) -> None:
-    place = report.RunPlace("r-1", tmp_path / "output", tmp_path / "models")
-    report.prepare(place)
-    report.save(place, contents("now"), b"model", {"created": "now"})
+    place = run_folder.RunPlace("r-1", tmp_path / "output", tmp_path / "models")
+    run_folder.prepare(place)
+    run_folder.save(place, contents("now"), b"model", {"created": "now"})
     old = (place.folder / "metrics.json").read_bytes()
-    report.save(place, contents("later"), b"model 2", {"created": "later"})
+    run_folder.save(place, contents("later"), b"model 2", {"created": "later"})
     (place.folder / "metrics.json").write_bytes(old)
-    assert report.find(place) is None
+    assert run_folder.find(place) is None

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import inspection, parts, reuse, sealing, store
-from pipeline.errors import UserError
-from pipeline.extract import FeatureOptions
-from pipeline.spec import ALL_TAPS, TAP_COLUMNS, FeatureSpec, order_taps
+from pipeline.commands import inspect
+from pipeline.common.errors import UserError
+from pipeline.features import checksum, parts, reuse, store
+from pipeline.features.extract import FeatureOptions
+from pipeline.features.spec import ALL_TAPS, TAP_COLUMNS, FeatureSpec, order_taps
 
 ATTRIBUTES = {
     "created": "2026-01-01T00:00:00+00:00",
@@ -201,7 +202,7 @@ def reseal(path: Path) -> None:
     """Give a doctored file a header that fits it: what follows must then refuse it on its own."""
     descriptor = os.open(path, os.O_RDWR)
     try:
-        os.pwrite(descriptor, sealing.header(sealing.file_digest(descriptor)), 0)
+        os.pwrite(descriptor, checksum.header(checksum.file_digest(descriptor)), 0)
     finally:
         os.close(descriptor)
 
@@ -353,7 +354,7 @@ def test_hdf5_never_sees_a_byte_that_was_not_verified(cache: Path, monkeypatch: 
         if number % 25:
             continue  # the rest takes its time
         try:
-            shown = inspection.inspect(cache, FeatureOptions(dataset="digits", weights="random"), must_verify=False)
+            shown = inspect.inspect(cache, FeatureOptions(dataset="digits", weights="random"), must_verify=False)
         except store.CacheError as error:
             assert "damaged" in str(error)  # so much that nothing can be said of it
         else:
@@ -402,7 +403,7 @@ def test_labels_beyond_the_classes_are_refused(tmp_path: Path) -> None:
         (b"", "first 512 bytes"),
         (b"\x89HDF\r\n\x1a\n" + bytes(600), "not one that this program wrote"),
         (b"GIF89a" + bytes(600), "first 512 bytes"),
-        (sealing.header("0" * 64).replace(b"format 2", b"format 1"), "format_version is 1; this program reads 2"),
+        (checksum.header("0" * 64).replace(b"format 2", b"format 1"), "format_version is 1; this program reads 2"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:

@@ -18,9 +18,11 @@ import test_folders
 from conftest import ROOT, Run, assert_user_error
 from test_cli import DIGITS, TAPS, make_cache, places
 
-from pipeline import classifiers, grids, records
-from pipeline.errors import UserError
-from pipeline.spec import ALL_TAPS, TOP_TAPS
+from pipeline.common.errors import UserError
+from pipeline.features.spec import ALL_TAPS, TOP_TAPS
+from pipeline.models import classifiers
+from pipeline.selection import grid as grids
+from pipeline.selection import trials
 
 SWEEP = ["sweep", *DIGITS, "--taps", "top", "--taps", "block1_conv1.avg"]
 DEFAULTS = grids.Defaults("logistic", {}, 0, [ALL_TAPS, TOP_TAPS])
@@ -202,7 +204,7 @@ def test_a_sweep_ends_in_a_run_and_remembers(run: Run, features_dir: Path, tmp_p
     healed = run(*SWEEP, "--grid", "C=1e-3..0.1,log,3", *flags)
     assert healed.returncode == 0
     assert f"{first} cannot be used" in healed.stderr
-    assert records.read(first) is not None
+    assert trials.read(first) is not None
     # The one fitted anew may have started elsewhere: equal to the solver's tolerance, not to the last digit.
     for before, after in zip(rows, table(tmp_path), strict=True):
         assert float(before["validation_log_loss"]) == pytest.approx(float(after["validation_log_loss"]), rel=1e-2)

@@ -21,8 +21,10 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline import VGG16Features, datasets, load_features, store
-from pipeline.errors import UserError
+from pipeline import VGG16Features, load_features
+from pipeline.common.errors import UserError
+from pipeline.data import datasets
+from pipeline.features import store
 
 pytestmark = pytest.mark.tensorflow
 
@@ -62,7 +64,7 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
 
 
 def test_rows_are_those_of_the_network_in_order(tmp_path: Path) -> None:
-    from pipeline import vgg16, weights
+    from pipeline.network import vgg16, weights
 
     network = vgg16.Extractor(
         weights.random_weights().layers, (TAP,), image_size=32, interpolation="bicubic", precision="float32", batch_size=16
@@ -88,7 +90,7 @@ def test_paths_arrays_and_folders_share_rows(tmp_path: Path) -> None:
     (before,) = [
         path for path in (tmp_path / "f").glob("*.h5") if store.verify(path).provenance["rows_computed"] == 10
     ][:1]
-    from pipeline.extract import FeatureOptions, extract
+    from pipeline.features.extract import FeatureOptions, extract
 
     options = FeatureOptions(
         dataset=str(tmp_path / "x"), features_dir=tmp_path / "f", image_size=32, weights="random", precision="float32",

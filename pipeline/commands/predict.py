@@ -1,0 +1,359 @@
+"""Classify images of one's own with a model that `train` fitted.
+
+python -m pipeline predict --model models/RUN.joblib IMAGE|FOLDER…
+
+Size, fit, taps, precision and weights are those that are recorded with the model; nobody has to remember them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.common import atomic
+from pipeline.common.errors import UserError, file_errors
+from pipeline.common.progress import Progress
+from pipeline.data import decode as images
+from pipeline.data import folder, loader
+from pipeline.data.dataset import Image, Skipped, Split, Unusable, count_of_files, few_reasons, listing, printable
+from pipeline.features import compute, extract
+from pipeline.features.extract import FeatureOptions
+from pipeline.models import persistence
+from pipeline.network import device
+from pipeline.output import contact_sheet, run_folder
+
+log = logging.getLogger("pipeline")
+
+FORMATS = ("table", "csv", "json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """What `predict` is asked for."""
+
+    model: Path
+    images: Sequence[Path]
+    top_k: int = 5
+    format: str | None = None
+    output: Path | None = None
+    sheet: Path | None = None
+    data_dir: Path = Path("data")
+    weights: str | None = None
+    batch_size: int | None = None
+    follow_links: bool = False
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise UserError(
+                "The images parameter must name at least one image or folder: "
+                "python -m pipeline predict --model models/RUN.joblib photo.jpg"
+            )
+        if self.top_k < 1:
+            raise UserError(f"The top-k parameter must be at least 1. Got {self.top_k}.")
+        if self.format is not None and self.format not in FORMATS:
+            raise UserError(f"The format parameter must be one of {', '.join(FORMATS)}. Got {self.format!r}.")
+        extract.check_batch_size(self.batch_size)
+        if self.sheet is not None and self.sheet.suffix.lower() != ".png":
+            raise UserError(f"The sheet parameter must name a .png file. Got {self.sheet}.")
+
+    @property
+    def resolved_format(self) -> str:
+        """The format asked for, or the one that the output's name implies."""
+        implied = "" if self.output is None else self.output.suffix.lower().removeprefix(".")
+        return self.format or (implied if implied in FORMATS else "table")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of an image: its most probable classes, best first."""
+
+    file: str
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+class Files:
+    """Images in files, wherever they are; see `dataset.LazyImages`.
+
+    While ``keeps_thumbnails`` is true, decoding a row leaves its picture in ``thumbnails``: a file may have changed, or
+    be gone, by the time when all are classified.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, keeps_thumbnails: bool) -> None:
+        self._paths = paths
+        self.keeps_thumbnails = keeps_thumbnails
+        self.thumbnails: dict[int, Image] = {}
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, rows: slice) -> list[Image]:
+        """Decode some images at their own size, or raise Unusable."""
+        return [images.decode(_content(path)) for path in self._paths[rows]]
+
+    def decoder(self, image_size: int, fit: str) -> Callable[[int], Image]:
+        """Give a function that decodes one image as the network is to see it, or raises Unusable."""
+
+        def decode(row: int) -> Image:
+            content = _content(self._paths[row])
+            pixels = images.decode(content, image_size, fit)
+            if self.keeps_thumbnails:
+                self.thumbnails[row] = images.thumbnail(content, contact_sheet.THUMBNAIL)
+            return pixels
+
+        return decode
+
+
+def _content(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise Unusable("not a file, but a device, a pipe or a socket")
+        if status.st_size > images.MAX_FILE_BYTES:
+            raise Unusable(images.too_many_bytes(status.st_size))
+        return path.read_bytes()
+    except OSError as error:
+        raise Unusable(f"unreadable: {error.strerror}") from error
+
+
+def predict(options: PredictOptions) -> str:
+    """Classify images; return what is to be printed.
+
+    Raises
+    ------
+    UserError
+        When the model is refused, its weights cannot be had, not one image can be used, or, under ``strict``, one
+        cannot.
+    """
+    paths, skipped = _gather(options.images, follow_links=options.follow_links)
+    model = persistence.load(options.model)
+    for target in filter(None, (options.output, options.sheet)):
+        _check_target(target)
+    network = _network(model, options)
+    predictions, faults, thumbnails = _classify(model, network, paths, options)
+    skipped = [*skipped, *faults]
+    if not predictions:
+        raise UserError(f"There is no image among {count_of_files(len(skipped))}: {few_reasons(skipped)}.")
+    if options.strict:
+        compute.refuse_skipped(skipped, _named(options.images))
+    text = _FORMATTERS[options.resolved_format](options.model, predictions, skipped)
+    if options.sheet is not None:
+        with file_errors("write the contact sheet", options.sheet):
+            atomic.write_atomically(options.sheet, _sheet(model, predictions, thumbnails))
+        log.info("contact sheet: %s", options.sheet)
+    closing = f"{listing(skipped, '')}\n" if skipped else ""
+    if options.output is None:
+        if options.resolved_format == "table":
+            return f"{text}\n{closing}" if closing else text
+        if closing:
+            log.warning("%s", closing.rstrip())  # beside what a program reads
+        return text
+    with file_errors("write the predictions", options.output):
+        atomic.write_atomically(options.output, text.encode("utf-8"))
+    count = len(predictions)
+    return f"{printable(str(options.output))}: {count:,} {'prediction' if count == 1 else 'predictions'}\n{closing}"
+
+
+def _check_target(path: Path) -> None:
+    """Raise UserError unless a file can be written there: now, not after an hour of computing."""
+    with file_errors("write the file", path):
+        if path.is_dir():
+            raise UserError(f"There is a folder where {path} is to be written. Name a file.")
+        if not path.parent.is_dir():
+            raise UserError(f"There is no folder {path.parent} to write {path.name} to. Make it, or name another.")
+        if not os.access(path.parent, os.W_OK):
+            raise UserError(
+                f"The folder {path.parent} cannot be written to. Give yourself permission, or name another."
+            )
+
+
+# --- which images -----------------------------------------------------------------------------
+
+
+def _gather(named: Sequence[Path], *, follow_links: bool) -> tuple[list[Path], list[Skipped]]:
+    """Every image file that is named, or in a folder that is named, and what in these is none."""
+    paths: list[Path] = []
+    skipped: list[Skipped] = []
+    for path in named:
+        with file_errors("read the images", path):
+            if path.is_dir():
+                found, left_out = folder.list_images(path, follow_links=follow_links)
+                paths += [path / name for name in found]
+                skipped += [Skipped(str(path / item.file), item.reason) for item in left_out]
+            elif path.exists():
+                paths.append(path)
+            else:
+                raise UserError(f"There is no image or folder {printable(str(path))}. Check the path.")
+    if not paths:
+        what = f" {count_of_files(len(skipped))} cannot be used: {few_reasons(skipped)}." if skipped else ""
+        raise UserError(f"There is no image in {_named(named)}.{what}")
+    return paths, skipped
+
+
+def _named(paths: Sequence[Path]) -> str:
+    return ", ".join(printable(str(path)) for path in paths)
+
+
+# --- computing --------------------------------------------------------------------------------
+
+
+def _network(model: persistence.Model, options: PredictOptions) -> Any:
+    """The weights that the model was trained with, wherever they are now."""
+    wanted = model.spec.weights_digest
+    choice = options.weights or model.weights
+    try:
+        network = extract.load_weights(FeatureOptions(weights=choice, data_dir=options.data_dir))
+    except UserError as error:
+        raise UserError(f"The model {model.path} needs the weights it was trained with: {error}") from error
+    if network.digest != wanted:
+        raise UserError(
+            f"The model {model.path} was trained on features of other weights: their digest is {wanted[:12]}…, that of "
+            f"{choice} is {network.digest[:12]}…. Name the file that it was trained with by --weights."
+        )
+    extract.say_untrained(network.label)
+    return network
+
+
+def _plan(model: persistence.Model, options: PredictOptions) -> device.Plan:
+    """Decide how to compute: in the model's own precision, or in float32 where nothing here has bfloat16.
+
+    bfloat16 rounds what float32 computes, and `features` takes a cache of either for the same, so a model that was
+    trained elsewhere is of use here, too.
+    """
+    wanted = model.spec.precision
+    asked = "auto" if wanted == "bfloat16" and not device.has_bfloat16() else wanted
+    plan = extract.make_plan(FeatureOptions(image_size=model.spec.image_size, precision=asked), options.batch_size)
+    if plan.precision != wanted:
+        log.warning(
+            "warning: the model was trained on %s features, which this machine cannot compute. They are computed in "
+            "%s, which differs by about 1 %%: probabilities may differ a little from those of where it was trained",
+            wanted, plan.precision,
+        )  # fmt: skip
+    return plan
+
+
+def _classify(
+    model: persistence.Model, network: Any, paths: Sequence[Path], options: PredictOptions
+) -> tuple[list[Prediction], list[Skipped], list[Image]]:
+    """Push images through the network and the model, batch by batch; give thumbnails of the first besides."""
+    plan = _plan(model, options)
+    spec = dataclasses.replace(model.spec, precision=plan.precision)
+    # One image need not pay for a batch; a power of two, so that few shapes are ever compiled.
+    plan = dataclasses.replace(plan, batch_size=min(plan.batch_size, max(4, 1 << (len(paths) - 1).bit_length())))
+    predictions: list[Prediction] = []
+    faults: list[Skipped] = []
+    rows = [("images", row) for row in range(len(paths))]
+    source_files = Files(paths, keeps_thumbnails=options.sheet is not None)
+    thumbnails: list[Image] = []
+    splits = {"images": Split(source_files, np.zeros(len(paths), np.uint8))}
+    extractor: Callable[[Any], loader.Features] | None = None
+    with (
+        Progress("predicting", len(paths), "images") as progress,
+        loader.batches(splits, rows, image_size=spec.image_size, fit=spec.fit, batch_size=plan.batch_size) as source,
+    ):
+        for batch in source:
+            usable = [(row, image) for (_, row), image in batch if not isinstance(image, Unusable)]
+            faults += [Skipped(str(paths[row]), str(image)) for (_, row), image in batch if isinstance(image, Unusable)]
+            if usable:
+                pixels = [image for _, image in usable]
+                if extractor is None:
+                    extractor = extract.make_extractor(network, spec, compute.probe(), plan)
+                features = extractor(pixels)
+                columns = np.hstack([features[tap] for tap in spec.taps]).astype(np.float32)
+                names = [str(paths[row]) for row, _ in usable]
+                predictions += _best(model, names, columns, options.top_k)
+                if source_files.keeps_thumbnails:
+                    thumbnails += [source_files.thumbnails.pop(row) for row, _ in usable]
+                    source_files.keeps_thumbnails = len(thumbnails) < contact_sheet.MOST
+            progress.update(len(batch))
+    return predictions, faults, thumbnails
+
+
+def _best(model: persistence.Model, names: Sequence[str], features: Any, top_k: int) -> list[Prediction]:
+    probabilities = model.estimator.predict_proba(features)
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    return [
+        Prediction(
+            name,
+            tuple(model.classes[int(model.estimator.classes_[index])] for index in best),
+            tuple(float(row[index]) for index in best),
+        )
+        for name, row, best in zip(names, probabilities, order, strict=True)
+    ]
+
+
+# --- saying it --------------------------------------------------------------------------------
+
+
+def _table(model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> str:
+    """One line for each image: its classes, best first, each with its probability in percent."""
+    rows = [
+        [printable(item.file)]
+        + [f"{label} {100 * value:.1f} %" for label, value in zip(item.labels, item.probabilities, strict=True)]
+        for item in predictions
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _csv(model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> str:
+    count = len(predictions[0].labels)
+    header = ["file", *(f"{name}_{place}" for place in range(1, count + 1) for name in ("label", "probability"))]
+    rows = (
+        [printable(item.file)]
+        + [
+            cell
+            for label, value in zip(item.labels, item.probabilities, strict=True)
+            for cell in (label, f"{value:.6f}")
+        ]
+        for item in predictions
+    )
+    return run_folder.to_csv(header, rows).decode("utf-8")
+
+
+def _json(model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> str:
+    return run_folder.to_json(
+        {
+            "model": printable(str(model)),
+            "predictions": [
+                {
+                    "file": printable(item.file),
+                    "classes": [
+                        {"label": label, "probability": round(value, 6)}
+                        for label, value in zip(item.labels, item.probabilities, strict=True)
+                    ],
+                }
+                for item in predictions
+            ],
+            "skipped": [{"file": printable(item.file), "reason": item.reason} for item in skipped],
+        }
+    ).decode("utf-8")
+
+
+_FORMATTERS: Mapping[str, Callable[[Path, Sequence[Prediction], Sequence[Skipped]], str]] = {
+    "table": _table,
+    "csv": _csv,
+    "json": _json,
+}
+
+
+def _sheet(model: persistence.Model, predictions: Sequence[Prediction], thumbnails: Sequence[Image]) -> bytes:
+    shown = predictions[: contact_sheet.MOST]
+    note = f"{len(predictions):,} images" + (
+        f", the first {len(shown):,} shown" if len(shown) < len(predictions) else ""
+    )
+    cells = [
+        contact_sheet.Cell(pixels, printable(Path(item.file).name), item.labels[0], item.probabilities[0])
+        for item, pixels in zip(shown, thumbnails, strict=False)  # of the last batch there may be more
+    ]
+    return contact_sheet.draw(cells, f"{model.path.stem}: most probable class", note)

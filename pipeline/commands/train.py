@@ -1,0 +1,528 @@
+"""Stage two: choose on validation, refit on all of train, score test once, leave a result.
+
+python -m pipeline train --classifier logistic --taps all
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import logging
+import platform
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.common.errors import UserError, file_errors
+from pipeline.common.progress import Progress, format_seconds
+from pipeline.data import datasets
+from pipeline.data.dataset import Skipped, listing, printable
+from pipeline.features import compute, extract, store
+from pipeline.features.extract import FeatureOptions
+from pipeline.features.spec import FeatureSpec, RunSpec, columns_of
+from pipeline.models import classifiers
+from pipeline.output import metrics as certainty
+from pipeline.output import model_card, run_folder
+from pipeline.output.run_folder import RunPlace, number
+
+if TYPE_CHECKING:
+    from pipeline.models.fit import Fitted
+    from pipeline.selection.protocol import LearningCurve
+
+log = logging.getLogger("pipeline")
+
+NO_TEST = "no test scores: every image of the test split was left out"
+PROTOCOL = 2  # part of a run's key: raise it when the same inputs give another result
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What `train` is asked for, besides the features."""
+
+    classifier: str = "logistic"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    models_dir: Path = Path("models")
+    output_dir: Path = Path("output")
+    seed: int = 0
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        classifiers.resolve(self.classifier, self.options)
+        classifiers.check_seed(self.seed)
+
+
+def train(features: FeatureOptions, options: TrainOptions) -> RunPlace:
+    """Make sure that the run asked for is there, and return where.
+
+    Parameters
+    ----------
+    features : FeatureOptions
+        Which features; they must be in a cache.
+    options : TrainOptions
+
+    Raises
+    ------
+    UserError
+        When there is no cache, it does not verify, or the labels do not allow the protocol.
+    KeyboardInterrupt
+        On SIGINT or SIGTERM; nothing has been written then.
+    """
+    start = time.monotonic()
+    with file_errors("look for features", features.features_dir):
+        path, asked = find_features(features)
+    place = place_of(asked, options)
+    if not features.strict and _is_there(place, options):
+        return place
+    with store.open(path, asked) as cache:
+        if features.strict:
+            compute.refuse_skipped(cache.skipped, features.dataset)
+        return train_on(cache, asked, options, start)
+
+
+def train_on(cache: store.Cache, asked: FeatureSpec, options: TrainOptions, start: float) -> RunPlace:
+    """Do as `train` does, on an open cache that holds the features asked for; ``start`` is by `time.monotonic`."""
+    place = place_of(asked, options)
+    if _is_there(place, options):
+        return place
+    extract.say_untrained(cache.provenance["weights"])
+    if cache.provenance["official"] is not True:
+        log.warning("warning: these features come from files that are not the official %s", asked.dataset)
+    with file_errors("write the results", place.output_dir):
+        run_folder.prepare(place)  # now, not after minutes of computing
+    contents, model, description = _compute(cache, asked, place, options, start)
+    with file_errors("write the results", place.output_dir, "The feature cache is as it was."):
+        contents, description = _with_members(cache, contents, description)
+        metrics = json.loads(contents["metrics.json"])
+        run_folder.save(place, contents, model, description, model_card.render(metrics, description, cache))
+    return place
+
+
+def _is_there(place: RunPlace, options: TrainOptions) -> bool:
+    """Whether a run need not be computed, which is said."""
+    there = not options.force and run_folder.find(place) is not None
+    if there:
+        log.info("%s is there already: nothing to compute (--force computes it again)", place.folder)
+    return there
+
+
+def _with_members(
+    cache: store.Cache, contents: Mapping[str, bytes], description: Mapping[str, Any]
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Add what is known of images of one's own: the file of each test row, and what was not used."""
+    described = {**description, "weights_source": cache.provenance["weights_source"]}
+    if not cache.has_members:
+        return dict(contents), described
+    header, *rows = csv.reader(io.StringIO(contents["predictions.csv"].decode("utf-8")))
+    names = cache.members("test").names
+    named = ([*row, printable(name)] for row, name in zip(rows, names, strict=True))
+    return {
+        **contents,
+        "predictions.csv": run_folder.to_csv([*header, "file"], named),
+        "skipped.csv": run_folder.to_csv(
+            Skipped._fields, ((printable(item.file), item.reason) for item in cache.skipped)
+        ),
+    }, described
+
+
+def place_of(asked: FeatureSpec, options: TrainOptions) -> RunPlace:
+    """Where the results of a run are, or will be."""
+    resolved = classifiers.resolve(options.classifier, options.options)
+    run = RunSpec(asked.key(), asked.dataset, options.classifier, resolved, options.seed, PROTOCOL)
+    return RunPlace(run.name, options.output_dir, options.models_dir)
+
+
+# --- finding the features ---------------------------------------------------------------------
+
+
+def find_features(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
+    """Path of the cache that serves the options, and the spec of exactly what is asked of it.
+
+    Stage two needs the features, not the images: where the data set is not on this machine, the one
+    cache of its name is used.
+
+    Raises
+    ------
+    UserError
+        When there is no such cache, or more than one.
+    """
+    try:
+        dataset = datasets.load(options.dataset, options.data_dir, download=False, follow_links=options.follow_links)
+    except datasets.NotFoundHere:
+        return _find_without_data(options)
+    specs = extract.candidate_specs(options, dataset.digest, dataset.rows, extract.weights_digest(options))
+    for spec in specs:
+        path = store.find_cache(options.features_dir, spec)
+        if path is not None:
+            return path, spec
+    raise _no_cache(options)
+
+
+def _find_without_data(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
+    endless = {"train": 2**62, "test": 2**62}
+    found = []
+    for asked in extract.candidate_specs(options, "", endless, extract.weights_digest(options)):
+        for path in sorted(options.features_dir.glob(f"{asked.family}*.h5")):
+            try:
+                held = store.peek_spec(path)
+            except store.CacheError as error:
+                log.warning("warning: %s", error)
+                continue
+            spec = dataclasses.replace(asked, dataset_digest=held.dataset_digest)
+            if held.serves(spec):
+                found.append((path, spec))
+    digests = {spec.dataset_digest for _, spec in found}
+    if len(digests) > 1:
+        names = ", ".join(path.name for path, _ in found)
+        raise UserError(
+            f"{options.dataset} itself is not in {options.data_dir}, and {options.features_dir} holds features of "
+            f"{len(digests)} different data sets of that name: {names}. Name the data's folder with --data-dir, or "
+            f"move the others away."
+        )
+    if not found:
+        raise _no_cache(options)
+    log.info("%s itself is not in %s: using the features that are there", options.dataset, options.data_dir)
+    return found[0]
+
+
+def _no_cache(options: FeatureOptions) -> UserError:
+    given = [
+        f"--{item.name.replace('_', '-')}"
+        + ("" if getattr(options, item.name) is True else f" {shlex.quote(str(getattr(options, item.name)))}")
+        for item in dataclasses.fields(options)
+        if getattr(options, item.name) != item.default
+    ]
+    command = " ".join(["python -m pipeline features", *given])
+    return UserError(
+        f"There is no feature cache in {options.features_dir} for what was asked: {options.dataset} at "
+        f"{options.image_size} px, weights {options.weights}, precision {options.precision}, taps {options.taps}, "
+        f"limit {options.limit or 'none'}. Make it with '{command}' ('make train' does so by itself)."
+    )
+
+
+# --- computing a run --------------------------------------------------------------------------
+
+
+def load(cache: store.Cache, split: str, taps: tuple[str, ...]) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """Features, float32 (n, columns), and labels (n,) of a split, read with progress."""
+    size = cache.rows[split] * columns_of(taps) * store.FEATURE_DTYPE.itemsize
+    with Progress(f"reading {split}", size, "B", scale=True) as progress:
+        features = cache.features(split, taps, progress=progress.update)
+    return features, cache.labels(split)
+
+
+def _compute(
+    cache: store.Cache,
+    asked: FeatureSpec,
+    place: RunPlace,
+    options: TrainOptions,
+    start: float,
+) -> tuple[dict[str, bytes], bytes, dict[str, Any]]:
+    """Run the protocol; return the run folder's files, the model file and its description."""
+    import joblib  # late, like all that follows: a run that is there is shown without loading scikit-learn
+    import sklearn
+
+    from pipeline.models import history
+    from pipeline.output import figures
+    from pipeline.selection import protocol
+
+    # Stage one refused whatever is not finite: checking a gigabyte again at every step would cost half the time.
+    sklearn.set_config(assume_finite=True)
+    name, classes, taps = options.classifier, cache.class_names, asked.taps
+    resolved = classifiers.resolve(name, options.options)
+    clock = _Clock(start)
+    features, labels = load(cache, "train", taps)
+    data = history.Data(features, labels)
+    clock.lap("load")
+    log.info("%s on %s features of %s rows", name, f"{features.shape[1]:,}", f"{features.shape[0]:,}")
+    rows = protocol.prepare(data, options.seed, classes)
+    selection = protocol.select(name, resolved, rows, options.seed)
+    chosen = selection.fitted
+    log.info(
+        "chosen on validation: %s (accuracy %.2f %%, log loss %.4f)",
+        classifiers.describe(chosen.params), 100 * chosen.validation[1], chosen.validation[0],
+    )  # fmt: skip
+    clock.lap("search")
+    curve = protocol.learning_curve(name, chosen, rows, data, options.seed, classes)
+    del rows
+    clock.lap("evaluate")
+    model, reason = protocol.refit(name, chosen, data, options.seed)
+    reason = reason or chosen.reason
+    if reason:
+        log.warning("warning: %s did not converge: %s. The run is kept, and marked", name, reason)
+    del data, features  # standardised in place by the refit: no longer what they were
+    clock.lap("fit")
+    test_features, test_labels = load(cache, "test", taps)
+    clock.lap("load")
+    scored = _score(model, test_features, test_labels, classes)
+    if scored.accuracy is None:
+        log.warning("warning: %s", NO_TEST)
+    clock.lap("evaluate")
+
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    title = _title(cache, asked, name)
+    metrics = {
+        "run": place.name,
+        "created": created,
+        "dataset": {
+            "name": asked.dataset,
+            "digest": asked.dataset_digest,
+            "official": cache.provenance["official"],
+            # A folder is known by where it is: the page shows images from there.
+            **({"folder": str(cache.provenance["dataset_source"])} if cache.has_members else {}),
+        },
+        "features": {
+            "file": str(cache.path),
+            "key": cache.spec.key(),
+            "image_size": asked.image_size,
+            "precision": asked.precision,
+            "taps": list(taps),
+            "columns": columns_of(taps),
+            "weights": cache.provenance["weights"],
+            "limit": asked.limit,
+        },
+        "classifier": {"name": name, "params": chosen.params},
+        "converged": reason is None,
+        "convergence": reason,
+        "search": selection.trials,
+        "seed": options.seed,
+        "accuracy": {"train": chosen.train[1], "validation": chosen.validation[1], "test": scored.accuracy},
+        "log_loss": {"train": chosen.train[0], "validation": chosen.validation[0], "test": scored.loss},
+        "interval": {"test": scored.interval and list(scored.interval)},
+        "calibration": None if scored.accuracy is None else scored.calibration.to_dict(),
+        "per_class": scored.per_class,
+        "seconds": {},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("scikit-learn", "numpy", "scipy", "joblib")},
+            **{f"features_{package}": number for package, number in cache.versions.items()},
+        },
+    }
+    pictures = {
+        "history.png": _history_picture(chosen, title, len(classes)),
+        "calibration.png": figures.calibration(
+            scored.calibration.ece,
+            scored.calibration.counts,
+            scored.calibration.confidence,
+            scored.calibration.accuracy,
+            title,
+        ),
+        "learning_curve.png": figures.learning_curve(curve.sizes, curve.train, curve.validation, title),
+        "confusion_matrix.png": figures.confusion_matrix(
+            scored.confusions,
+            classes,
+            f"{title}\n" + (NO_TEST if scored.accuracy is None else f"test accuracy {100 * scored.accuracy:.2f} %"),
+        ),
+    }
+    buffer = io.BytesIO()
+    joblib.dump(model, buffer, compress=3)
+    clock.lap("evaluate")
+    metrics["seconds"] = clock.seconds()
+    contents = {
+        "report.txt": _report_text(metrics, scored.text).encode("utf-8"),
+        "metrics.json": run_folder.to_json(metrics),
+        "history.csv": chosen.history.to_csv().encode("utf-8"),
+        "learning_curve.csv": _curve_csv(curve),
+        "predictions.csv": run_folder.to_csv(
+            ("index", "label", "predicted", "confidence"),
+            (
+                (index, classes[label], classes[guess], f"{confidence:.6f}")
+                for index, (label, guess, confidence) in enumerate(
+                    zip(test_labels, scored.predicted, scored.confidences, strict=True)
+                )
+            ),
+        ),
+        **pictures,
+    }
+    description = {
+        "created": created,
+        "spec": asked.to_dict(),
+        "key": asked.key(),
+        "taps": list(taps),
+        "classes": list(classes),
+        "classifier": metrics["classifier"],
+        "weights": cache.provenance["weights"],
+        "official": cache.provenance["official"],
+        "versions": metrics["versions"],
+    }
+    return contents, buffer.getvalue(), description
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What the test split says of a model: predictions (n,), confidences (n,), and what is counted from them.
+
+    Where no test row is left there are no scores: None.
+    """
+
+    predicted: NDArray[Any]
+    confidences: NDArray[Any]
+    accuracy: float | None
+    loss: float | None
+    interval: tuple[float, float] | None
+    calibration: certainty.Calibration
+    confusions: NDArray[np.int64]
+    per_class: dict[str, dict[str, float | None]]
+    text: str
+
+
+def _score(model: Any, features: NDArray[np.float32], labels: NDArray[Any], classes: Sequence[str]) -> _Scored:
+    """Score the test split: the one time that it is looked at."""
+    from sklearn.metrics import classification_report, confusion_matrix
+
+    from pipeline.models import history
+
+    if not len(labels):
+        return _Scored(
+            labels, np.zeros(0), None, None, None, certainty.calibration(np.zeros(0), np.zeros(0, bool)),
+            np.zeros((len(classes), len(classes)), np.int64),
+            {label: {"precision": None, "recall": None, "f1": None, "support": 0} for label in classes}, "",
+        )  # fmt: skip
+    probabilities = model.predict_proba(features)
+    predicted = model.classes_[probabilities.argmax(axis=1)]
+    right, confidences = predicted == labels, probabilities.max(axis=1)
+    shared = {"labels": np.arange(len(classes)), "target_names": list(classes), "zero_division": 0}
+    per_class = classification_report(labels, predicted, output_dict=True, **shared)
+    return _Scored(
+        predicted=predicted,
+        confidences=confidences,
+        accuracy=float(np.mean(right)),
+        loss=history.cross_entropy(probabilities, labels),
+        interval=certainty.wilson_interval(int(np.count_nonzero(right)), len(right)),
+        calibration=certainty.calibration(confidences, right),
+        confusions=confusion_matrix(labels, predicted, labels=np.arange(len(classes))),
+        per_class={
+            label: {
+                "precision": per_class[label]["precision"],
+                "recall": per_class[label]["recall"],
+                "f1": per_class[label]["f1-score"],
+                "support": int(per_class[label]["support"]),
+            }
+            for label in classes
+        },
+        text=classification_report(labels, predicted, digits=4, **shared),
+    )
+
+
+class _Clock:
+    """Adds up wall-clock seconds under names."""
+
+    def __init__(self, start: float) -> None:
+        self._start = self._last = start
+        self._spent = dict.fromkeys(("load", "search", "fit", "evaluate"), 0.0)
+
+    def lap(self, name: str) -> None:
+        """Count the time since the last lap under ``name``."""
+        now = time.monotonic()
+        self._spent[name] += now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        """All laps and their total, in seconds, to milliseconds."""
+        return {
+            **{name: round(spent, 3) for name, spent in self._spent.items()},
+            "total": round(time.monotonic() - self._start, 3),
+        }
+
+
+# --- saying it --------------------------------------------------------------------------------
+
+
+def caveats(official: bool, weights: str) -> list[str]:
+    """What everyone who reads a result must know about its inputs."""
+    notes = [] if official else ["data not the official files"]
+    return notes + (
+        [] if weights == "imagenet" else ["untrained weights" if weights == "random" else f"weights {weights}"]
+    )
+
+
+def _title(cache: store.Cache, asked: FeatureSpec, name: str) -> str:
+    columns = f"{columns_of(asked.taps):,} VGG16 columns at {asked.image_size} px"
+    parts = [asked.dataset, name, columns, *([] if asked.limit is None else [f"first {asked.limit:,} rows"])]
+    return " · ".join(parts + caveats(cache.provenance["official"] is True, cache.provenance["weights"]))
+
+
+def _history_picture(chosen: Fitted, title: str, classes: int) -> bytes:
+    from pipeline.output import figures  # late: it loads matplotlib
+
+    steps = chosen.history.steps
+    names = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+    curves = {name: [getattr(step, name) for step in steps] for name in names}
+    return figures.history(
+        chosen.history.unit, [step.step for step in steps], curves, chosen.history.kept, title, classes
+    )
+
+
+def _curve_csv(curve: LearningCurve) -> bytes:
+    rows = (
+        (size, seed, f"{curve.train[index, seed]:.6f}", f"{curve.validation[index, seed]:.6f}")
+        for index, size in enumerate(curve.sizes)
+        for seed in range(curve.train.shape[1])
+    )
+    return run_folder.to_csv(("rows", "seed", "train_accuracy", "validation_accuracy"), rows)
+
+
+def _report_text(metrics: Mapping[str, Any], table: str) -> str:
+    """scikit-learn's classification report of the test split, under what it is a report of."""
+    features, accuracy, loss = metrics["features"], metrics["accuracy"], metrics["log_loss"]
+    notes = caveats(metrics["dataset"]["official"] is True, features["weights"])
+    if not metrics["converged"]:
+        notes.append(f"did not converge: {metrics['convergence']}")
+    tested = ["Train and validation are scores of the model fitted on 90 % of the training rows."]
+    if accuracy["test"] is None:
+        notes.append(NO_TEST)
+    else:
+        low, high = metrics["interval"]["test"]
+        tested = [
+            f"test accuracy, 95 % interval (Wilson)  {low:.2%} to {high:.2%}",
+            f"expected calibration error             {metrics['calibration']['ece']:.4f}",
+            "",
+            "Train and validation are scores of the model fitted on 90 % of the training rows; test is scored once, by",
+            "the chosen model refitted on all of them. The classes of the test split:",
+            "",
+            table.rstrip(),
+        ]
+    lines = [
+        f"{metrics['run']}  ({metrics['created']})",
+        f"data        {metrics['dataset']['name']}"
+        + (f", first {features['limit']:,} rows" if features["limit"] else ""),
+        f"features    VGG16 at {features['image_size']} px, {features['precision']}, {features['columns']:,} columns "
+        f"of {len(features['taps'])} {'tap' if len(features['taps']) == 1 else 'taps'}",
+        f"classifier  {metrics['classifier']['name']}: {classifiers.describe(metrics['classifier']['params'])}",
+        *([f"NOTE        {'; '.join(notes)}"] if notes else []),
+        "",
+        "            train  validation    test",
+        f"accuracy   {accuracy['train']:6.2%}      {accuracy['validation']:6.2%}  {number(accuracy['test'], '.2%'):>6}",
+        f"log loss   {loss['train']:6.4f}      {loss['validation']:6.4f}  {number(loss['test'], '.4f'):>6}",
+        "",
+        *tested,
+        "",
+        f"computed in {format_seconds(metrics['seconds']['total'])}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def closing(place: RunPlace) -> str:
+    """A run's report and the paths of its pictures, for the terminal."""
+    text = (place.folder / "report.txt").read_text(encoding="utf-8")
+    pictures = "\n".join(f"  {place.folder / name}" for name in run_folder.PICTURES)
+    return f"{text}\npictures:\n{pictures}\nmodel:\n  {place.model}\n  {place.card}\n{_skipped_lines(place)}"
+
+
+def _skipped_lines(place: RunPlace) -> str:
+    """What of a folder of images was not used, from the run's own list."""
+    path = place.folder / "skipped.csv"
+    if not path.is_file():
+        return ""
+    _, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+    text = listing([Skipped(*row) for row in rows], f", all in {path}")
+    return f"\n{text}\n" if text else ""

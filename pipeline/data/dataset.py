@@ -1,0 +1,180 @@
+"""What a data set is, whatever it was read from: labelled images in two splits, identified by a digest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.common.errors import UserError
+
+Image = NDArray[np.uint8]  # (h, w, 3), RGB, 0 to 255
+
+
+LEAK = "a leak between train and test"  # what the reason for such a file begins with
+
+
+class Unusable(Exception):
+    """One image cannot be used; the message says why. It never ends a run by itself."""
+
+
+class Skipped(NamedTuple):
+    """A file that was not used, by its path inside the data set, and why."""
+
+    file: str
+    reason: str
+
+    @property
+    def is_leak(self) -> bool:
+        """Whether it was left out of test because it is in train."""
+        return self.reason.startswith(LEAK)
+
+
+def printable(name: str) -> str:
+    r"""A file name for people: bytes that are not UTF-8, and control characters, as ``\xNN``."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def count_of_files(number: int) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{number:,} {'file' if number == 1 else 'files'}"
+
+
+def few_reasons(skipped: Sequence[Skipped], most: int = 3) -> str:
+    """The first of some skipped files and why, on one line."""
+    lines = [f"{printable(item.file)} ({item.reason})" for item in skipped[:most]]
+    return "; ".join(lines) + (f"; and {len(skipped) - most:,} more" if len(skipped) > most else "")
+
+
+def listing(skipped: Sequence[Skipped], elsewhere: str, most: int = 1000) -> str:
+    """Closing lines that list skipped files and why, each on a line of its own; "" where there is none.
+
+    Parameters
+    ----------
+    skipped : sequence of Skipped
+    elsewhere : str
+        Where the rest of a very long list is, to follow "and 234 more".
+    most : int
+        How many are listed.
+    """
+    if not skipped:
+        return ""
+    leaks = sum(item.is_leak for item in skipped)
+    head = f"{count_of_files(len(skipped))} {'was' if len(skipped) == 1 else 'were'} not used"
+    head += f", {leaks:,} of them {'a leak' if leaks == 1 else 'leaks'} between train and test" if leaks else ""
+    lines = [f"  {printable(item.file)}: {item.reason}" for item in skipped[:most]]
+    rest = [f"  and {len(skipped) - most:,} more{elsewhere}"] if len(skipped) > most else []
+    return "\n".join([f"{head}:", *lines, *rest])
+
+
+class LazyImages(Protocol):
+    """Images that are decoded when they are asked for, and never all in memory."""
+
+    def __len__(self) -> int:
+        """Give the number of images."""
+
+    def __getitem__(self, rows: slice) -> Sequence[Image]:
+        """Decode some images as they are, upright; raises UserError when one cannot be used."""
+
+    def decoder(self, image_size: int, fit: str) -> Callable[[int], Image]:
+        """Give a function that decodes one row as the network is to see it, or raises Unusable; any thread may."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels of a split.
+
+    Attributes
+    ----------
+    images : ndarray, uint8 (n, h, w, 3), or LazyImages
+        RGB; an array is possibly a strided view.
+    labels : ndarray, uint8 or int64 (n,)
+    """
+
+    images: NDArray[np.uint8] | LazyImages
+    labels: NDArray[Any]
+
+    def first(self, rows: int | None) -> Split:
+        """The first rows of the split, or all. Lazy images beyond them are there, and never asked for."""
+        if rows is None:
+            return self
+        images = self.images[:rows] if isinstance(self.images, np.ndarray) else self.images
+        return Split(images, self.labels[:rows])
+
+
+@dataclass(frozen=True)
+class Members:
+    """Who the rows of a split are, one by one.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Path of each row's file inside the data set; a byte that is not UTF-8 is a lone surrogate, as Python's
+        ``os.fsdecode`` has it.
+    digests : ndarray, uint8 (n, 32)
+        sha256 of each row's image. Equal digests mean equal features under equal settings.
+    """
+
+    names: tuple[str, ...]
+    digests: NDArray[np.uint8]
+
+    def first(self, rows: int | None) -> Members:
+        """The first rows, or all."""
+        return Members(self.names[:rows], self.digests[:rows])
+
+    def without(self, rows: Sequence[int]) -> Members:
+        """All but some rows."""
+        gone = set(rows)
+        kept = tuple(name for row, name in enumerate(self.names) if row not in gone)
+        return Members(kept, np.delete(self.digests, list(rows), axis=0))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: identified at once, its images read when they are asked for.
+
+    Attributes
+    ----------
+    name : str
+    rows : mapping
+        Number of rows of each split.
+    class_names : tuple of str
+        Label ``i`` means ``class_names[i]``.
+    digest : str
+        sha256, in hex, over all images, labels and class names; the same whichever form they came in.
+    official : bool
+        Whether the bytes are the ones its authors published; a folder of one's own is its own authority.
+    source : str
+        Where it was read from, for people.
+    read : callable
+        Reads the splits, ``train`` and ``test``; raises UserError when they are not what was identified.
+    members : mapping of split to Members, or None
+        Where rows are files or images of their own, who they are; None where rows have no names.
+    skipped : tuple of Skipped
+        Files that were found to be unusable without being decoded.
+    """
+
+    name: str
+    rows: Mapping[str, int]
+    class_names: tuple[str, ...]
+    digest: str
+    official: bool
+    source: str
+    read: Callable[[], Mapping[str, Split]] = field(repr=False)
+    members: Mapping[str, Members] | None = field(default=None, repr=False)
+    skipped: tuple[Skipped, ...] = ()
+
+    @cached_property
+    def splits(self) -> Mapping[str, Split]:
+        """Images and labels of each split, read once."""
+        return self.read()
+
+
+class NotFoundHere(UserError):
+    """The data set is nowhere on this machine."""

@@ -1,0 +1,493 @@
+"""A folder of image files as a data set: ``FOLDER/<class>/*``, or ``FOLDER/train/<class>/*`` and ``FOLDER/test/…``.
+
+What is in it is found out without decoding anything: names, first bytes and sha256 of every file. What cannot be
+used is listed with the reason, and the rest goes on. Rows go round the classes, the first file of each in the order
+of their names, then the second, so that the first so many rows are a fair sample.
+
+Where there is no test split, one is made: in each class, every image has a place by the sha256 of its bytes, and the
+first fifth is test. So it is stratified, the same on every machine and under every file name; an image that comes or
+goes moves at most one other of its class; and copies of an image are always on the same side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import numpy as np
+
+from pipeline.common.errors import UserError, file_errors
+from pipeline.common.progress import Progress
+from pipeline.data import decode
+from pipeline.data.dataset import (
+    LEAK,
+    Dataset,
+    Image,
+    Members,
+    Skipped,
+    Split,
+    Unusable,
+    count_of_files,
+    few_reasons,
+    printable,
+)
+from pipeline.features.spec import digest_of
+
+log = logging.getLogger("pipeline")
+
+RULES = 1  # part of the digest: raise it when the same files give other rows
+TEST_SHARE = 0.2  # of a made split
+LEAST_MADE = 3  # images of a class: two to train, of which one validates, and one to test
+LEAST_TRAIN = 2
+_SPLITS = ("train", "test")
+_NOISE = {"thumbs.db", "desktop.ini", "__macosx"}  # left by file managers and archivers, like whatever is hidden
+_CHUNK = 32  # files that a thread takes at a time
+_HASH_SIZE = 1 << 20  # bytes read at a time
+
+
+class _File(NamedTuple):
+    """A file of a class: its path inside the folder, as in `Members`, and what its bytes are."""
+
+    split: str  # "" where the folder has no splits
+    label: str
+    name: str
+    digest: bytes = b""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a look at the names finds."""
+
+    files: list[_File]
+    skipped: list[Skipped]
+    splits: bool
+
+
+# --- the data set -----------------------------------------------------------------------------
+
+
+def load(folder: Path, name: str, *, follow_links: bool) -> Dataset:
+    """Look at a folder of images.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+        What the data set is to be called.
+    follow_links : bool
+        Whether symbolic links that lead out of the folder are followed.
+
+    Raises
+    ------
+    UserError
+        When it has no classes, one class, or a class with too few images to train and test on.
+    """
+    with file_errors("read the images", folder):
+        found = _scan(folder, follow_links)
+    hashed, faulty = _hash(folder, found.files)
+    rows, copies = _without_copies(hashed, made=not found.splits)
+    skipped = sorted([*found.skipped, *faulty, *copies], key=lambda item: os.fsencode(item.file))
+    classes = _classes(folder, rows, skipped)
+    if not found.splits:
+        rows = _make_split(rows)
+    _check_counts(folder, rows, classes, made=not found.splits)
+    splits = {split: _in_turn([file for file in rows if file.split == split], classes) for split in _SPLITS}
+    numbers = {label: number for number, label in enumerate(classes)}
+    labels = {
+        split: np.array([numbers[file.label] for file in members], np.uint8 if len(classes) <= 256 else np.int64)
+        for split, members in splits.items()
+    }
+    digests = dict.fromkeys((item.file for item in skipped), "") | {file.name: file.digest.hex() for file in hashed}
+    contents = [[_plain(file.name), file.digest.hex(), file.split, file.label] for file in sorted(rows)]
+    others = [[_plain(item.file), digests[item.file]] for item in skipped]
+
+    def read() -> Mapping[str, Split]:
+        return {split: Split(FolderImages(folder, members), labels[split]) for split, members in splits.items()}
+
+    return Dataset(
+        name=name,
+        rows={split: len(members) for split, members in splits.items()},
+        class_names=classes,
+        digest=digest_of(["folder", RULES, classes, contents, others]),
+        official=True,
+        source=str(folder),
+        read=read,
+        members={split: _members(files) for split, files in splits.items()},
+        skipped=tuple(skipped),
+    )
+
+
+def _members(files: Sequence[_File]) -> Members:
+    digests = np.frombuffer(b"".join(file.digest for file in files), np.uint8).reshape(-1, 32)
+    return Members(tuple(file.name for file in files), digests)
+
+
+class FolderImages(Sequence[Image]):
+    """The images of some files, decoded when they are asked for; see `dataset.LazyImages`."""
+
+    def __init__(self, folder: Path, files: Sequence[_File]) -> None:
+        self._folder, self._files = folder, files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, rows: int) -> Image: ...
+
+    @overload
+    def __getitem__(self, rows: slice) -> list[Image]: ...
+
+    def __getitem__(self, rows: int | slice) -> Image | list[Image]:
+        """Decode one image or some, at their own size; raises UserError when one cannot be used."""
+        return (
+            [self._decoded(file) for file in self._files[rows]]
+            if isinstance(rows, slice)
+            else self._decoded(self._files[rows])
+        )
+
+    def _decoded(self, file: _File) -> Image:
+        try:
+            return decode.decode(self._content(file))
+        except Unusable as error:
+            raise UserError(f"The image {printable(file.name)} in {self._folder} cannot be used: {error}.") from error
+
+    def decoder(self, image_size: int, fit: str) -> Callable[[int], Image]:
+        """Give a function that decodes one row as the network is to see it, or raises Unusable."""
+        return lambda row: decode.decode(self._content(self._files[row]), image_size, fit)
+
+    def _content(self, file: _File) -> bytes:
+        path = self._folder / file.name
+        with file_errors("read the image", path):
+            content = path.read_bytes()
+        if hashlib.sha256(content).digest() != file.digest:
+            raise UserError(
+                f"The image {path} changed while it was being used. Run the same command again: what is finished of "
+                f"the other images is kept."
+            )
+        return content
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+def _plain(name: str) -> str:
+    """A name in the one form that counts: file systems differ in how they compose an umlaut."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _scan(folder: Path, follow_links: bool) -> _Found:
+    """Find every file of every class, in the order of their names."""
+    walk = _Walk(folder, follow_links)
+    top = walk.entries("")
+    folders = {name: walk.entries(name) for name, is_folder in top if is_folder}
+    inner = {split: [child for child, is_folder in folders.get(split, []) if is_folder] for split in _SPLITS}
+    files: list[_File] = []
+    if inner["train"] and inner["test"]:
+        for split in _SPLITS:
+            for child in inner[split]:
+                files += [_File(split, child.partition("/")[2], name) for name in walk.files(child)]
+            walk.stray(folders[split], f"not in a class folder: {split}/<class>/")
+        for other in folders.keys() - set(_SPLITS):
+            walk.skipped.append(Skipped(other, "neither train nor test: where these are, all else is left out"))
+    elif inner["train"] and set(folders) == {"train"}:
+        raise UserError(
+            f"The folder {folder} has train, but no test. Add {folder}/test/<class>/, or name {folder / 'train'} as "
+            f"the data set: a fifth of its images is test then."
+        )
+    elif sorted(map(str.lower, folders)) == sorted(_SPLITS):
+        raise UserError(
+            f"The folder {folder} holds {' and '.join(sorted(folders))}, which look like a split and are none: they "
+            f"must be called train and test, and each must have a folder for each class, as in "
+            f"{folder}/train/<class>/. Rename the folders, or sort the images into class folders."
+        )
+    else:
+        for child in folders:
+            files += [_File("", child, name) for name in walk.files(child)]
+    walk.stray(top, "not in a class folder")
+    if not files and not walk.skipped:
+        raise UserError(f"The folder {folder} holds no class folders with images. {_LAYOUT.format(folder=folder)}")
+    return _Found(files, walk.skipped, bool(inner["train"] and inner["test"]))
+
+
+_LAYOUT = "Put the images of each class into a folder of its own: {folder}/<class>/…, one folder for each class."
+
+
+def list_images(folder: Path, *, follow_links: bool) -> tuple[list[str], list[Skipped]]:
+    """List every file in a folder that has an image's extension, in the order of their names, and what was left out.
+
+    Raises
+    ------
+    OSError
+        When the folder itself cannot be listed.
+    """
+    walk = _Walk(folder, follow_links)
+    names = walk.files("")
+    pictures = [name for name in names if decode.named_format(name)]
+    others = set(names) - set(pictures)
+    skipped = [*walk.skipped, *(Skipped(name, "wrong extension: it is not an image's") for name in others)]
+    return pictures, sorted(skipped, key=lambda item: os.fsencode(item.file))
+
+
+class _Walk:
+    """Lists folders, and notes what is left out."""
+
+    def __init__(self, folder: Path, follow_links: bool) -> None:
+        self._folder, self._follow = folder, follow_links
+        self._inside = os.path.realpath(folder)
+        self._listed: dict[str, list[tuple[str, bool]]] = {}
+        self.skipped: list[Skipped] = []
+
+    def entries(self, inner: str) -> list[tuple[str, bool]]:
+        """Names (inside the data set) in a folder, each with whether it is a folder; without hidden ones."""
+        if inner not in self._listed:
+            self._listed[inner] = self._list(inner)
+        return self._listed[inner]
+
+    def _list(self, inner: str) -> list[tuple[str, bool]]:
+        try:
+            names = sorted(os.listdir(self._folder / inner), key=os.fsencode)
+        except OSError as error:
+            if not inner:
+                raise
+            self.skipped.append(Skipped(inner, f"unreadable: {error.strerror}"))
+            return []
+        found = []
+        for base in names:
+            name = f"{inner}/{base}" if inner else base
+            if not base.startswith(".") and base.lower() not in _NOISE:
+                kind = self._kind(name)
+                if kind is not None:
+                    found.append((name, kind))
+        return found
+
+    def _kind(self, name: str) -> bool | None:
+        """Whether an entry is a folder; None, and a note, when it is left out."""
+        path = self._folder / name
+        try:
+            if path.is_symlink():
+                target = os.path.realpath(path)
+                if not os.path.exists(target):  # noqa: PTH110 - a text, like all here
+                    reason = "a link that leads nowhere"
+                elif not self._follow and os.path.commonpath([self._inside, target]) != self._inside:
+                    reason = f"a link out of the folder, to {printable(target)}: not followed unless by --follow-links"
+                elif target in self._above(name):
+                    reason = "a link to a folder that it lies in"
+                else:
+                    reason = ""
+                if reason:
+                    self.skipped.append(Skipped(name, reason))
+                    return None
+            mode = path.stat().st_mode
+        except OSError as error:
+            self.skipped.append(Skipped(name, f"unreadable: {error.strerror}"))
+            return None
+        if stat.S_ISDIR(mode):
+            return True
+        if not stat.S_ISREG(mode):
+            self.skipped.append(Skipped(name, "not a file, but a device, a pipe or a socket"))
+            return None
+        return False
+
+    def _above(self, name: str) -> set[str]:
+        """Every folder that an entry lies in, by its own place and by the links that led to it."""
+        parts = name.split("/")
+        found = {os.path.realpath(self._folder / "/".join(parts[:depth])) for depth in range(len(parts))}
+        return found | {str(parent) for place in found for parent in Path(place).parents}
+
+    def files(self, inner: str) -> list[str]:
+        """All files in a folder and the folders in it."""
+        found = []
+        for name, is_folder in self.entries(inner):
+            found += self.files(name) if is_folder else [name]
+        return found
+
+    def stray(self, entries: Iterable[tuple[str, bool]], reason: str) -> None:
+        """Note images that lie beside the class folders; anything else there is somebody's notes."""
+        for name, is_folder in entries:
+            if not is_folder and decode.named_format(name):
+                self.skipped.append(Skipped(name, reason))
+
+
+# --- bytes ------------------------------------------------------------------------------------
+
+
+def _hash(folder: Path, files: Sequence[_File]) -> tuple[list[_File], list[Skipped]]:
+    """Give files their digests; those that can be no images are told apart, with the reason."""
+    hashed: list[_File] = []
+    faulty: list[Skipped] = []
+    misnamed = []
+    chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool, Progress("reading", len(files), "files") as progress:
+        for chunk, results in zip(
+            chunks, pool.map(lambda chunk: [_look(folder / f.name) for f in chunk], chunks), strict=True
+        ):
+            for file, (digest, told, fault) in zip(chunk, results, strict=True):
+                if fault:
+                    faulty.append(Skipped(file.name, fault))
+                else:
+                    hashed.append(file._replace(digest=digest))
+                    if told != decode.named_format(file.name):
+                        misnamed.append(f"{printable(file.name)} ({told})")
+            progress.update(len(chunk))
+    if misnamed:
+        names = ", ".join(misnamed[:5]) + (f" and {len(misnamed) - 5:,} more" if len(misnamed) > 5 else "")
+        log.warning("warning: images of another format than their extension says are used all the same: %s", names)
+    return hashed, faulty
+
+
+def _look(path: Path) -> tuple[bytes, str | None, str]:
+    """Digest of a file, the format that its first bytes tell, and why it can be no image, if so."""
+    digest, head, size = hashlib.sha256(), b"", 0
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            head = stream.read(decode.MAGIC_BYTES)
+            fault = decode.fault_of_head(path.name, head, size)
+            if fault:
+                return b"", None, fault
+            digest.update(head)
+            while block := stream.read(_HASH_SIZE):
+                digest.update(block)
+    except OSError as error:
+        return b"", None, f"unreadable: {error.strerror}"
+    return digest.digest(), decode.told_format(head), ""
+
+
+# --- copies -----------------------------------------------------------------------------------
+
+
+def _without_copies(files: Sequence[_File], *, made: bool) -> tuple[list[_File], list[Skipped]]:
+    """Leave out what would make a result wrong: leaks of test into train, and images under two labels."""
+    groups: dict[bytes, list[_File]] = defaultdict(list)
+    for file in files:
+        groups[file.digest].append(file)
+    kept: list[_File] = []
+    skipped: list[Skipped] = []
+    copies = 0
+    for group in groups.values():
+        train = [file for file in group if file.split != "test"]
+        test = [file for file in group if file.split == "test"]
+        if train:
+            where = printable(train[0].name)
+            skipped += [Skipped(file.name, f"{LEAK}: the same bytes as {where}, left out of test") for file in test]
+            test = []
+        for side in (train, test):
+            if len({file.label for file in side}) > 1:
+                names = [printable(file.name) for file in side]
+                skipped += [
+                    Skipped(file.name, f"a conflict: the same bytes under two classes, as {_another(names, i)}")
+                    for i, file in enumerate(side)
+                ]
+            else:
+                kept += side
+                copies += len(side) - 1 if side else 0
+    if copies:
+        log.warning(
+            "warning: %s that are copies of others of their class are used, %s", f"{copies:,} images",
+            "always on the same side of the split" if made else "each within its split",
+        )  # fmt: skip
+    return kept, skipped
+
+
+def _another(names: Sequence[str], index: int) -> str:
+    return names[0] if index else names[1]
+
+
+def _make_split(files: Sequence[_File]) -> list[_File]:
+    """Put the first fifth of each class's images, by the order of salted digests, into test."""
+    result = []
+    for own in _by_class(files).values():
+        order = sorted({file.digest for file in own}, key=lambda digest: hashlib.sha256(b"test" + digest).digest())
+        test = set(order[: max(1, round(TEST_SHARE * len(order)))])
+        result += [file._replace(split="test" if file.digest in test else "train") for file in own]
+    return result
+
+
+# --- classes and rows -------------------------------------------------------------------------
+
+
+def _classes(folder: Path, files: Sequence[_File], skipped: Sequence[Skipped]) -> tuple[str, ...]:
+    """Class names, in the order of their bytes.
+
+    Raises
+    ------
+    UserError
+        When there are fewer than two, or names that a person, or another system, could not tell apart.
+    """
+    classes = tuple(sorted({file.label for file in files}, key=os.fsencode))
+    listed = f" {count_of_files(len(skipped))} cannot be used: {few_reasons(skipped)}." if skipped else ""
+    if not classes:
+        raise UserError(f"The folder {folder} holds no image that can be used.{listed} {_LAYOUT.format(folder=folder)}")
+    if len(classes) == 1:
+        raise UserError(
+            f"The folder {folder} holds images of one class, {printable(classes[0])}; a classifier needs at least two."
+            f"{listed} {_LAYOUT.format(folder=folder)}"
+        )
+    alike: dict[str, str] = {}
+    for name in classes:
+        if printable(name) != name:
+            raise UserError(
+                f"The class folder {printable(name)} in {folder} has a name that is not printable UTF-8 text, and "
+                f"reports could not show it. Rename it."
+            )
+        same = alike.setdefault(_plain(name).casefold(), name)
+        if same != name:
+            raise UserError(
+                f"The class folders {same} and {name} in {folder} differ only in case or in how accents are composed: "
+                f"other systems take them for one. Rename one, or put their images together."
+            )
+    return classes
+
+
+def _check_counts(folder: Path, files: Sequence[_File], classes: Sequence[str], *, made: bool) -> None:
+    different: dict[tuple[str, str], set[bytes]] = defaultdict(set)
+    for file in files:
+        different[file.split, file.label].add(file.digest)
+    few = []
+    for label in classes:
+        train, test = (len(different[split, label]) for split in _SPLITS)
+        if made and train + test < LEAST_MADE:
+            few.append(f"{label} ({train + test})")
+        elif not made and train < LEAST_TRAIN:
+            few.append(f"{label} ({train} in train)")
+    if few:
+        needed = (
+            f"{LEAST_MADE} different images: two to train on, of which one validates, and one to test"
+            if made
+            else f"{LEAST_TRAIN} different images in train, of which one validates"
+        )
+        raise UserError(
+            f"Every class in {folder} must have at least {needed}. Fewer that can be used were found for "
+            f"{', '.join(few)}. Add images, or move these classes away."
+        )
+    untested = [label for label in classes if not different["test", label]]
+    if untested:
+        log.warning("warning: test has no image of %s, so nothing will be said of it", ", ".join(untested))
+
+
+def _in_turn(files: Sequence[_File], classes: Sequence[str]) -> list[_File]:
+    """Files in the order of rows: round the classes, each by its names."""
+    groups = _by_class(files)
+    turns = (
+        (turn, file)
+        for label in classes
+        for turn, file in enumerate(sorted(groups[label], key=lambda file: os.fsencode(_plain(file.name))))
+    )
+    return [file for _, file in sorted(turns, key=itemgetter(0))]
+
+
+def _by_class(files: Iterable[_File]) -> dict[str, list[_File]]:
+    groups: dict[str, list[_File]] = defaultdict(list)
+    for file in files:
+        groups[file.label].append(file)
+    return groups

@@ -1,0 +1,357 @@
+"""Stage one's work: rows that are there already, in parts or in other caches, and the rest through the network.
+
+What decides that there is something to compute is in `pipeline.features.extract`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.common.background import Aside
+from pipeline.common.errors import Interrupted, UserError
+from pipeline.common.progress import Progress, format_bytes, format_seconds
+from pipeline.data import loader
+from pipeline.data.dataset import (
+    LEAK,
+    Dataset,
+    Image,
+    Members,
+    Skipped,
+    Split,
+    Unusable,
+    count_of_files,
+    few_reasons,
+    printable,
+)
+from pipeline.features import reuse, store
+from pipeline.features.parts import Build, Part, PartContent
+from pipeline.features.spec import TAP_COLUMNS, columns_of
+from pipeline.network import device, weights
+
+log = logging.getLogger("pipeline")
+
+Extractor = Callable[[Any], loader.Features]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be computed, and with what.
+
+    Attributes
+    ----------
+    dataset : Dataset
+    build : Build
+        Under the lock of its `hold`.
+    network : Weights
+    make_extractor : callable
+        Compiles the network, and proves its precision on the few images that it is given, uint8 (n, h, w, 3).
+    plan : Plan
+        Where, and how many images at once.
+    """
+
+    dataset: Dataset
+    build: Build
+    network: weights.Weights
+    make_extractor: Callable[[Any], Extractor]
+    plan: device.Plan
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """Images and labels of the rows wanted."""
+        return {name: split.first(self.build.spec.limit) for name, split in self.dataset.splits.items()}
+
+    @property
+    def members(self) -> dict[str, Members] | None:
+        """Who the rows wanted are, if they have names."""
+        members = self.dataset.members
+        return None if members is None else {name: who.first(self.build.spec.limit) for name, who in members.items()}
+
+
+def probe() -> NDArray[np.uint8]:
+    """Two pictures, uint8 (2, 32, 32, 3), on which a network proves its precision.
+
+    Not the user's: a blank page shows no difference between precisions.
+    """
+    coarse = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    return coarse.repeat(4, axis=1).repeat(4, axis=2)
+
+
+def check_images(dataset: Dataset, build: Build, batch_size: int) -> None:
+    """Decode every image that no cache has, before anything is computed.
+
+    Raises
+    ------
+    UserError
+        When a file of the data set cannot be used; all of them are named.
+    """
+    if dataset.members is None:
+        return
+    spec = build.spec
+    members = {name: who.first(spec.limit) for name, who in dataset.members.items()}
+    splits = {name: split.first(spec.limit) for name, split in dataset.splits.items()}
+    with reuse.known_rows(build.folder, spec, _digests(members)) as known:
+        rows = [(name, int(row)) for name, who in members.items() for row in np.flatnonzero(~known.has(who.digests))]
+    faults = list(dataset.skipped)
+    with (
+        Progress("checking", len(rows), "images") as progress,
+        loader.batches(splits, rows, image_size=spec.image_size, fit=spec.fit, batch_size=batch_size) as source,
+    ):
+        for batch in source:
+            faults += [
+                Skipped(members[split].names[row], str(image))
+                for (split, row), image in batch
+                if isinstance(image, Unusable)
+            ]
+            progress.update(len(batch))
+    refuse_skipped(sorted(faults, key=lambda item: os.fsencode(item.file)), dataset.source)
+
+
+def refuse_skipped(skipped: Sequence[Skipped], source: str) -> None:
+    """Make files that cannot be used an error, which ``--strict`` asks for."""
+    if skipped:
+        raise UserError(
+            f"{count_of_files(len(skipped))} of {source} cannot be used, which --strict makes an error: "
+            f"{few_reasons(skipped, most=1000)}. Mend or remove them, or leave --strict out to go on without them."
+        )
+
+
+def compute(work: Work) -> str:
+    """Fill the build, part by part, and finish it; return what was done, in one line for people.
+
+    Raises
+    ------
+    Interrupted
+        On SIGINT or SIGTERM.
+    """
+    build = work.build
+    total = sum(build.rows.values())
+    log.info(
+        "computing %s features of %s at %d px in %s on %s, %d at a time, weights %s",
+        f"{columns_of(build.spec.taps):,}", f"{total:,} images", build.spec.image_size, build.spec.precision,
+        work.plan.label, work.plan.batch_size, work.network.label,
+    )  # fmt: skip
+    try:
+        build.prepare()
+        with Progress("features", total, "images") as progress:
+            _fill(work, progress)
+        _finish(work)
+    except KeyboardInterrupt:
+        if build.target.exists():  # it appears complete, and only what it was made of may be left
+            raise Interrupted(f"Interrupted, but {build.target} is complete: nothing is left to compute.") from None
+        raise Interrupted(
+            f"Interrupted. {build.kept:,} of {total:,} rows are kept in {build.parts_folder}. Run the same command "
+            f"again to go on from there."
+        ) from None
+    taps = len(build.spec.taps)
+    what = f"{columns_of(build.spec.taps):,} columns of {taps} {'tap' if taps == 1 else 'taps'}"
+    pace = f"{build.computed:,} images in {format_seconds(build.seconds)} ({_rate(build):.0f} images/s)"
+    if _taken_over(build):
+        pace += f", {_taken_over(build):,} taken over from other caches"
+    return f"{build.target}: {format_bytes(build.target.stat().st_size)}, {what}, {pace}"
+
+
+def _taken_over(build: Build) -> int:
+    return sum(build.rows.values()) - sum(map(len, build.dropped.values())) - build.computed
+
+
+def _rate(build: Build) -> float:
+    """Images computed per second, in this run and those before it; 0 where none was."""
+    return build.computed / max(build.seconds, 1e-9) if build.computed else 0.0
+
+
+def _digests(members: Mapping[str, Members]) -> NDArray[np.uint8]:
+    return np.concatenate([who.digests for who in members.values()])
+
+
+# --- part by part -----------------------------------------------------------------------------
+
+
+class _Network:
+    """The extractor, compiled when there is something to compute; knows how long that took."""
+
+    def __init__(self, work: Work) -> None:
+        self._make = work.make_extractor
+        self._extractor: Extractor | None = None
+        self.seconds = 0.0
+
+    def __call__(self, images: Sequence[Image]) -> loader.Features:
+        """Features of at most a batch of images."""
+        same = len({image.shape for image in images}) == 1
+        batch = np.stack(images) if same else images
+        if self._extractor is None:
+            began = time.monotonic()
+            self._extractor = self._make(probe())
+            self.seconds = time.monotonic() - began
+        return self._extractor(batch)
+
+
+def _fill(work: Work, progress: Progress) -> None:
+    """Load or compute part by part; each is hashed, written and fsynced while the next is computed."""
+    build, members = work.build, work.members
+    there = {part for part in build.parts if _is_there(build, part)}
+    if there:
+        rows_there = sum(part.stop - part.start for part in there)
+        log.info("going on where an earlier run stopped: %s rows are there", f"{rows_there:,}")
+    todo = [part for part in build.parts if part not in there]
+    with ExitStack() as stack:
+        # bool (rows of the part,): which of them another cache has
+        known: dict[Part, NDArray[np.bool_]] = {part: np.zeros(part.stop - part.start, bool) for part in todo}
+        others = None
+        if members is not None and todo:
+            others = stack.enter_context(reuse.known_rows(build.folder, build.spec, _digests(members)))
+            known = {part: others.has(members[part.split].digests[part.start : part.stop]) for part in todo}
+            if len(others):
+                log.info(
+                    "taking over %s rows from %s", f"{sum(map(np.sum, known.values())):,}", ", ".join(others.files)
+                )
+        rows = [(part.split, part.start + int(row)) for part in todo for row in np.flatnonzero(~known[part])]
+        source = stack.enter_context(
+            loader.batches(
+                work.splits, rows, image_size=build.spec.image_size, fit=build.spec.fit, batch_size=work.plan.batch_size
+            )
+        )
+        network = _Network(work)
+        stream = loader.Stream(source, network, progress.update)
+        leaks = _Leaks(members)
+        writer = stack.enter_context(Aside())
+        for part in build.parts:
+            if part in there:
+                writer.wait()  # parts are counted in their order
+                content = build.load(part)
+                if content is None:
+                    raise AssertionError(f"{part} was there a moment ago")
+                progress.skip(part.stop - part.start)
+            else:
+                began, making = time.monotonic(), network.seconds
+                content = _assemble(build, part, stream, known[part], others, members)
+                content = leaks.without(part, content)
+                seconds = time.monotonic() - began - (network.seconds - making)
+                content = dataclasses.replace(content, seconds=seconds)
+                writer.do(build.add, part, content)
+                progress.skip(int(known[part].sum()))
+            leaks.note(part, content)
+        writer.wait()  # in the block, so that an interrupt meanwhile is met by all that leaving it does
+
+
+def _is_there(build: Build, part: Part) -> bool:
+    """Whether an earlier run left a part; says so when it must be computed again."""
+    try:
+        return build.peek(part) is not None
+    except store.CacheError as error:
+        log.warning("warning: a part of an earlier run is computed again. %s", str(error).partition(". It was")[0])
+        return False
+
+
+def _assemble(
+    build: Build,
+    part: Part,
+    stream: loader.Stream,
+    known: NDArray[np.bool_],
+    others: reuse.KnownRows | None,
+    members: Mapping[str, Members] | None,
+) -> PartContent:
+    """Put a part together from the rows that another cache has and those that are computed."""
+    taps = build.spec.taps
+    wanted = np.flatnonzero(~known)
+    pieces, faults = stream.take(len(wanted))
+    dropped = {int(wanted[position]): why for position, why in faults.items()}
+    kept = np.array([row for row in range(len(known)) if row not in dropped], np.intp)
+    # Preallocated with an impossible value, then asserted gone: every row was written.
+    features = {tap: np.full((len(kept), TAP_COLUMNS[tap]), np.nan, np.float16) for tap in taps}
+    computed, taken = np.flatnonzero(~known[kept]), np.flatnonzero(known[kept])
+    for tap, values in features.items():
+        if len(computed):
+            values[computed] = np.concatenate([piece[tap] for piece in pieces])
+    if len(taken) and others is not None and members is not None:
+        digests = members[part.split].digests[part.start : part.stop][known]
+        for tap, values in others.read(digests, taps).items():
+            features[tap][taken] = values
+    for tap, values in features.items():
+        if np.isnan(values).any():
+            raise AssertionError(f"rows of {tap} were not written")
+    return PartContent(features, tuple(sorted(dropped.items())), computed=len(computed))
+
+
+class _Leaks:
+    """Finds test rows whose features are those of a training row: the same picture in another file."""
+
+    def __init__(self, members: Mapping[str, Members] | None) -> None:
+        self._members = members
+        self._train: dict[bytes, str] = {}
+
+    def note(self, part: Part, content: PartContent) -> None:
+        """Remember the rows of a part of train."""
+        if self._members is not None and part.split == "train" and len(self._members["test"].names):
+            for row, digest in self._rows(part, content):
+                self._train.setdefault(digest, self._members["train"].names[row])
+
+    def without(self, part: Part, content: PartContent) -> PartContent:
+        """Drop the rows of a part of test that are in train."""
+        if self._members is None or part.split != "test":
+            return content
+        found = [
+            (row - part.start, self._train[digest])
+            for row, digest in self._rows(part, content)
+            if digest in self._train
+        ]
+        if not found:
+            return content
+        gone = dict(content.dropped) | {
+            row: f"{LEAK}: at the network's size the same picture as {printable(name)}, left out of test"
+            for row, name in found
+        }
+        before = [row for row in range(part.stop - part.start) if row not in dict(content.dropped)]
+        stay = np.array([row not in gone for row in before])
+        features = {tap: values[stay] for tap, values in content.features.items()}
+        return dataclasses.replace(content, features=features, dropped=tuple(sorted(gone.items())))
+
+    @staticmethod
+    def _rows(part: Part, content: PartContent) -> Iterator[tuple[int, bytes]]:
+        """Each row of the split that is in a part, with a digest of its features."""
+        dropped = {row for row, _ in content.dropped}
+        rows = (row for row in range(part.start, part.stop) if row - part.start not in dropped)
+        for row, values in zip(rows, np.hstack(list(content.features.values())), strict=True):
+            yield row, hashlib.sha256(values.data).digest()
+
+
+def _finish(work: Work) -> None:
+    from importlib.metadata import version  # late: a cache hit has no use for it
+
+    build, dataset = work.build, work.dataset
+    attributes = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "images_per_second": _rate(build),
+        "versions": {package: version(package) for package in _packages(dataset)},
+        "provenance": {
+            "dataset_source": dataset.source,
+            "official": dataset.official,
+            "weights": work.network.label,
+            "weights_source": work.network.source,
+            "device": work.plan.label,
+            "batch_size": work.plan.batch_size,
+            "rows_computed": build.computed,
+            "rows_taken_over": _taken_over(build),
+            **device.describe(),
+        },
+    }
+    log.info("joining %d parts", len(build.parts))
+    labels = {name: split.labels for name, split in work.splits.items()}
+    with Progress("joining", sum(build.rows.values()), "rows") as progress:
+        build.finish(labels, dataset.class_names, attributes, work.members, dataset.skipped, progress.update)
+
+
+def _packages(dataset: Dataset) -> tuple[str, ...]:
+    decoder = () if dataset.members is None else ("pillow",)
+    return ("tensorflow", "keras", "numpy", "h5py", *decoder)

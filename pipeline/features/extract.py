@@ -1,0 +1,414 @@
+"""Stage one: decide whether the features are there, can be gone on with, or must be computed; then act.
+
+python -m pipeline features --dataset cifar10 --image-size 64
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.background import Aside
+from pipeline.common.errors import UserError, file_errors
+from pipeline.common.progress import format_bytes
+from pipeline.data import datasets
+from pipeline.data.dataset import Dataset, listing
+from pipeline.features import compute as computing
+from pipeline.features import parts, store
+from pipeline.features.spec import FITS, FeatureSpec, check_image_size, columns_of, parse_taps, safe_name
+from pipeline.network import device, weights
+
+log = logging.getLogger("pipeline")
+
+INTERPOLATION = "bicubic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions:
+    """What `features` and `train` are asked for, as on the command line."""
+
+    dataset: str = "cifar10"
+    data_dir: Path = Path("data")
+    features_dir: Path = Path("features")
+    image_size: int = 64
+    fit: str = "squash"
+    weights: str = "imagenet"
+    precision: str = "auto"
+    taps: str = "all"
+    limit: int | None = None
+    strict: bool = False
+    follow_links: bool = False
+
+    def __post_init__(self) -> None:
+        check_image_size(self.image_size)
+        parse_taps(self.taps)
+        if self.fit not in FITS:
+            raise UserError(f"The fit parameter must be one of {', '.join(FITS)}. Got {self.fit!r}.")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise UserError(f"The precision parameter must be auto, float32 or bfloat16. Got {self.precision!r}.")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"The limit parameter must be at least 1 row. Got {self.limit}.")
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A valid cache.
+
+    Attributes
+    ----------
+    path : Path
+    summary : str
+        One line for people: the file, its size, its columns, and its rate or that it was there.
+    """
+
+    path: Path
+    summary: str
+
+
+def extract(options: FeatureOptions, *, batch_size: int | None = None, threads: int | None = None) -> Extracted:
+    """Make sure that the features asked for are in a valid cache.
+
+    Parameters
+    ----------
+    options : FeatureOptions
+    batch_size : int, optional
+        Images that go through the network together; chosen by `device.plan` when left out. It changes memory and
+        speed, never what is asked for.
+    threads : int, optional
+        Threads that compute; as many as there are cores when left out.
+
+    Raises
+    ------
+    UserError
+        When an input is faulty, or what is on disk under the cache's name is not a valid cache.
+    Interrupted
+        On SIGINT or SIGTERM.
+    """
+    check_batch_size(batch_size)
+    if threads is not None:
+        _check_threads(threads)
+    with Aside() as aside:  # both digests of a hit, of the images and of the features, are taken at once
+        likely = _likely_cache(options)
+        if likely is not None:
+            aside.do(_try_to_open, likely)
+        dataset = datasets.load(options.dataset, options.data_dir, download=True, follow_links=options.follow_links)
+        specs = candidate_specs(options, dataset.digest, dataset.rows, weights_digest(options))
+        hit = find(options.features_dir, specs, aside.wait())
+    if hit is not None:
+        with hit:
+            parts.Build(options.features_dir, hit.spec, hit.rows).tidy(say_waiting)
+            return _found(hit, options)
+    plan = make_plan(options, batch_size)
+    (spec,) = (spec for spec in specs if spec.precision == plan.precision)
+    return _build(options, dataset, spec, plan, threads)
+
+
+def check_batch_size(size: int | None) -> None:
+    """Raise UserError unless so many images can go through the network together; None leaves the choice to us."""
+    if size is not None and not 1 <= size <= parts.PART_ROWS:
+        raise UserError(f"The batch size parameter must be between 1 and {parts.PART_ROWS}. Got {size}.")
+
+
+# --- deciding ---------------------------------------------------------------------------------
+
+
+def _check_threads(threads: int) -> None:
+    if not 1 <= threads <= device.MAX_THREADS:
+        raise UserError(f"The threads parameter must be between 1 and {device.MAX_THREADS}. Got {threads}.")
+    if threads > device.cores():
+        log.warning("warning: %d threads on %d cores compute no faster, and usually slower", threads, device.cores())
+
+
+def make_plan(options: FeatureOptions, batch_size: int | None) -> device.Plan:
+    """Decide how to compute; TensorFlow is loaded for it only where a GPU may be."""
+    gpus: list[device.Gpu] = []
+    if device.may_have_gpu():
+        with quiet_stderr():
+            from pipeline.network import vgg16  # late: it loads TensorFlow
+
+            gpus = [device.Gpu(*found) for found in vgg16.gpus()]
+    plan = device.plan(
+        options.precision,
+        gpus,
+        bfloat16=device.has_bfloat16(),
+        image_size=options.image_size,
+        batch_size=batch_size,
+        memory=device.free_memory(),
+    )
+    if gpus and not plan.device.startswith("GPU"):
+        seen = ", ".join(f"{gpu.name} ({format_bytes(gpu.free)} free)" for gpu in gpus)
+        log.warning("warning: computing on the processor: no GPU here has the memory and the precision: %s", seen)
+        vgg16.leave_gpus()
+    return plan
+
+
+def weights_digest(options: FeatureOptions) -> str:
+    """Digest of the weights asked for. That of the ImageNet ones is known without having them."""
+    if options.weights == "imagenet":
+        return weights.IMAGENET_DIGEST
+    return load_weights(options).digest
+
+
+def load_weights(options: FeatureOptions) -> weights.Weights:
+    """Find, or fetch, the weights asked for."""
+    return weights.resolve(
+        options.weights, options.data_dir, read_arrays=store.read_arrays, fetch_with_keras=_fetch_with_keras
+    )
+
+
+def _fetch_with_keras() -> None:
+    with quiet_stderr():
+        from pipeline.network import vgg16  # late: it loads TensorFlow
+
+    with redirect_stdout(sys.stderr):  # Keras says on stdout what it does, where predictions may be going
+        vgg16.download_weights()
+
+
+def candidate_specs(
+    options: FeatureOptions, dataset_digest: str, rows: Mapping[str, int], weights_digest: str
+) -> list[FeatureSpec]:
+    """Specs that satisfy the options, the one to compute first.
+
+    ``auto`` is satisfied by either precision, and computed in bfloat16 where the processor has it.
+
+    Raises
+    ------
+    UserError
+        When the limit does not fit the data set.
+    """
+    limit, name = options.limit, datasets.name_of(options.dataset)
+    if limit is not None:
+        if limit > max(rows.values()):
+            raise UserError(
+                f"The limit parameter must not go beyond the data set: {name} has {rows['train']:,} rows to "
+                f"train and {rows['test']:,} to test. Got {limit:,}. Leave it out to take all."
+            )
+        if limit == max(rows.values()):
+            limit = None  # nothing is left out, so these are the same features
+    if options.precision == "auto":
+        precisions = ["bfloat16", "float32"] if device.has_bfloat16() else ["float32", "bfloat16"]
+    else:
+        precisions = [options.precision]
+    return [
+        FeatureSpec(
+            dataset=name,
+            dataset_digest=dataset_digest,
+            weights_digest=weights_digest,
+            image_size=options.image_size,
+            interpolation=INTERPOLATION,
+            # The images of the named data sets are square: however they are made to fit, the features are the same.
+            fit="squash" if name in datasets.NAMES else options.fit,
+            taps=parse_taps(options.taps),
+            precision=precision,
+            limit=limit,
+        )
+        for precision in precisions
+    ]
+
+
+def _likely_cache(options: FeatureOptions) -> Path | None:
+    """Path of a cache that will serve if the data set and the weights are what they were; a guess, to be verified."""
+    with suppress(OSError):  # whoever needs the folder will say what is wrong with it
+        name = safe_name(datasets.name_of(options.dataset))
+        for path in sorted(options.features_dir.glob(f"{name}-vgg16-{options.image_size}px-*.h5")):
+            try:
+                spec = store.peek_spec(path)
+            except store.CacheError:
+                continue
+            if (
+                spec.limit == options.limit
+                and options.precision in ("auto", spec.precision)
+                and set(parse_taps(options.taps)) <= set(spec.taps)
+            ):
+                return path
+    return None
+
+
+def _try_to_open(path: Path) -> store.Cache | None:
+    """Open a cache; None when it does not verify, which is only of interest if it turns out to be the one asked for."""
+    with suppress(UserError, OSError):
+        return store.open(path)
+    return None
+
+
+def find(folder: Path, specs: list[FeatureSpec], opened: store.Cache | None = None) -> store.Cache | None:
+    """Open the first cache that serves one of the specs; None when there is none.
+
+    ``opened`` is one that has just been verified: it is not read again if it is the one.
+
+    Raises
+    ------
+    CacheError
+        When one has the right name but does not verify: it is refused, not replaced.
+    """
+    with file_errors("read the features", folder):
+        for spec in specs:
+            path = store.find_cache(folder, spec)
+            if path is not None:
+                if opened is not None and opened.path == path and opened.spec.serves(spec):
+                    return opened
+                return store.open(path, spec)
+    return None
+
+
+def _found(cache: store.Cache, options: FeatureOptions) -> Extracted:
+    say_untrained(cache.provenance["weights"])
+    columns = f"{columns_of(cache.spec.taps):,} columns"
+    summary = f"{cache.path} is valid: {format_bytes(cache.size)}, {columns}, made {cache.created}; nothing to compute"
+    return _extracted(cache, options, summary)
+
+
+def _extracted(cache: store.Cache, options: FeatureOptions, summary: str) -> Extracted:
+    """A cache with its closing lines; under ``--strict`` it must have left nothing out."""
+    if options.strict:
+        computing.refuse_skipped(cache.skipped, str(cache.provenance["dataset_source"]))
+    skipped = listing(cache.skipped, f": see 'python -m pipeline inspect {cache.path}'")
+    return Extracted(cache.path, "\n".join(filter(None, (summary, skipped))))
+
+
+def say_waiting(holder: str) -> None:
+    """Tell who holds the lock that this process waits for."""
+    log.info("waiting for %s, which is computing the same features", holder)
+
+
+def say_untrained(label: str) -> None:
+    """Warn wherever features of the untrained network are made or used."""
+    if label == "random":
+        log.warning("warning: these features come from random, untrained weights: no result of theirs is VGG16's")
+
+
+# --- acting -----------------------------------------------------------------------------------
+
+
+def _build(
+    options: FeatureOptions, dataset: Dataset, spec: FeatureSpec, plan: device.Plan, threads: int | None
+) -> Extracted:
+    """Compute a cache, unless another process made it while this one waited for the lock."""
+    rows = {name: min(count, spec.limit or count) for name, count in dataset.rows.items()}
+    for name, count in rows.items():
+        if spec.limit is not None and count < len(dataset.class_names):
+            raise UserError(
+                f"The limit parameter must leave at least as many rows as classes: {len(dataset.class_names)} in "
+                f"{dataset.name}. Got {count} rows of {name}."
+            )
+    build = parts.Build(options.features_dir, spec, rows)
+    kept = f"The parts that are finished are kept in {build.parts_folder}."
+    with file_errors("write the features", options.features_dir, kept), build.hold(say_waiting):
+        made_meanwhile = find(options.features_dir, [spec])
+        if made_meanwhile is not None:
+            with made_meanwhile:
+                return _found(made_meanwhile, options)
+        if options.strict:
+            computing.check_images(dataset, build, plan.batch_size)
+        _check_space(build)
+        summary = compute(options, dataset, build, plan, threads)
+    if dataset.members is None:
+        return Extracted(build.target, summary)
+    with store.open(build.target, spec) as cache:
+        return _extracted(cache, options, summary)
+
+
+def compute(
+    options: FeatureOptions, dataset: Dataset, build: parts.Build, plan: device.Plan, threads: int | None = None
+) -> str:
+    """Compute a cache, whose lock is held; return what was done, for people."""
+    network = load_weights(options)
+    if network.digest != build.spec.weights_digest:
+        raise UserError(
+            f"The weights file {options.weights} changed while it was being used: its digest was "
+            f"{build.spec.weights_digest[:12]}… and is {network.digest[:12]}… now. Run the same command again."
+        )
+    say_untrained(network.label)
+    work = computing.Work(
+        dataset, build, network, lambda sample: make_extractor(network, build.spec, sample, plan, threads), plan
+    )
+    return computing.compute(work)
+
+
+def _check_space(build: parts.Build) -> None:
+    """Refuse to begin what the disk cannot hold: the parts and, for a moment, the final file."""
+    there = sum(entry.stat().st_size for entry in build.parts_folder.glob("*")) if build.parts_folder.exists() else 0
+    needed = int(2.05 * build.feature_bytes) - there  # 5 % for HDF5's own and the labels
+    free = shutil.disk_usage(build.folder).free
+    if free < needed:
+        raise UserError(
+            f"The disk of {build.folder} has {format_bytes(free)} free; computing these features takes "
+            f"{format_bytes(needed)} ({format_bytes(build.feature_bytes)} for the result, as much again for the parts "
+            f"until it is complete). Free some space, choose fewer --taps, or another disk with --features-dir."
+        )
+
+
+def make_extractor(
+    network: weights.Weights, spec: FeatureSpec, sample: Any, plan: device.Plan, threads: int | None = None
+) -> Callable[..., Any]:
+    """Compile the graph, and prove its precision on a few images."""
+    log.info("loading TensorFlow")
+    with quiet_stderr():
+        with interrupts_later():
+            from pipeline.network import vgg16  # late: only a run that computes needs it
+
+        if threads is not None:
+            vgg16.use_threads(threads)
+        extractor = vgg16.Extractor(
+            network.layers,
+            spec.taps,
+            image_size=spec.image_size,
+            interpolation=spec.interpolation,
+            precision=spec.precision,
+            batch_size=plan.batch_size,
+            device=plan.device,
+        )
+        extractor.check_precision(sample)
+    return extractor
+
+
+@contextmanager
+def interrupts_later() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the end of the block: within TensorFlow's loading they become other errors."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda *_: came.append(1)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+    if came:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Hold back what native code writes to stderr in the block; show it only if the block fails.
+
+    TensorFlow's C++ side greets before any of its log levels apply.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as spool:
+        os.dup2(spool.fileno(), 2)
+        try:
+            yield
+        except UserError:
+            raise  # it says all there is to say
+        except Exception:
+            sys.stderr.flush()
+            spool.seek(0)
+            os.write(kept, spool.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -1,0 +1,313 @@
+"""Building a cache: parts that are never done twice, joined into one file that appears complete.
+
+While it is being built, ``<stem>.parts/`` beside its final place holds one small complete file, of the kind
+`pipeline.features.store` writes and verifies, for each `PART_ROWS` rows of a split. Rows whose image turned out to be
+unusable are dropped: a part says which and why, and the final file has neither them nor a gap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.common import atomic
+from pipeline.data.dataset import Members, Skipped
+from pipeline.features import store
+from pipeline.features.spec import FORMAT_VERSION, TAP_COLUMNS, FeatureSpec
+
+# Rows of a part: a few seconds of work, so little is lost, and yet few enough files and fsyncs. It is
+# no option, and no multiple of the batch size, because a resumed run must meet the boundaries it left.
+PART_ROWS = 1024
+_DROPPED = "dropped"  # in a part: JSON, as bytes, of `PartContent.dropped`
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows ``start`` to ``stop`` of a split, the unit of work that is never done twice."""
+
+    split: str
+    start: int
+    stop: int
+
+    @property
+    def file_name(self) -> str:
+        """Name of the part's file in the folder of parts."""
+        return f"{self.split}-{self.start:08d}.h5"
+
+
+@dataclass(frozen=True)
+class PartContent:
+    """What a part holds.
+
+    Attributes
+    ----------
+    features : mapping
+        For each tap, float16 (rows that were not dropped, columns).
+    dropped : tuple of (int, str)
+        Rows whose image cannot be used, counted from the part's first, ascending, and why.
+    seconds : float
+        How long computing it took.
+    computed : int
+        How many rows went through the network for it.
+    """
+
+    features: Mapping[str, NDArray[np.float16]]
+    dropped: tuple[tuple[int, str], ...] = ()
+    seconds: float = 0.0
+    computed: int = 0
+
+
+class Build:
+    """A cache in the making, in ``<stem>.parts`` beside its final place.
+
+    Use it under the lock that `hold` gives, part by part in the order of `parts`: `load` what an
+    earlier run left, or compute and `add`; then `finish`.
+    """
+
+    def __init__(self, folder: Path, spec: FeatureSpec, rows: Mapping[str, int]) -> None:
+        self.folder, self.spec, self.rows = folder, spec, dict(rows)
+        self.target = folder / f"{spec.stem}.h5"
+        self.parts_folder = folder / f"{spec.stem}.parts"
+        self._digests = {(split, tap): hashlib.sha256() for split in store.SPLITS for tap in spec.taps}
+        self._filled = dict.fromkeys(store.SPLITS, 0)
+        self.dropped: dict[str, dict[int, str]] = {split: {} for split in store.SPLITS}  # row of the split: why
+        self.seconds = 0.0  # of computing, in this run and those before it
+        self.computed = 0  # rows that went through the network, in this run and those before it
+
+    @property
+    def parts(self) -> list[Part]:
+        """All parts, in order: fixed by the numbers of rows alone."""
+        return [
+            Part(split, start, min(start + PART_ROWS, self.rows[split]))
+            for split in store.SPLITS
+            for start in range(0, self.rows[split], PART_ROWS)
+        ]
+
+    @property
+    def feature_bytes(self) -> int:
+        """Size of all features together, in bytes."""
+        columns = sum(TAP_COLUMNS[tap] for tap in self.spec.taps)
+        return sum(self.rows.values()) * columns * store.FEATURE_DTYPE.itemsize
+
+    @property
+    def kept(self) -> int:
+        """Number of rows, of all splits, in the parts that are on disk, of this run and those before it."""
+        return sum(part.stop - part.start for part in self.parts if (self.parts_folder / part.file_name).exists())
+
+    @contextmanager
+    def hold(self, waiting: Callable[[str], None]) -> Iterator[None]:
+        """Be the only writer of this cache for the block; ``waiting`` is told who else is."""
+        atomic.make_folder(self.folder)
+        with atomic.lock(self.folder / f"{self.spec.stem}.lock", waiting):
+            yield
+
+    def prepare(self) -> None:
+        """Make the folder of parts, and remove what killed runs left unfinished in it."""
+        atomic.make_folder(self.parts_folder)
+        known = {part.file_name for part in self.parts}
+        for entry in self.parts_folder.iterdir():
+            if entry.name not in known:
+                atomic.unlink(entry)
+
+    def discard(self) -> None:
+        """Remove the folder of parts: the final file holds all that was in it."""
+        atomic.remove_folder(self.parts_folder)
+
+    def tidy(self, waiting: Callable[[str], None]) -> None:
+        """Remove what a run that was killed after the final rename left behind.
+
+        A file system that does not allow it is none of the reader's business: the cache is complete.
+        """
+        lock_file = self.folder / f"{self.spec.stem}.lock"
+        with suppress(OSError):
+            if not self.parts_folder.exists() and (not lock_file.exists() or atomic.is_locked(lock_file)):
+                return
+            with self.hold(waiting):
+                if self.target.exists():
+                    self.discard()
+
+    def load(self, part: Part) -> PartContent | None:
+        """Take over a part that an earlier run left; None when there is none.
+
+        Raises
+        ------
+        CacheError
+            When there is one that does not verify.
+        """
+        content = self.peek(part)
+        if content is not None:
+            self._account(part, content)
+        return content
+
+    def peek(self, part: Part) -> PartContent | None:
+        """Read a part that an earlier run left, without taking it over; otherwise as `load`."""
+        return self._read_part(part) if (self.parts_folder / part.file_name).exists() else None
+
+    def add(self, part: Part, content: PartContent) -> None:
+        """Write a part, durably.
+
+        Raises
+        ------
+        OSError
+            When the file system refuses; what was there before is as it was.
+        """
+        rows = part.stop - part.start - len(content.dropped)
+        arrays = {tap: content.features[tap] for tap in self.spec.taps}
+        for tap, array in arrays.items():
+            if array.shape != (rows, TAP_COLUMNS[tap]) or array.dtype != store.FEATURE_DTYPE:
+                raise AssertionError(f"{tap}: {array.shape} {array.dtype} is not what {part} needs")
+        path = self.parts_folder / part.file_name
+        arrays[_DROPPED] = np.frombuffer(json.dumps(content.dropped).encode("ascii"), np.uint8)
+        plan = [store.plan(name, array) for name, array in arrays.items()]
+
+        def fill(writer: store.Writer) -> None:
+            for name, array in arrays.items():
+                writer.rows(name, 0, array)
+
+        attributes = {**self._part_attributes(part), "seconds": content.seconds, "computed": content.computed}
+        store.write_file(path, atomic.temporary_path(path), attributes, plan, fill)
+        self._account(part, content)
+
+    def finish(
+        self,
+        labels: Mapping[str, NDArray[Any]],
+        class_names: Sequence[str],
+        attributes: Mapping[str, Any],
+        members: Mapping[str, Members] | None = None,
+        skipped: Sequence[Skipped] = (),
+        joined: Callable[[int], object] = lambda rows: None,
+    ) -> None:
+        """Join the parts into the final file, which appears complete or not at all; remove the parts.
+
+        Parameters
+        ----------
+        labels : mapping of split to ndarray, uint8 or int64 (n,)
+            Of all rows; those of dropped rows are left out here.
+        class_names : sequence of str
+        attributes : mapping
+            ``created``, ``images_per_second``, ``versions`` and ``provenance``, as `Cache` names them.
+        members : mapping of split to Members, optional
+            Who all rows are, where they have names.
+        skipped : sequence of Skipped
+            What was not used besides the rows dropped, which are added; kept only with members.
+        joined : callable
+            Told the number of rows of each part that is in the final file.
+        """
+        if self._filled != self.rows:
+            raise AssertionError(f"rows filled {self._filled}, rows wanted {self.rows}")
+        small = self._small_arrays(labels, class_names, members, skipped)
+        plan = [store.plan(name, array) for name, array in small.items()]
+        for split in store.SPLITS:
+            for tap in self.spec.taps:
+                shape = (self.rows[split] - len(self.dropped[split]), TAP_COLUMNS[tap])
+                digest = self._digests[split, tap].hexdigest()
+                plan.append(store.Planned(f"{split}/{tap}", shape, store.FEATURE_DTYPE, digest))
+
+        def fill(writer: store.Writer) -> None:
+            for name, array in small.items():
+                writer.rows(name, 0, array)
+            start = dict.fromkeys(store.SPLITS, 0)
+            for part in self.parts:
+                # Verified once more: hours may lie between a part's writing and this.
+                content = self._read_part(part)
+                for tap, array in content.features.items():
+                    writer.rows(f"{part.split}/{tap}", start[part.split], array)
+                start[part.split] += part.stop - part.start - len(content.dropped)
+                joined(part.stop - part.start)
+
+        final = {
+            "spec": json.dumps(self.spec.to_dict()),
+            "key": self.spec.key(),
+            "format_version": FORMAT_VERSION,
+            "created": attributes["created"],
+            "images_per_second": float(attributes["images_per_second"]),
+            "versions": json.dumps(attributes["versions"]),
+            "provenance": json.dumps(attributes["provenance"]),
+        }
+        temporary = self.parts_folder / atomic.temporary_path(self.target).name
+        store.write_file(self.target, temporary, final, plan, fill)
+        self.discard()
+
+    def _small_arrays(
+        self,
+        labels: Mapping[str, NDArray[Any]],
+        class_names: Sequence[str],
+        members: Mapping[str, Members] | None,
+        skipped: Sequence[Skipped],
+    ) -> dict[str, NDArray[Any]]:
+        """Everything but the features, by its place in the final file."""
+        arrays: dict[str, NDArray[Any]] = {"class_names": store.encode_names(class_names)}
+        found = list(skipped)
+        for split in store.SPLITS:
+            if labels[split].shape != (self.rows[split],) or labels[split].dtype not in store.LABEL_DTYPES:
+                raise AssertionError(f"{split} labels: {labels[split].shape} {labels[split].dtype}")
+            dropped = list(self.dropped[split])
+            arrays[f"{split}/labels"] = np.delete(labels[split], dropped)
+            if members is not None:
+                kept = members[split].without(dropped)
+                arrays[f"{split}/names"] = store.encode_texts([os.fsencode(name) for name in kept.names])
+                arrays[f"{split}/digests"] = kept.digests
+                found += [Skipped(members[split].names[row], why) for row, why in self.dropped[split].items()]
+        if members is not None:
+            found.sort(key=lambda item: os.fsencode(item.file))
+            arrays["skipped/files"] = store.encode_texts([os.fsencode(item.file) for item in found])
+            arrays["skipped/reasons"] = store.encode_texts([item.reason.encode("utf-8", "replace") for item in found])
+        return arrays
+
+    def _account(self, part: Part, content: PartContent) -> None:
+        if part.start != self._filled[part.split]:
+            raise AssertionError(f"{part} came after row {self._filled[part.split]}")
+        for tap in self.spec.taps:
+            self._digests[part.split, tap].update(np.ascontiguousarray(content.features[tap]).view(np.uint8).data)
+        self.dropped[part.split].update({part.start + row: why for row, why in content.dropped})
+        self._filled[part.split] = part.stop
+        self.seconds += content.seconds
+        self.computed += content.computed
+
+    def _part_attributes(self, part: Part) -> dict[str, Any]:
+        return {
+            "key": self.spec.key(),
+            "split": part.split,
+            "start": part.start,
+            "stop": part.stop,
+            "format_version": FORMAT_VERSION,
+        }
+
+    def _read_part(self, part: Part) -> PartContent:
+        path = self.parts_folder / part.file_name
+        with store.verified(path) as file:
+            found = {name: file.attrs.get(name) for name in self._part_attributes(part)}
+            if found != self._part_attributes(part):
+                raise store.refuse(path, f"it holds other rows or another run's: {found}")
+            store.check_members(path, file, {_DROPPED, *self.spec.taps})
+            dropped = _read_dropped(path, file, part.stop - part.start)
+            arrays = {}
+            for tap in self.spec.taps:
+                shape = (part.stop - part.start - len(dropped), TAP_COLUMNS[tap])
+                dataset = store.array_dataset(path, file, tap, shape)
+                store.expect_dtype(path, dataset, (store.FEATURE_DTYPE,))
+                arrays[tap] = store.read_proven(path, dataset)
+            seconds, computed = float(file.attrs.get("seconds", 0.0)), int(file.attrs.get("computed", 0))
+        return PartContent(arrays, dropped, seconds, computed)
+
+
+def _read_dropped(path: Path, file: Any, rows: int) -> tuple[tuple[int, str], ...]:
+    dataset = store.array_dataset(path, file, _DROPPED, (None,))
+    store.expect_dtype(path, dataset, (np.dtype("u1"),))
+    try:
+        dropped = tuple((int(row), str(why)) for row, why in json.loads(store.read_proven(path, dataset).tobytes()))
+    except (ValueError, TypeError) as error:
+        raise store.refuse(path, f"its list of dropped rows is not valid ({error})") from error
+    positions = [row for row, _ in dropped]
+    if positions != sorted(set(positions)) or not all(0 <= row < rows for row in positions):
+        raise store.refuse(path, "its list of dropped rows names rows that it cannot have")
+    return dropped

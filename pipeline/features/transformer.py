@@ -1,0 +1,311 @@
+"""VGG16's features as a scikit-learn transformer, each image computed once, whoever asks and however often.
+
+>>> from pipeline import VGG16Features
+>>> from sklearn.linear_model import LogisticRegression
+>>> from sklearn.pipeline import Pipeline
+>>> model = Pipeline([("vgg", VGG16Features(taps="top")), ("clf", LogisticRegression())])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from pipeline.common import atomic
+from pipeline.common.errors import UserError, file_errors
+from pipeline.data import decode, pixel_check
+from pipeline.data.dataset import Dataset, Image, Members, Split
+from pipeline.features import extract, parts, reuse, store
+from pipeline.features.extract import FeatureOptions
+from pipeline.features.spec import TAP_COLUMNS, FeatureSpec, columns_of, digest_of, parse_taps, relatives
+from pipeline.network.device import Plan
+
+NAME = "images"  # what the data set is called that new images make
+
+
+class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Pooled activations of VGG16, kept in the same verified caches as those of ``features``.
+
+    Rows are found by the sha256 of their image: an image that any cache in ``features_dir`` has under the same
+    settings is not computed again, and what is computed makes one more cache. So a search over a pipeline runs the
+    network once for each image, not once for each candidate and fold, also with ``n_jobs``.
+
+    Parameters
+    ----------
+    taps : str or sequence of str
+        ``top`` (the classic pooled output, 512 columns), ``all`` (6,016), or names.
+    image_size : int
+        Height and width, in pixels, at which the network sees an image.
+    fit_mode : {'squash', 'crop', 'pad'}
+        What happens to an image that is not square: ``--fit`` of the command line.
+    weights : str
+        ``imagenet``, ``random`` (untrained) or the path of a Keras file of VGG16.
+    precision : {'auto', 'float32', 'bfloat16'}
+    data_dir, features_dir : str or Path
+        Where weights are, or go, and where caches are.
+    batch_size : int, optional
+        Images that go through the network together, chosen when left out; changes memory and speed only.
+    guard : bool
+        Whether arrays that look divided by 255, standardised or BGR are refused. Shape and type are always checked.
+
+    Notes
+    -----
+    ``transform`` takes a uint8 array (n, h, w, 3), a sequence of uint8 arrays (h, w, 3) of any sizes, or a sequence
+    of paths, and gives float32 (n, columns). ``fit`` learns nothing, so nothing of a test fold leaks into it.
+    """
+
+    def __init__(
+        self,
+        taps: str | Sequence[str] = "top",
+        *,
+        image_size: int = 64,
+        fit_mode: str = "squash",
+        weights: str = "imagenet",
+        precision: str = "auto",
+        data_dir: str | Path = "data",
+        features_dir: str | Path = "features",
+        batch_size: int | None = None,
+        guard: bool = True,
+    ) -> None:
+        self.taps = taps
+        self.image_size = image_size
+        self.fit_mode = fit_mode
+        self.weights = weights
+        self.precision = precision
+        self.data_dir = data_dir
+        self.features_dir = features_dir
+        self.batch_size = batch_size
+        self.guard = guard
+
+    def fit(self, X: Any, y: Any = None) -> VGG16Features:  # noqa: N803 - scikit-learn's name
+        """Check parameters and images; there is nothing to learn.
+
+        Raises
+        ------
+        UserError
+            When a parameter or an image is none that can be used.
+        """
+        self._options()
+        _Images.of(X, guarded=self.guard)
+        self.taps_ = self._taps()
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
+        """Features of images.
+
+        Parameters
+        ----------
+        X : ndarray, uint8 (n, h, w, 3), or sequence of ndarray, uint8 (h, w, 3), or of paths
+
+        Returns
+        -------
+        ndarray, float32 (n, columns)
+
+        Raises
+        ------
+        UserError
+            When an image cannot be used, the weights cannot be had, or a cache does not verify.
+        """
+        check_is_fitted(self)
+        options = self._options()
+        given = _Images.of(X, guarded=self.guard)
+        if not len(given):
+            return np.empty((0, columns_of(self.taps_)), np.float32)
+        specs = extract.candidate_specs(options, "", {"train": 1, "test": 0}, self._weights_digest(options))
+        with file_errors("use the features", options.features_dir):
+            found = self._read_known(options, specs, given)
+            if found is not None:
+                return found
+            plan = extract.make_plan(options, self.batch_size)
+            (spec,) = (spec for spec in specs if spec.precision == plan.precision)
+            atomic.make_folder(options.features_dir)
+            # One writer for all: whoever waits here finds, in a moment, most of what it was to compute.
+            lock = options.features_dir / f"{NAME}{relatives(self.image_size)}transform.lock"
+            with atomic.lock(lock, extract.say_waiting):
+                self._compute_missing(options, spec, plan, given)
+            found = self._read_known(options, [spec], given)
+        if found is None:
+            raise AssertionError("rows were computed and are not there")
+        return found
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """Names of the columns: the tap and the channel's number, as ``block5_pool.avg_17``."""
+        check_is_fitted(self)
+        return np.array([f"{tap}_{i}" for tap in self.taps_ for i in range(TAP_COLUMNS[tap])], dtype=object)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True  # paths
+        tags.requires_fit = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    @staticmethod
+    def _weights_digest(options: FeatureOptions) -> str:
+        """Digest of the weights; those of a file are read again only when the file has changed."""
+        path = Path(options.weights)
+        stamp = None
+        if options.weights not in ("imagenet", "random") and path.is_file():
+            status = path.stat()
+            stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
+        return _digest_of_weights(options.weights, options.data_dir, stamp)
+
+    def _taps(self) -> tuple[str, ...]:
+        return parse_taps(self.taps if isinstance(self.taps, str) else ",".join(self.taps))
+
+    def _options(self) -> FeatureOptions:
+        extract.check_batch_size(self.batch_size)
+        return FeatureOptions(
+            dataset=NAME,
+            data_dir=Path(self.data_dir),
+            features_dir=Path(self.features_dir),
+            image_size=self.image_size,
+            fit=self.fit_mode,
+            weights=self.weights,
+            precision=self.precision,
+            taps=",".join(self._taps()),
+        )
+
+    def _read_known(
+        self, options: FeatureOptions, specs: Sequence[FeatureSpec], given: _Images
+    ) -> NDArray[np.float32] | None:
+        """Features of all images, if the caches have them under one of the specs."""
+        for spec in specs:
+            with reuse.known_rows(options.features_dir, spec, given.digests) as known:
+                if known.has(given.digests).all():
+                    features = known.read(given.digests, spec.taps)
+                    return np.hstack([features[tap] for tap in spec.taps]).astype(np.float32)
+        return None
+
+    @staticmethod
+    def _compute_missing(options: FeatureOptions, spec: FeatureSpec, plan: Plan, given: _Images) -> None:
+        """Make a cache of the images that no other has; the caller holds the lock of all transformers."""
+        with reuse.known_rows(options.features_dir, spec, given.digests) as known:
+            missing = np.flatnonzero(~known.has(given.digests))
+        if not len(missing):
+            return
+        _, first = np.unique(given.digests[missing], axis=0, return_index=True)
+        dataset = given.dataset(missing[np.sort(first)])
+        spec = FeatureSpec.from_dict({**spec.to_dict(), "dataset_digest": dataset.digest})
+        build = parts.Build(options.features_dir, spec, dataset.rows)
+        with build.hold(extract.say_waiting):
+            extract.compute(options, dataset, build, plan)
+        with store.open(build.target, spec) as cache:
+            skipped = cache.skipped
+        if skipped:
+            first_fault = skipped[0]
+            raise UserError(
+                f"{len(skipped):,} of the images cannot be used; the first is {first_fault.file}: "
+                f"{first_fault.reason}. Leave them out: every row must have its features. The others are kept."
+            )
+
+
+@lru_cache(maxsize=16)
+def _digest_of_weights(choice: str, data_dir: Path, stamp: tuple[int, int, int] | None) -> str:
+    return extract.weights_digest(FeatureOptions(weights=choice, data_dir=data_dir))
+
+
+class _Images:
+    """Images that were given to the transformer, each with its digest; see `dataset.LazyImages`.
+
+    Parameters
+    ----------
+    names : sequence of str
+    digests : ndarray, uint8 (n, 32)
+        Of a file's bytes, as for a folder, or of an array's shape and bytes.
+    load : callable
+        From a row, an image size and a fit, the image as the network is to see it.
+    """
+
+    def __init__(
+        self, names: Sequence[str], digests: NDArray[np.uint8], load: Callable[[int, int | None, str], Image]
+    ) -> None:
+        self.names, self.digests, self._load = names, digests, load
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, rows: slice) -> list[Image]:
+        """Some of the images at their own size."""
+        return [self._load(row, None, "squash") for row in range(*rows.indices(len(self)))]
+
+    def decoder(self, image_size: int, fit: str) -> Callable[[int], Image]:
+        """Give a function that gives one image as the network is to see it, or raises Unusable."""
+        return lambda row: self._load(row, image_size, fit)
+
+    @classmethod
+    def of(cls, given: Any, *, guarded: bool) -> _Images:
+        """Take arrays or paths.
+
+        Raises
+        ------
+        UserError
+            When they are neither, or not what they should be.
+        """
+        if not hasattr(given, "__len__") or isinstance(given, (str, bytes, os.PathLike)):
+            raise UserError(
+                f"The images X must be a uint8 array (n, h, w, 3), or a sequence of such images or of paths. Got "
+                f"{type(given).__name__}."
+            )
+        if len(given) and not (isinstance(given, np.ndarray) and given.dtype.kind not in "OUT"):
+            given = list(given)
+            if all(isinstance(item, (str, os.PathLike)) for item in given):
+                return cls._of_paths([Path(item) for item in given])
+        arrays = pixel_check.check_images(given, guess=guarded)
+        return cls._of_arrays(arrays)
+
+    @classmethod
+    def _of_paths(cls, paths: Sequence[Path]) -> _Images:
+        digests = np.empty((len(paths), 32), np.uint8)
+        for row, path in enumerate(paths):
+            with file_errors("read the image", path), open(path, "rb") as stream:
+                digests[row] = np.frombuffer(hashlib.file_digest(stream, "sha256").digest(), np.uint8)
+
+        def load(row: int, image_size: int | None, fit: str) -> Image:
+            content = paths[row].read_bytes()
+            if hashlib.sha256(content).digest() != digests[row].tobytes():
+                raise UserError(f"The image {paths[row]} changed while it was being used. Run the same again.")
+            return decode.decode(content, image_size, fit)
+
+        return cls([str(path) for path in paths], digests, load)
+
+    @classmethod
+    def _of_arrays(cls, arrays: Sequence[Image] | NDArray[np.uint8]) -> _Images:
+        digests = np.empty((len(arrays), 32), np.uint8)
+        for row, array in enumerate(arrays):
+            digest = hashlib.sha256(f"array {array.shape} ".encode("ascii"))
+            digest.update(np.ascontiguousarray(array).data)
+            digests[row] = np.frombuffer(digest.digest(), np.uint8)
+
+        def load(row: int, image_size: int | None, fit: str) -> Image:
+            return arrays[row] if image_size is None else decode.fitted(arrays[row], image_size, fit)
+
+        return cls([f"array {digest[:6].tobytes().hex()}" for digest in digests], digests, load)
+
+    def dataset(self, rows: NDArray[np.intp]) -> Dataset:
+        """Some of the images as a data set without labels, all of it train."""
+        names = tuple(self.names[row] for row in rows)
+        digests = self.digests[rows]
+        some = _Images(names, digests, lambda row, image_size, fit: self._load(int(rows[row]), image_size, fit))
+        nothing = _Images((), digests[:0], some._load)
+        unlabelled = np.zeros(len(rows), np.uint8)
+        return Dataset(
+            name=NAME,
+            rows={"train": len(rows), "test": 0},
+            class_names=("unlabelled",),
+            digest=digest_of([NAME, sorted(digest.tobytes().hex() for digest in digests)]),
+            official=True,
+            source="arrays or files given to VGG16Features",
+            read=lambda: {"train": Split(some, unlabelled), "test": Split(nothing, unlabelled[:0])},
+            members={"train": Members(names, digests), "test": Members((), digests[:0])},
+        )

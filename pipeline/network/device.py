@@ -1,0 +1,247 @@
+"""What the machine can do, and what follows for a run: where it computes, in what precision, how many images at once.
+
+Found out without loading anything: a cache hit must not pay for it. The decisions are plain functions of what was
+found, so that they hold for machines that are not at hand.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.common.errors import UserError
+from pipeline.common.progress import format_bytes
+
+CPUINFO = Path("/proc/cpuinfo")
+MEMINFO = Path("/proc/meminfo")
+NVIDIA = Path("/proc/driver/nvidia/version")
+WSL = Path("/dev/dxg")  # the GPUs of Windows, seen from its Subsystem for Linux, which has no NVIDIA driver of its own
+CGROUP = Path("/sys/fs/cgroup")
+STATUS = Path("/proc/self/status")
+# Addresses, in bytes, that TensorFlow takes when it is loaded, most of them without memory behind them; measured.
+TENSORFLOW_ADDRESSES = 2 << 30
+
+# Compute capability from which NVIDIA's tensor cores multiply bfloat16 (Ampere):
+# https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications.
+BFLOAT16_CAPABILITY = (8, 0)
+
+# Pixels that go through together on a processor: 256 images at 32 px, 128 at 64, 32 at 128. Found by measuring; above
+# it only memory grows.
+BATCH_PIXELS = 128 * 64 * 64
+MAX_BATCH = 256
+MAX_GPU_BATCH = 1024
+# Less free memory than this, in bytes, and a GPU is left alone: weights, the libraries' own and a few images need it.
+MIN_GPU_MEMORY = 1 << 29
+MAX_THREADS = 1024  # with tens of thousands TensorFlow hangs or crashes
+# The first block holds the most: two maps of 64 channels at full size, and as much again to work with.
+MAPS_HELD = 4 * 64
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that TensorFlow sees.
+
+    Attributes
+    ----------
+    name : str
+    capability : tuple of int
+        NVIDIA's compute capability, major and minor; (0, 0) where it is not known.
+    free : int
+        Memory that TensorFlow can have, in bytes; 0 where it does not say.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    free: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run computes.
+
+    Attributes
+    ----------
+    device : str
+        ``CPU:0``, or ``GPU:`` and its place in TensorFlow's list.
+    label : str
+        What it is, for people.
+    precision : {'float32', 'bfloat16'}
+    batch_size : int
+        Images that go through together.
+    """
+
+    device: str
+    label: str
+    precision: str
+    batch_size: int
+
+
+def plan(
+    asked: str, gpus: Sequence[Gpu], *, bfloat16: bool, image_size: int, batch_size: int | None, memory: int | None
+) -> Plan:
+    """Decide where to compute, in what precision, and how many images at once.
+
+    A GPU is used without being asked for, of those that can do what is asked for the one with the most free memory: in
+    bfloat16 where its compute capability is 8.0 or more, else in float32. What none can do, the processor does.
+
+    Parameters
+    ----------
+    asked : {'auto', 'float32', 'bfloat16'}
+    gpus : sequence of Gpu
+        In TensorFlow's order.
+    bfloat16 : bool
+        Whether the processor multiplies bfloat16.
+    image_size : int
+        In pixels.
+    batch_size : int or None
+        As asked for; None to choose.
+    memory : int or None
+        Free memory of the processor, in bytes; None where it is not known.
+
+    Raises
+    ------
+    UserError
+        When nothing here computes what is asked for, or a batch cannot fit into memory.
+    """
+    able = [gpu.capability >= BFLOAT16_CAPABILITY for gpu in gpus]
+    usable = [i for i, gpu in enumerate(gpus) if gpu.free >= MIN_GPU_MEMORY and (asked != "bfloat16" or able[i])]
+    if usable:
+        index = max(usable, key=lambda i: gpus[i].free)
+        gpu = gpus[index]
+        precision = asked if asked != "auto" else "bfloat16" if able[index] else "float32"
+        fitting = gpu.free // 2 // _image_bytes(image_size, precision)
+        chosen = batch_size or max(1, min(MAX_GPU_BATCH, _power_of_two(fitting)))
+        chosen = _fits(chosen, image_size, precision, gpu.free, f" on {gpu.name}")
+        return Plan(f"GPU:{index}", gpu.name, precision, chosen)
+    if asked == "bfloat16" and not bfloat16:
+        raise UserError(
+            "The precision parameter must be auto or float32 on this machine: its processor has no bfloat16 "
+            "instructions (AMX or AVX512-BF16), and no GPU of compute capability 8.0 or more, with "
+            "memory to spare, is seen. Got 'bfloat16'. Run the same command with --precision float32."
+        )
+    precision = asked if asked != "auto" else "bfloat16" if bfloat16 else "float32"
+    chosen = batch_size or default_batch_size(image_size)
+    if batch_size is None and memory is not None:
+        chosen = max(1, min(chosen, _power_of_two(memory // _image_bytes(image_size, precision))))
+    return Plan("CPU:0", "the processor", precision, _fits(chosen, image_size, precision, memory))
+
+
+def default_batch_size(image_size: int) -> int:
+    """Images that go through together on a processor, at a size in pixels."""
+    return max(1, min(MAX_BATCH, _power_of_two(BATCH_PIXELS // image_size**2)))
+
+
+def _power_of_two(number: int) -> int:
+    """The largest power of two that is not above a number; 0 for 0."""
+    return 1 << (number.bit_length() - 1) if number > 0 else 0
+
+
+def _image_bytes(image_size: int, precision: str) -> int:
+    return image_size**2 * MAPS_HELD * BYTES[precision]
+
+
+def _fits(batch_size: int, image_size: int, precision: str, memory: int | None, where: str = "") -> int:
+    """Return a batch size that fits into memory, or raise UserError before the system stops the process for it."""
+    needed = batch_size * _image_bytes(image_size, precision)
+    if memory is not None and needed > memory:
+        fitting = _power_of_two(memory // 2 // _image_bytes(image_size, precision))
+        advice = f"--batch-size {fitting}; the features are the same" if fitting else "a smaller --image-size"
+        raise UserError(
+            f"The batch size parameter must leave a batch in memory: {batch_size:,} images at {image_size} px in "
+            f"{precision} take about {format_bytes(needed)}, and {format_bytes(memory)} are free{where}. Choose "
+            f"{advice}."
+        )
+    return batch_size
+
+
+# --- what is here -----------------------------------------------------------------------------
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """``name: value`` lines of a file of /proc up to its first empty line; empty where there is none."""
+    try:
+        first = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 matrices (AMX-BF16 or AVX512-BF16).
+
+    Only Linux on x86 says so in a way that needs no native code; elsewhere the answer is no, and
+    float32 is right everywhere.
+    """
+    return bool({"amx_bf16", "avx512_bf16"} & set(_fields(CPUINFO).get("flags", "").split()))
+
+
+def may_have_gpu() -> bool:
+    """Whether it is worth asking TensorFlow, which takes seconds, for a GPU: there is a driver."""
+    return (NVIDIA.exists() or WSL.exists()) and os.environ.get("CUDA_VISIBLE_DEVICES", "all") not in ("", "-1")
+
+
+def cores() -> int:
+    """Number of cores this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def free_memory() -> int | None:
+    """Memory this process can have, in bytes, as the system, the container and ``ulimit`` say; None where none does."""
+    amounts = [] if (addresses := _free_addresses()) is None else [addresses]
+    available = _fields(MEMINFO).get("MemAvailable", "").partition(" kB")[0]
+    if available.isdigit():
+        amounts.append(int(available) * 1024)
+    try:
+        limit, used = ((CGROUP / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        pass
+    else:
+        if limit.isdigit():
+            amounts.append(max(0, int(limit) - int(used) + _cached_files()))
+    return min(amounts, default=None)
+
+
+def _free_addresses() -> int | None:
+    """Bytes that ``ulimit -v`` leaves for batches; None where there is no such limit. Beyond it TensorFlow crashes."""
+    try:
+        import resource  # there is none on Windows
+    except ImportError:
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    taken = _fields(STATUS).get("VmSize", "").partition(" kB")[0]
+    if limit == resource.RLIM_INFINITY or not taken.isdigit():
+        return None
+    return max(0, limit - int(taken) * 1024 - TENSORFLOW_ADDRESSES)
+
+
+def _cached_files() -> int:
+    """Bytes of files that the container's memory holds, which it gives up for a process that needs them."""
+    try:
+        pairs = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+    except OSError:
+        return 0
+    return sum(int(pairs.get(name, 0)) for name in ("inactive_file", "active_file"))
+
+
+def prefer_avx512() -> None:
+    """Let numpy's OpenBLAS use AVX-512 where the processor has it; to be called before numpy is loaded.
+
+    OpenBLAS goes by the processor's name and takes AVX2 for one that it does not know, as virtual machines often
+    show one, whatever it can do; its large products then run at a third of the speed. A choice that the user has
+    made in the environment stands.
+    """
+    needed = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+    if needed <= set(_fields(CPUINFO).get("flags", "").split()):
+        os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
+
+
+def describe() -> dict[str, str | int]:
+    """Name of the processor, its kind, the system, and the number of cores this process may use."""
+    name = _fields(CPUINFO).get("model name") or platform.processor() or "unknown"
+    return {"processor": name, "machine": platform.machine(), "system": platform.system(), "cores": cores()}

@@ -1,0 +1,364 @@
+"""Images to pooled activations: VGG16's convolutional base, every tap in one pass.
+
+This module loads TensorFlow; nothing imports it before there is something to compute.
+
+How the network is laid out decides its speed. The textbook's order, image by image (NHWC), leaves a matrix
+product of as few rows as a map is wide: at 32 pixels the last block has maps of 2 × 2, and nine tenths of the time
+there is spent on edges and padding. So for small images the batch becomes the innermost spatial axis: maps are
+(height, width, image, channel), and a 3 × 3 convolution of images is a 3 × 3 × 1 convolution of that volume. Every
+matrix product then has as many rows as the batch has images, and what lies outside of an image is not multiplied.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+# TensorFlow's C++ side announces itself on stderr: only its errors are of interest to a user.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # without it bfloat16 would be slower than float32
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from tensorflow.python.client import device_lib  # TensorFlow's public functions do not tell the memory of a GPU
+
+from pipeline.common.errors import UserError
+from pipeline.features.spec import CONV_LAYERS, TAP_COLUMNS, columns_of
+
+# Mean red, green and blue of ImageNet, 0 to 255, that VGG16 was trained with: keras.applications' "caffe" mode.
+MEAN_RGB = (123.68, 116.779, 103.939)
+
+# Up to this size, in pixels, the batch goes innermost: measured, that is 1.4 times as fast at 32 pixels and 1.1 times
+# at 64, but no faster at 96, and slower at 128.
+BATCH_INNERMOST_SIZE = 64
+
+# Relative L2 difference from float32, least and most, that is that precision's own. bfloat16 has 8 bits of
+# significand (rounding by up to 2**-9 = 0.2 %), which 13 layers let grow to about 1 %; float32 has 24.
+_DIFFERENCE = {"float32": (0.0, 1e-4), "bfloat16": (2e-4, 5e-2)}
+
+Images = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def use_threads(threads: int) -> None:
+    """Compute with so many threads; to be said before anything is computed."""
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+
+
+def gpus() -> list[tuple[str, tuple[int, int], int]]:
+    """Name, compute capability and memory (bytes that TensorFlow can have) of the GPUs it sees, in its order.
+
+    Memory is 0 where it cannot be found out, as when others have so much of it that the GPU cannot even be set up.
+    """
+    devices = tf.config.list_physical_devices("GPU")
+    try:
+        local = device_lib.list_local_devices() if devices else []
+    except (tf.errors.OpError, RuntimeError):
+        local = []
+    limits = {device.name.rpartition("device:")[2]: device.memory_limit for device in local}
+    found = []
+    for index, device in enumerate(devices):
+        details = tf.config.experimental.get_device_details(device)
+        name, capability = details.get("device_name", device.name), details.get("compute_capability", (0, 0))
+        found.append((name, capability, limits.get(f"GPU:{index}", 0)))
+    return found
+
+
+def leave_gpus() -> None:
+    """Keep to the processor; TensorFlow would set every GPU up, and take its memory, for nothing."""
+    with suppress(RuntimeError):  # it has been set up already
+        tf.config.set_visible_devices([], "GPU")
+
+
+class Extractor:
+    """A compiled graph from uint8 images to float16 features.
+
+    Enlarging and VGG16's own preprocessing (RGB to BGR, minus the ImageNet mean, no division) are part
+    of it, so features cannot be computed without them. Every batch goes through at one fixed shape, the last
+    one filled up, so the row of an image is the same, bit for bit, whatever its neighbours are.
+
+    Parameters
+    ----------
+    layers : mapping
+        Kernel and bias of each of the 13 convolutions.
+    taps : sequence of str
+        What to keep, of `spec.TAP_COLUMNS`. Layers above the highest of them are not computed.
+    image_size : int
+        Height and width, in pixels, that images are resized to.
+    interpolation : str
+        How; a method of `tf.image.resize`, used without antialiasing.
+    precision : {'float32', 'bfloat16'}
+        What the convolutions compute in.
+    batch_size : int
+        Images that go through together.
+    device : str
+        TensorFlow's name of where to compute, ``CPU:0`` or ``GPU:0``.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        taps: Sequence[str],
+        *,
+        image_size: int,
+        interpolation: str,
+        precision: str,
+        batch_size: int = 128,
+        device: str = "CPU:0",
+    ) -> None:
+        self._layers, self._taps, self._precision = layers, tuple(taps), precision
+        self._size, self._interpolation = image_size, interpolation
+        self.batch_size = batch_size
+        self._device = device
+        # On a GPU that computes float32 by TF32, with 10 bits of significand, "float32" would be no true name.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        small = device.startswith("CPU") and image_size <= BATCH_INNERMOST_SIZE
+        layout: Layout = _BatchInnermost if small else _ImageByImage
+        with tf.device(device):
+            weights = _weights(layers, taps, tf.dtypes.as_dtype(precision))
+        # The shapes are given, so each is compiled once. Weights are captured, not constants of the graph: to fold
+        # those takes longer than it saves.
+        self._network = tf.function(
+            lambda pixels: _network(pixels, weights, self._taps, layout),
+            input_signature=[tf.TensorSpec((batch_size, image_size, image_size, 3), tf.float32)],
+        )
+        self._enlarge = tf.function(self._resized, input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
+
+    def _resized(self, images: tf.Tensor) -> tf.Tensor:
+        size = (self._size, self._size)
+        return tf.image.resize(tf.cast(images, tf.float32), size, method=self._interpolation)
+
+    def _pixels(self, images: Images) -> tf.Tensor:
+        """Images at the network's size: float32 (n, size, size, 3), RGB, 0 to 255."""
+        if not isinstance(images, np.ndarray):
+            shapes = [image.shape for image in images]
+            if len(set(shapes)) > 1:
+                return self._mixed(images, shapes)
+            images = np.stack(list(images))
+        batch = tf.constant(np.ascontiguousarray(images))
+        if images.shape[1:3] == (self._size, self._size):
+            return tf.cast(batch, tf.float32)
+        return self._enlarge(batch)
+
+    def _mixed(self, images: Sequence[NDArray[np.uint8]], shapes: list[tuple[int, ...]]) -> tf.Tensor:
+        """The same of images of several sizes: each size is resized together, then all are put into order."""
+        groups = {shape: [i for i, found in enumerate(shapes) if found == shape] for shape in dict.fromkeys(shapes)}
+        together = tf.concat([self._pixels([images[i] for i in rows]) for rows in groups.values()], axis=0)
+        order = np.argsort(np.concatenate(list(groups.values())))
+        return tf.gather(together, order)
+
+    def _run(self, images: Images) -> tf.Tensor:
+        """Features of at most a batch of images: float32 (n, columns of all taps side by side)."""
+        with tf.device(self._device):
+            pixels = self._pixels(images)
+            missing = self.batch_size - len(images)
+            features = self._network(tf.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else pixels)
+            return features[: len(images)]
+
+    def _batches(self, images: Images) -> list[Images]:
+        return [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
+
+    def _split(self, features: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Columns of all taps side by side, apart."""
+        ends = np.cumsum([TAP_COLUMNS[tap] for tap in self._taps])
+        return dict(zip(self._taps, np.split(features, ends[:-1], axis=1), strict=True))
+
+    @contextmanager
+    def _memory_errors(self) -> Iterator[None]:
+        """Explain that memory does not suffice for a batch."""
+        try:
+            yield
+        except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+            advice = f"--batch-size, for example {self.batch_size // 4 or 1}" if self.batch_size > 1 else "--image-size"
+            raise UserError(
+                f"Memory does not suffice for batches of {self.batch_size} images at {self._size} px. Choose a smaller "
+                f"{advice}" + ("; the features are the same." if self.batch_size > 1 else ".")
+            ) from error
+
+    def raw(self, images: Images) -> dict[str, NDArray[np.float32]]:
+        """Features as the graph gives them: for each tap, float32 (n, columns)."""
+        return self._split(np.concatenate([self._run(batch).numpy() for batch in self._batches(images)]))
+
+    def __call__(self, images: Images) -> dict[str, NDArray[np.float16]]:
+        """Features of images, batch by batch.
+
+        Parameters
+        ----------
+        images : ndarray, uint8 (n, h, w, 3), or sequence of n ndarray, uint8 (h, w, 3)
+            RGB, 0 to 255; n is at least 1. In a sequence each image may have a size of its own.
+
+        Returns
+        -------
+        dict
+            For each tap, float16 (n, columns).
+
+        Raises
+        ------
+        UserError
+            When a feature is too large for float16, or not a number, or when memory does not suffice.
+        """
+        result = np.empty((len(images), columns_of(self._taps)), np.float16)
+        start = 0
+        for batch in self._batches(images):
+            with self._memory_errors():
+                # Cast before it is copied: half the bytes, and numpy casts slower than the graph's library.
+                result[start : start + len(batch)] = tf.cast(self._run(batch), tf.float16).numpy()
+            start += len(batch)
+        features = self._split(result)
+        # Infinity and NaN are the numbers whose five bits of exponent are all set; numpy's isfinite takes six times as
+        # long for float16. Once for all taps, and only then each by itself.
+        if ((result.view(np.uint16) & 0x7C00) == 0x7C00).any():
+            tap = next(tap for tap, values in features.items() if not np.isfinite(values).all())
+            raise UserError(
+                f"The tap {tap} gives a value beyond float16's largest, 65504, or no number at all, for an image "
+                f"of this batch. The weights are unlike the ImageNet ones: leave this tap out with --taps, or use "
+                f"other weights."
+            )
+        return features
+
+    def check_precision(self, images: Images) -> None:
+        """Prove on a few images that the graph computes in the precision it was built for.
+
+        The reference is another graph: image by image, one operation after the other, in float32, on the processor.
+        bfloat16 must show as a small difference from that, and float32 must not.
+
+        Parameters
+        ----------
+        images : as `__call__` takes them, at most a batch
+
+        Raises
+        ------
+        UserError
+            When the features would carry another precision's name, or when memory does not suffice.
+        """
+        with self._memory_errors():  # the first batch: if any is too large, it is this one
+            computed = self._split(self._run(images).numpy())
+        with tf.device("CPU:0"):
+            weights = _weights(self._layers, self._taps, tf.float32)
+            reference = _network(self._pixels(images), weights, self._taps, _ImageByImage)
+        exact = self._split(reference.numpy())
+        difference = max(_relative(computed[tap], exact[tap]) for tap in self._taps)
+        low, high = _DIFFERENCE[self._precision]
+        if not low <= difference <= high:
+            raise UserError(
+                f"TensorFlow does not compute in the precision asked for: its features differ from float32 by "
+                f"{difference:.1e} (relative L2); {self._precision} differs by {low:.0e} to {high:.0e}. Choose the "
+                f"other of float32 and bfloat16 with --precision."
+            )
+
+
+def _relative(found: NDArray[Any], exact: NDArray[Any]) -> float:
+    """Relative L2 difference."""
+    return float(np.linalg.norm(found - exact)) / max(float(np.linalg.norm(exact)), 1e-30)
+
+
+# --- the network ------------------------------------------------------------------------------
+
+Weights = dict[str, tuple[tf.Tensor, tf.Tensor]]
+
+
+def _weights(layers: Mapping[str, Layer], taps: Sequence[str], dtype: tf.DType) -> Weights:
+    """Kernels and biases of the layers up to the highest tap, in the precision they compute in, the first for RGB."""
+    names = {tap.rpartition(".")[0] for tap in taps}
+    # A pooling, such as block3_pool, needs all convolutions of its block.
+    last = max(i for i, layer in enumerate(CONV_LAYERS) if layer in names or f"{layer[:6]}_pool" in names)
+    weights: Weights = {}
+    for layer in list(CONV_LAYERS)[: last + 1]:
+        kernel, bias = layers[layer]
+        if not weights:
+            kernel = kernel[:, :, ::-1]  # made for BGR: to turn the kernel costs less than to turn every image
+        weights[layer] = (tf.cast(kernel, dtype), tf.cast(bias, dtype))
+    return weights
+
+
+class _ImageByImage:
+    """The textbook's layout: maps are (image, height, width, channel)."""
+
+    @staticmethod
+    def enter(pixels: tf.Tensor) -> tf.Tensor:
+        return pixels
+
+    @staticmethod
+    def convolve(maps: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        return tf.nn.conv2d(maps, kernel, 1, "SAME")
+
+    @staticmethod
+    def halve(maps: tf.Tensor) -> tf.Tensor:
+        return tf.nn.max_pool2d(maps, 2, 2, "VALID")
+
+    @staticmethod
+    def pool(maps: tf.Tensor, how: str) -> tf.Tensor:
+        pool = {"avg": tf.nn.avg_pool2d, "max": tf.nn.max_pool2d}[how]
+        return pool(maps, maps.shape[1:3], 1, "VALID")[:, 0, 0]
+
+
+class _BatchInnermost:
+    """The layout for small images: maps are (1, height, width, image, channel), one volume for the whole batch."""
+
+    @staticmethod
+    def enter(pixels: tf.Tensor) -> tf.Tensor:
+        return tf.transpose(pixels, (1, 2, 0, 3))[tf.newaxis]
+
+    @staticmethod
+    def convolve(maps: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        return tf.nn.conv3d(maps, kernel[:, :, tf.newaxis], (1, 1, 1, 1, 1), "SAME")
+
+    @staticmethod
+    def halve(maps: tf.Tensor) -> tf.Tensor:
+        return tf.nn.max_pool3d(maps, (2, 2, 1), (2, 2, 1), "VALID")
+
+    @staticmethod
+    def pool(maps: tf.Tensor, how: str) -> tf.Tensor:
+        pool = {"avg": tf.nn.avg_pool3d, "max": tf.nn.max_pool3d}[how]
+        return pool(maps, (*maps.shape[1:3], 1), 1, "VALID")[0, 0, 0]
+
+
+Layout = type[_ImageByImage] | type[_BatchInnermost]
+
+
+def _network(pixels: tf.Tensor, weights: Weights, taps: Sequence[str], layout: Layout) -> tf.Tensor:
+    """All taps side by side, float32 (n, columns), of pixels, float32 (n, size, size, 3), RGB.
+
+    A tap's pooling adds up in float32 and rounds once, whatever the maps are in: it is oneDNN's own.
+    """
+    (first, _), *_ = weights.values()
+    maps = layout.enter(tf.cast(pixels - tf.constant(MEAN_RGB), first.dtype))
+    pooled = {}
+
+    def keep(name: str) -> None:
+        pooled.update({f"{name}.{how}": layout.pool(maps, how) for how in ("avg", "max") if f"{name}.{how}" in taps})
+
+    for layer, following in zip(weights, [*list(weights)[1:], ""], strict=True):
+        kernel, bias = weights[layer]
+        maps = tf.nn.relu(tf.nn.bias_add(layout.convolve(maps, kernel), bias))
+        keep(layer)
+        if following[:6] != layer[:6]:  # the block ends
+            maps = layout.halve(maps)
+            keep(f"{layer[:6]}_pool")
+    return tf.concat([tf.cast(pooled[tap], tf.float32) for tap in taps], axis=1)
+
+
+def download_weights() -> None:
+    """Let Keras download its VGG16 weights into its own cache, and check them by its own hash.
+
+    Raises
+    ------
+    UserError
+        When it cannot.
+    """
+    import keras  # late: only a first run on a fresh machine needs it
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # seconds; Keras sets none, and a silent firewall would hang us
+    try:
+        keras.applications.VGG16(include_top=False, weights="imagenet")
+    # Keras wraps network errors in bare Exception.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(reason) from error
+    finally:
+        socket.setdefaulttimeout(before)

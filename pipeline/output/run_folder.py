@@ -1,0 +1,170 @@
+"""What a run leaves: its folder in output/, its two files in models/, and finding both again."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.common import atomic
+from pipeline.features.spec import safe_name
+
+RUN_FILES = (
+    "report.txt",
+    "metrics.json",
+    "history.csv",
+    "history.png",
+    "learning_curve.csv",
+    "learning_curve.png",
+    "confusion_matrix.png",
+    "calibration.png",
+    "predictions.csv",
+)
+OPTIONAL_FILES = ("skipped.csv",)  # of data sets that are folders
+PICTURES = tuple(name for name in RUN_FILES if name.endswith(".png"))
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """Where a run's results are.
+
+    Attributes
+    ----------
+    name : str
+        The run's name.
+    output_dir, models_dir : Path
+    """
+
+    name: str
+    output_dir: Path
+    models_dir: Path
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder."""
+        return self.output_dir / safe_name(self.name)
+
+    @property
+    def model(self) -> Path:
+        """The fitted pipeline, for joblib."""
+        return self.models_dir / f"{safe_name(self.name)}.joblib"
+
+    @property
+    def description(self) -> Path:
+        """What the model file holds."""
+        return self.model.with_suffix(".json")
+
+    @property
+    def card(self) -> Path:
+        """What a person must know before using the model."""
+        return self.model.with_suffix(".md")
+
+
+def to_json(value: Any) -> bytes:
+    """Readable JSON, as bytes, ending in a line feed."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
+
+
+def to_csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> bytes:
+    """CSV as bytes, with line feeds."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8")
+
+
+def number(value: float | None, form: str, without: str = "–") -> str:
+    """A score as ``form`` has it, or what stands for one that there is not: where no test row is left."""
+    return without if value is None else format(value, form)
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out cells in columns as wide as their widest; those that look like numbers stand to the right."""
+    widths = [max(len(row[index]) for row in (header, *rows)) for index in range(len(header))]
+    numbers = [all(row[index][:1].isdigit() or not row[index] for row in rows) for index in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numbers, strict=True)
+        ).rstrip()
+        for row in (header, *rows)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def find(place: RunPlace) -> Mapping[str, Any] | None:
+    """Metrics of a run that is complete; None when anything of it is missing or was changed."""
+    try:
+        metrics = json.loads((place.folder / "metrics.json").read_bytes())
+        description = json.loads(place.description.read_bytes())
+        with open(place.model, "rb") as stream:
+            intact = hashlib.file_digest(stream, "sha256").hexdigest() == description["sha256"]
+        complete = all((place.folder / name).is_file() for name in RUN_FILES)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    same_run = metrics.get("run") == description.get("run") == place.name
+    # --force replaces model and folder one after the other: a crash in between leaves two runs' halves.
+    if not (intact and complete and same_run and metrics.get("created") == description.get("created")):
+        return None
+    return dict(metrics)
+
+
+def prepare(place: RunPlace) -> None:
+    """Make both folders, prove that they can be written to, and clear away what killed runs left unfinished.
+
+    Raises
+    ------
+    OSError
+        When one cannot be made or written to.
+    """
+    for folder in (place.models_dir, place.output_dir):
+        atomic.make_folder(folder)
+        probe = atomic.temporary_path(folder / safe_name(place.name))
+        atomic.write_atomically(probe, b"")
+        atomic.unlink(probe)
+        for entry in folder.glob(f".{safe_name(place.name)}.*"):
+            if entry.is_dir():
+                atomic.remove_folder(entry)
+            else:
+                atomic.unlink(entry)
+
+
+def save(
+    place: RunPlace, contents: Mapping[str, bytes], model: bytes, description: Mapping[str, Any], card: str = ""
+) -> None:
+    """Write a run into folders that `prepare` has made: the model, its description, then the folder, complete.
+
+    A run is found by its folder, so one that was killed on the way here does not exist.
+
+    Parameters
+    ----------
+    place : RunPlace
+    contents : mapping
+        Bytes of each of `RUN_FILES`.
+    model : bytes
+        The fitted pipeline, as joblib writes it.
+    description : mapping
+        Goes beside the model; the model's sha256 and the run's name are added.
+    card : str
+        Markdown for people, beside both.
+
+    Raises
+    ------
+    OSError
+        When the file system refuses.
+    """
+    if set(contents) - set(OPTIONAL_FILES) != set(RUN_FILES):
+        raise AssertionError(f"a run leaves {RUN_FILES}, not {tuple(contents)}")
+    digest = hashlib.sha256(model).hexdigest()
+    atomic.write_atomically(place.model, model)
+    atomic.write_atomically(place.card, card.encode("utf-8"))
+    atomic.write_atomically(place.description, to_json({"run": place.name, **description, "sha256": digest}))
+    with atomic.new_folder(place.folder) as folder:
+        for name, content in contents.items():
+            atomic.write_atomically(folder / name, content)

@@ -1,0 +1,294 @@
+"""How stage two chooses, and on which rows: every choice on validation, nothing on test.
+
+A stratified 10 % of the training rows is validation. Each candidate is fitted on the other 90 % and the
+one with the lowest validation loss is chosen: the loss, because over a few thousand rows accuracy jumps
+by chance where the loss is smooth. The chosen one is then refitted on all training rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import Pipeline
+
+from pipeline.common.errors import UserError
+from pipeline.common.progress import Progress
+from pipeline.models import classifiers
+from pipeline.models import fit as fitting
+from pipeline.models.fit import Fitted
+from pipeline.models.history import Data, History, Step
+from pipeline.selection import scaling
+
+VALIDATION_SHARE = 0.1
+LEARNING_CURVE_SIZES = 5
+LEARNING_CURVE_SEEDS = 3
+# The solver's tolerance for the learning curve, whose many fits it makes three times as fast as 1e-4 would, for
+# about 0.2 points of validation accuracy (CIFAR-10, 6,016 columns).
+CURVE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The rows to fit on and to validate on, standardised by the former.
+
+    Attributes
+    ----------
+    train, validation : Data
+        The beginning of ``train`` is a stratified subset, however many rows are taken.
+    """
+
+    train: Data
+    validation: Data
+
+    def first(self, rows: int) -> Data:
+        """A stratified subset of the rows to fit on; a view, not a copy."""
+        return Data(self.train.features[:rows], self.train.labels[:rows])
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen on validation.
+
+    Attributes
+    ----------
+    fitted : Fitted
+        The chosen candidate as it was fitted on the 90 %; its history is over all candidates where a single one
+        has none.
+    trials : list of dict
+        Every candidate with its validation loss and accuracy.
+    """
+
+    fitted: Fitted
+    trials: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Accuracies against training-set size.
+
+    Attributes
+    ----------
+    sizes : list of int
+        Training rows.
+    train, validation : ndarray, float (sizes, seeds)
+        Accuracies.
+    """
+
+    sizes: list[int]
+    train: NDArray[np.float64]
+    validation: NDArray[np.float64]
+
+
+def validation_rows(rows: int, classes: int) -> int:
+    """How many of so many training rows are validation: the share, and at least one for each class."""
+    return max(round(VALIDATION_SHARE * rows), classes)
+
+
+def split(labels: NDArray[Any], seed: int, class_names: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Row numbers to fit on and to validate on: stratified, seeded.
+
+    The rows to fit on are in an order of which every beginning is stratified, too: row i of the n of its class
+    comes at (i + 1/2) / n.
+
+    Raises
+    ------
+    UserError
+        When a class has fewer than two training rows.
+    """
+    counts = np.bincount(labels, minlength=len(class_names))
+    if counts.min() < 2:
+        scarce = ", ".join(name for name, count in zip(class_names, counts, strict=True) if count < 2)
+        raise UserError(
+            f"Every class needs at least two training rows, one to learn from and one to validate on. Fewer found for: "
+            f"{scarce}. Add images, or leave out --limit."
+        )
+    validation = validation_rows(len(labels), len(class_names))
+    fit, held_out = train_test_split(np.arange(len(labels)), test_size=validation, stratify=labels, random_state=seed)
+    for label in np.setdiff1d(labels, labels[held_out]):  # a rare class, whose share was rounded to no row
+        commonest = np.bincount(labels[held_out]).argmax()
+        given, taken = np.argmax(labels[held_out] == commonest), np.argmax(labels[fit] == label)
+        held_out[given], fit[taken] = fit[taken], held_out[given]
+    places = np.empty(len(fit))
+    for label in range(len(class_names)):
+        own = np.flatnonzero(labels[fit] == label)
+        places[own] = (np.arange(len(own)) + 0.5) / len(own)
+    return fit[np.argsort(places, kind="stable")], held_out
+
+
+def rows_with_every_class(labels: NDArray[Any], seed: int, class_names: Sequence[str]) -> int:
+    """How many of the rows to fit on, from their beginning, hold every class: rare ones come late."""
+    fit, _ = split(labels, seed, class_names)
+    return int(np.unique(labels[fit], return_index=True)[1].max()) + 1
+
+
+def prepare(data: Data, seed: int, class_names: Sequence[str]) -> Prepared:
+    """Split all training rows and standardise copies of both sides.
+
+    Parameters
+    ----------
+    data : Data
+        All training rows, not standardised; left as they are.
+    seed : int
+    class_names : sequence of str
+    """
+    fit, held_out = split(data.labels, seed, class_names)
+    train, validation = data.features[fit], data.features[held_out]
+    scaler = scaling.fit_scaler(train)
+    return Prepared(
+        Data(scaling.standardise(scaler, train), data.labels[fit]),
+        Data(scaling.standardise(scaler, validation), data.labels[held_out]),
+    )
+
+
+def select(name: str, options: Mapping[str, Any], rows: Prepared, seed: int) -> Selection:
+    """Choose a classifier's parameters on validation.
+
+    Parameters
+    ----------
+    name : str
+        The classifier's.
+    options : mapping
+        As `classifiers.resolve` gives them.
+    rows : Prepared
+    seed : int
+    """
+    classifier = classifiers.get(name)
+    candidates = classifiers.candidates(name, options, rows.train.features.shape[1])
+    if classifier.learns == "iterations":
+        return _select_on_path(name, candidates, rows, seed)
+    found: list[Fitted] = []
+    for number, params in enumerate(candidates, 1):
+        title = f"fit {classifier.searched}={params[classifier.searched]:g} ({number} of {len(candidates)})"
+        with Progress(title, params.get("max_epochs", 1), "epochs") as progress:
+            found.append(fitting.fit(name, params, rows.train, rows.validation, seed, watch=_watching(progress)))
+    best = min(found, key=lambda fitted: fitted.validation[0])
+    if classifier.learns == "once":
+        steps = sorted((step for fitted in found for step in fitted.history.steps), key=lambda step: step.step)
+        best = dataclasses.replace(best, history=History(best.history.unit, steps, best.history.kept))
+    return Selection(best, [trial(fitted, classifier.searched) for fitted in found])
+
+
+def trial(fitted: Fitted, searched: str) -> dict[str, Any]:
+    """A candidate as the report lists it."""
+    loss, accuracy = fitted.validation
+    return {searched: fitted.params[searched], "log_loss": loss, "accuracy": accuracy, "converged": not fitted.reason}
+
+
+def _select_on_path(name: str, candidates: list[dict[str, Any]], rows: Prepared, seed: int) -> Selection:
+    trials: list[dict[str, Any]] = []
+    params, last = candidates[0], None
+    if len(candidates) > 1:
+        searched = classifiers.get(name).searched
+        with Progress("search", 0, "candidates") as progress:
+            for candidate in candidates:
+                note = _noting(progress, f"{searched}={candidate[searched]:g}", "iteration")
+                # Each starts where the one before, more regularised, ended.
+                start = last.model if last else None
+                last = fitting.fit(name, candidate, rows.train, rows.validation, seed, start=start, watch=note)
+                trials.append(trial(last, searched))
+                progress.update(1)
+                if len(trials) > 1 and trials[-1]["log_loss"] > trials[-2]["log_loss"]:
+                    break  # the loss falls with C, then rises: past the rise there is nothing to find
+        params = min(zip(trials, candidates, strict=False), key=lambda found: found[0]["log_loss"])[1]
+    # From scratch, not from the path: its history is then one of learning, not of continuing.
+    with Progress(f"fit {classifiers.describe(params)}", 0, "iterations") as progress:
+        fitted = fitting.fit(name, params, rows.train, rows.validation, seed, watch=_watching(progress))
+    return Selection(fitted, trials)
+
+
+def _watching(progress: Progress) -> Callable[[Step], None]:
+    def watch(step: Step) -> None:
+        progress.note(f"validation accuracy {step.validation_accuracy:.2%}")
+        progress.update(1)
+
+    return watch
+
+
+def _noting(progress: Progress, what: str, unit: str) -> Callable[[Step], None]:
+    def watch(step: Step) -> None:
+        progress.note(f"{what}, {unit} {step.step:g}, validation accuracy {step.validation_accuracy:.2%}")
+
+    return watch
+
+
+def curve_sizes(rows: int, classes: int) -> list[int]:
+    """Training-set sizes of the learning curve: about a sixteenth to all of the rows, in equal ratios."""
+    smallest = min(max(rows // 16, 2 * classes), rows)
+    sizes = np.unique(np.geomspace(smallest, rows, LEARNING_CURVE_SIZES).round().astype(int)).tolist()
+    # A stratified subset needs a row of each class inside, and outside unless it is everything.
+    return [size for size in sizes if size == rows or classes <= size <= rows - classes]
+
+
+def learning_curve(
+    name: str, chosen: Fitted, rows: Prepared, data: Data, seed: int, class_names: Sequence[str]
+) -> LearningCurve:
+    """Accuracy of the chosen parameters against training-set size, over several seeds.
+
+    Each seed draws a split of its own, and of its training side ever larger stratified subsets. The first seed's
+    split is the selection's, and its largest subset is what the selection has fitted already. Subsets keep the
+    standardisation of all rows of their split: it needs no labels, and what is measured is the classifier.
+
+    Parameters
+    ----------
+    name : str
+        The classifier's.
+    chosen : Fitted
+        By `select`, on ``rows``.
+    rows : Prepared
+        Of ``seed``.
+    data : Data
+        All training rows, not standardised; left as they are.
+    seed : int
+    class_names : sequence of str
+    """
+    params = {key: value for key, value in chosen.params.items() if key != "epochs"}
+    if "tol" in params:
+        params["tol"] = max(params["tol"], CURVE_TOLERANCE)
+    seeds = [(seed + number) % (classifiers.MAX_SEED + 1) for number in range(LEARNING_CURVE_SEEDS)]
+    least = max(rows_with_every_class(data.labels, each, class_names) for each in seeds)
+    sizes = [size for size in curve_sizes(len(rows.train.labels), len(class_names)) if size >= least]
+    train_scores = np.full((len(sizes), LEARNING_CURVE_SEEDS), np.nan)
+    validation_scores = train_scores.copy()
+    train_scores[-1, 0], validation_scores[-1, 0] = chosen.train[1], chosen.validation[1]
+    with Progress("learning curve", sum(sizes) * LEARNING_CURVE_SEEDS - sizes[-1], "rows") as progress:
+        for number, each in enumerate(seeds):
+            if number > 0:
+                del rows
+                rows = prepare(data, each, class_names)
+            last = None
+            for index, size in enumerate(sizes):
+                if not np.isnan(train_scores[index, number]):
+                    continue
+                what = f"{size:,} rows, seed {number + 1} of {LEARNING_CURVE_SEEDS}"
+                # A solver starts where it ended on fewer rows. Epochs start anew: fewer rows need more of them, so
+                # each size stops where its own validation says.
+                last = fitting.fit(
+                    name, params, rows.first(size), rows.validation, each,
+                    start=last.model if last and "tol" in params else None, watch=_noting(progress, what, "step"),
+                )  # fmt: skip
+                train_scores[index, number], validation_scores[index, number] = last.train[1], last.validation[1]
+                progress.update(size)
+    return LearningCurve(sizes, train_scores, validation_scores)
+
+
+def refit(name: str, chosen: Fitted, data: Data, seed: int) -> tuple[Pipeline, str | None]:
+    """Fit the chosen parameters on all training rows; ``data`` is standardised in place and used up.
+
+    Returns
+    -------
+    model : Pipeline
+        From raw features to labels and probabilities.
+    reason : str or None
+        Why it did not converge; None when it did.
+    """
+    scaler = scaling.fit_scaler(data.features)
+    train = Data(scaling.standardise(scaler, data.features), data.labels)
+    with Progress("refit on all rows", chosen.params.get("epochs", 0), "steps") as progress:
+        estimator, reason = fitting.refit(name, train, seed, chosen, lambda: progress.update(1))
+    return scaling.assemble(name, scaler, estimator, seed), reason
