@@ -32,12 +32,14 @@ import scaling
 
 from pipeline.common.errors import UserError
 from pipeline.data import datasets
-from pipeline.features import extract, spec
+from pipeline.features import extract
 from pipeline.network import device
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
+
+from pipeline.network.taps import CONV_LAYERS
 
 SIZES = (32, 64, 96)
 CLASSIC = "keras predict, float32"
@@ -145,7 +147,7 @@ def operations(size: int) -> float:
     A 3 × 3 convolution of an h × h map touches (3 h - 2)² pairs of pixels, two operations for each pair of channels.
     """
     total, channels = 0.0, 3
-    for layer, out in spec.CONV_LAYERS.items():
+    for layer, out in CONV_LAYERS.items():
         side = size >> (int(layer[5]) - 1)
         total += 2 * (3 * side - 2) ** 2 * channels * out
         channels = out

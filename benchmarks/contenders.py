@@ -24,8 +24,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features import extract, spec
+from pipeline.features import extract
 from pipeline.network import device, weights
+from pipeline.network.taps import ALL_TAPS, TOP_TAPS
 
 CHECKED = 64  # images whose features are compared with the reference
 TRIAL_SECONDS = 0.7
@@ -205,10 +206,10 @@ NAMES = {
     "PyTorch, bfloat16": (lambda w, s: torch_cpu(w, s, "bfloat16"), [16, 32, 64, 128, 256]),
     "OpenVINO, float32": (lambda w, s: openvino_cpu(w, s, "float32"), [1, 8, 32, 64]),
     "OpenVINO, bfloat16": (lambda w, s: openvino_cpu(w, s, "bfloat16"), [1, 8, 32, 64]),
-    "ours, top, float32": (lambda w, s: ours(w, s, "float32", spec.TOP_TAPS), []),
-    "ours, all taps, float32": (lambda w, s: ours(w, s, "float32", spec.ALL_TAPS), []),
-    "ours, top, bfloat16": (lambda w, s: ours(w, s, "bfloat16", spec.TOP_TAPS), []),
-    "ours, all taps, bfloat16": (lambda w, s: ours(w, s, "bfloat16", spec.ALL_TAPS), []),
+    "ours, top, float32": (lambda w, s: ours(w, s, "float32", TOP_TAPS), []),
+    "ours, all taps, float32": (lambda w, s: ours(w, s, "float32", ALL_TAPS), []),
+    "ours, top, bfloat16": (lambda w, s: ours(w, s, "bfloat16", TOP_TAPS), []),
+    "ours, all taps, bfloat16": (lambda w, s: ours(w, s, "bfloat16", ALL_TAPS), []),
 }
 FROM_32 = "ours, from 32 px"  # the bare graph of the default command, enlarging included
 
@@ -241,7 +242,7 @@ def main() -> None:
         return
     if chosen.name == FROM_32:
         precision = "bfloat16" if device.has_bfloat16() else "float32"
-        contender, batches = (lambda w, s: ours(w, s, precision, spec.ALL_TAPS)), list[int]()
+        contender, batches = (lambda w, s: ours(w, s, precision, ALL_TAPS)), list[int]()
     else:
         contender, batches = NAMES[chosen.name]
     images: Images = np.load(chosen.images)

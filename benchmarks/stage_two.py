@@ -75,7 +75,7 @@ def ours(data: Data, classes: tuple[str, ...]) -> tuple[float, list[float], int]
 
 def path(cache_path: Path, taps: str, rows: int | None, repeats: int) -> None:
     """Compare both ways of fitting nine values of C."""
-    from pipeline.features.spec import parse_taps
+    from pipeline.network.taps import parse_taps
 
     with store.open(cache_path) as cache:
         data = Data(cache.features("train", parse_taps(taps))[:rows], cache.labels("train")[:rows])

@@ -28,8 +28,8 @@ import pictures
 from pipeline import cli
 from pipeline.common import atomic
 from pipeline.features import extract, parts, store
-from pipeline.features.spec import TAP_COLUMNS
 from pipeline.network import weights
+from pipeline.network.taps import TAP_COLUMNS
 
 PRIMITIVES = (
     "open_lock", "open_new", "reserve", "write", "truncate", "fsync", "rename", "unlink", "sync_directory",

@@ -30,6 +30,14 @@ def imports(tree: ast.AST) -> set[str]:
     return {f"{getattr(node, 'module', '') or ''}.{alias.name}".lstrip(".") for node in nodes for alias in node.names}
 
 
+def test_a_module_imports_only_from_its_own_package_and_those_before_it() -> None:
+    for path, tree in MODULES.items():
+        rank = PACKAGES.index(path.parent.name) if path.parent.name in PACKAGES else len(PACKAGES)
+        for name in imports(tree):
+            if name.startswith("pipeline.") and name.split(".")[1] in PACKAGES:
+                assert PACKAGES.index(name.split(".")[1]) <= rank, f"{path} imports {name}"
+
+
 @pytest.mark.parametrize("heavy", sorted(OWNERS))
 def test_what_is_heavy_has_owners(heavy: str) -> None:
     users = {

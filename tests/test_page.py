@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import Run
 
+from pipeline.common.text import to_csv, to_json
 from pipeline.output import charts, leaderboard, page, run_folder
 from pipeline.output import metrics as certainty
 
@@ -65,16 +66,16 @@ def make_run(output: Path, name: str, accuracy: float, **changes: Any) -> Path:
     folder.mkdir(parents=True)
     for file in run_folder.RUN_FILES:
         (folder / file).write_bytes(b"")
-    (folder / "metrics.json").write_bytes(run_folder.to_json(metrics))
+    (folder / "metrics.json").write_bytes(to_json(metrics))
     steps = ((n, 1 / n, 1 - 0.5 / n, 1.2 / n, 0.9 - 0.5 / n) for n in range(1, 31))
     header = ("iteration", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-    (folder / "history.csv").write_bytes(run_folder.to_csv(header, steps))
+    (folder / "history.csv").write_bytes(to_csv(header, steps))
     curve = ((size, seed, 0.95, 0.6 + size / 1000) for size in (50, 100, 200) for seed in range(3))
     header = ("rows", "seed", "train_accuracy", "validation_accuracy")
-    (folder / "learning_curve.csv").write_bytes(run_folder.to_csv(header, curve))
+    (folder / "learning_curve.csv").write_bytes(to_csv(header, curve))
     rows = zip(range(ROWS), labels, predicted, confidences, strict=True)
     lines = ((i, CLASSES[a], CLASSES[b], f"{c:.6f}") for i, a, b, c in rows)
-    (folder / "predictions.csv").write_bytes(run_folder.to_csv(("index", "label", "predicted", "confidence"), lines))
+    (folder / "predictions.csv").write_bytes(to_csv(("index", "label", "predicted", "confidence"), lines))
     return folder
 
 
@@ -205,8 +206,8 @@ def test_files_missing_or_broken_cost_only_their_part(output: Path, content: str
 def test_images_of_a_folder_are_shown_and_replaced_when_they_are_gone(tmp_path: Path) -> None:
     from PIL import Image
 
+    from pipeline.common.text import printable
     from pipeline.data import datasets
-    from pipeline.data.dataset import printable
 
     pictures, output = tmp_path / "birds", tmp_path / "output"
     generator = np.random.default_rng(0)
@@ -224,7 +225,7 @@ def test_images_of_a_folder_are_shown_and_replaced_when_they_are_gone(tmp_path: 
     )  # fmt: skip
     rows = ((row, "ant", "bee", 0.9 - row / 100, printable(name)) for row, name in enumerate(names))
     header = ("index", "label", "predicted", "confidence", "file")
-    (folder / "predictions.csv").write_bytes(run_folder.to_csv(header, rows))
+    (folder / "predictions.csv").write_bytes(to_csv(header, rows))
 
     def images() -> list[str]:
         return re.findall(r'<img src="(data:image/[a-z+]+);', page.rebuild(output, output).page.read_text("utf-8"))
@@ -320,7 +321,7 @@ def test_rare_confusions_are_less_than_one_per_cent_and_never_zero(tmp_path: Pat
     run = make_run(tmp_path, "digits-logistic-aaaaaaaa", 0.8, seed=0)
     predicted = ["ant", *["bee"] * 2, *["cat <b>"] * 197]  # of 200: 0.5 % and 1 %
     lines = ((i, "cat <b>", label, "0.9") for i, label in enumerate(predicted))
-    (run / "predictions.csv").write_bytes(run_folder.to_csv(("index", "label", "predicted", "confidence"), lines))
+    (run / "predictions.csv").write_bytes(to_csv(("index", "label", "predicted", "confidence"), lines))
     text = page.rebuild(tmp_path, tmp_path).page.read_text(encoding="utf-8")
     cells = re.findall(r'<td style="--s:\d+"[^>]*>([^<]*)</td>', text)
     assert sorted(filter(None, cells)) == ["&lt;1", "1", "98"]

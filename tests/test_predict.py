@@ -21,7 +21,7 @@ from PIL import Image
 from pipeline.commands import predict
 from pipeline.commands.predict import PredictOptions
 from pipeline.common.errors import UserError
-from pipeline.features import extract
+from pipeline.common.quiet import interrupts_later
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers, history, persistence, sharing
 from pipeline.network import device
@@ -184,7 +184,7 @@ def test_a_model_in_bfloat16_serves_where_there_is_none(
 def test_an_interrupt_waits_until_tensorflow_is_loaded() -> None:
     done = []
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), extract.interrupts_later():
+    with pytest.raises(KeyboardInterrupt), interrupts_later():
         os.kill(os.getpid(), signal.SIGINT)
         done.append("the block goes on")
     assert done

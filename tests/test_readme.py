@@ -16,7 +16,7 @@ from conftest import DATA_DIR, ROOT
 from pipeline.cli import _build_parser
 from pipeline.data import datasets
 from pipeline.features import extract
-from pipeline.features.spec import ALL_TAPS
+from pipeline.network.taps import ALL_TAPS
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "reliability.md", ROOT / "docs" / "experiments.md"]
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)

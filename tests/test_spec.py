@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from pipeline.common.errors import UserError
 from pipeline.features import extract
 from pipeline.features.extract import FeatureOptions
-from pipeline.features.spec import ALL_TAPS, TAP_COLUMNS, FeatureSpec, RunSpec, columns_of, parse_taps
+from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
+from pipeline.network.taps import ALL_TAPS, TAP_COLUMNS, columns_of, parse_taps
+from pipeline.selection.trials import RunSpec
 
 SPEC = FeatureSpec(
     dataset="cifar10",

@@ -19,7 +19,8 @@ from pipeline.commands import inspect
 from pipeline.common.errors import UserError
 from pipeline.features import checksum, parts, reuse, store
 from pipeline.features.extract import FeatureOptions
-from pipeline.features.spec import ALL_TAPS, TAP_COLUMNS, FeatureSpec, order_taps
+from pipeline.features.spec import FeatureSpec
+from pipeline.network.taps import ALL_TAPS, TAP_COLUMNS, order_taps
 
 ATTRIBUTES = {
     "created": "2026-01-01T00:00:00+00:00",

@@ -19,8 +19,8 @@ from conftest import ROOT, Run, assert_user_error
 from test_cli import DIGITS, TAPS, make_cache, places
 
 from pipeline.common.errors import UserError
-from pipeline.features.spec import ALL_TAPS, TOP_TAPS
 from pipeline.models import classifiers
+from pipeline.network.taps import ALL_TAPS, TOP_TAPS
 from pipeline.selection import grid as grids
 from pipeline.selection import trials
 

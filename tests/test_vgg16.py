@@ -11,9 +11,9 @@ from conftest import WEIGHTS_FILE
 
 from pipeline.common.errors import UserError
 from pipeline.features import store
-from pipeline.features.spec import ALL_TAPS, CONV_LAYERS, TAP_COLUMNS
 from pipeline.network import device as hardware
 from pipeline.network import weights
+from pipeline.network.taps import ALL_TAPS, CONV_LAYERS, TAP_COLUMNS
 
 pytestmark = pytest.mark.tensorflow
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.progress import Progress, format_bytes
+from pipeline.common.text import printable
 from pipeline.data import datasets
-from pipeline.data.dataset import listing, printable
+from pipeline.data.dataset import listing
 from pipeline.features import extract, store
 from pipeline.features.extract import FeatureOptions
-from pipeline.features.spec import TAP_COLUMNS, FeatureSpec, columns_of
+from pipeline.features.spec import FeatureSpec
+from pipeline.network.taps import TAP_COLUMNS, columns_of
 
 
 def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> str:

@@ -21,14 +21,15 @@ import numpy as np
 from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.progress import Progress
+from pipeline.common.text import count_of_files, printable, to_csv, to_json
 from pipeline.data import decode as images
 from pipeline.data import folder, loader
-from pipeline.data.dataset import Image, Skipped, Split, Unusable, count_of_files, few_reasons, listing, printable
+from pipeline.data.dataset import Image, Skipped, Split, Unusable, few_reasons, listing
 from pipeline.features import compute, extract
 from pipeline.features.extract import FeatureOptions
 from pipeline.models import persistence
 from pipeline.network import device
-from pipeline.output import contact_sheet, run_folder
+from pipeline.output import contact_sheet
 
 log = logging.getLogger("pipeline")
 
@@ -318,11 +319,11 @@ def _csv(model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipp
         ]
         for item in predictions
     )
-    return run_folder.to_csv(header, rows).decode("utf-8")
+    return to_csv(header, rows).decode("utf-8")
 
 
 def _json(model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> str:
-    return run_folder.to_json(
+    return to_json(
         {
             "model": printable(str(model)),
             "predictions": [

@@ -26,17 +26,20 @@ from typing import TYPE_CHECKING, Any
 from pipeline.commands import train
 from pipeline.common import atomic
 from pipeline.common.errors import Interrupted, UserError, file_errors
+from pipeline.common.keys import digest_of, safe_name
 from pipeline.common.progress import Progress, format_seconds
+from pipeline.common.text import text_table, to_csv
 from pipeline.features import compute, extract, store
 from pipeline.features.extract import FeatureOptions
-from pipeline.features.spec import FeatureSpec, RunSpec, columns_of, describe_taps, digest_of, parse_taps, safe_name
+from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
+from pipeline.network.taps import columns_of, describe_taps, parse_taps
 from pipeline.output import run_folder
 from pipeline.output.run_folder import RunPlace
 from pipeline.selection import grid as grids
 from pipeline.selection import trials, warm_start
 from pipeline.selection.grid import Candidate
-from pipeline.selection.trials import Record
+from pipeline.selection.trials import Record, RunSpec
 from pipeline.selection.warm_start import Place, says
 
 if TYPE_CHECKING:
@@ -425,7 +428,7 @@ def _row(place: Place, record: Record) -> Mapping[str, Any]:
 
 def _csv(table: Sequence[tuple[Place, Record]]) -> bytes:
     rows = [{"rank": rank, **_row(place, record)} for rank, (place, record) in enumerate(table, 1)]
-    return run_folder.to_csv(rows[0], (row.values() for row in rows))
+    return to_csv(rows[0], (row.values() for row in rows))
 
 
 def closing(result: Result) -> str:
@@ -444,7 +447,7 @@ def closing(result: Result) -> str:
     spent = sum(record.seconds for _, record in result.table)
     more = len(result.table) - len(lines)
     return (
-        run_folder.text_table(header, lines)
+        text_table(header, lines)
         + (f"and {more} more\n" if more else "")
         + f"\nall of them: {result.path} ({format_seconds(spent)} of fitting)\n"
         + "Accuracies and losses are of the validation split; those on fewer rows went no further.\n"

@@ -25,15 +25,18 @@ from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.progress import Progress, format_seconds
+from pipeline.common.text import printable, to_csv, to_json
 from pipeline.data import datasets
-from pipeline.data.dataset import Skipped, listing, printable
+from pipeline.data.dataset import Skipped, listing
 from pipeline.features import compute, extract, store
 from pipeline.features.extract import FeatureOptions
-from pipeline.features.spec import FeatureSpec, RunSpec, columns_of
+from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
+from pipeline.network.taps import columns_of
 from pipeline.output import metrics as certainty
 from pipeline.output import model_card, run_folder
 from pipeline.output.run_folder import RunPlace, number
+from pipeline.selection.trials import RunSpec
 
 if TYPE_CHECKING:
     from pipeline.models.fit import Fitted
@@ -127,10 +130,8 @@ def _with_members(
     named = ([*row, printable(name)] for row, name in zip(rows, names, strict=True))
     return {
         **contents,
-        "predictions.csv": run_folder.to_csv([*header, "file"], named),
-        "skipped.csv": run_folder.to_csv(
-            Skipped._fields, ((printable(item.file), item.reason) for item in cache.skipped)
-        ),
+        "predictions.csv": to_csv([*header, "file"], named),
+        "skipped.csv": to_csv(Skipped._fields, ((printable(item.file), item.reason) for item in cache.skipped)),
     }, described
 
 
@@ -329,10 +330,10 @@ def _compute(
     metrics["seconds"] = clock.seconds()
     contents = {
         "report.txt": _report_text(metrics, scored.text).encode("utf-8"),
-        "metrics.json": run_folder.to_json(metrics),
+        "metrics.json": to_json(metrics),
         "history.csv": chosen.history.to_csv().encode("utf-8"),
         "learning_curve.csv": _curve_csv(curve),
-        "predictions.csv": run_folder.to_csv(
+        "predictions.csv": to_csv(
             ("index", "label", "predicted", "confidence"),
             (
                 (index, classes[label], classes[guess], f"{confidence:.6f}")
@@ -468,7 +469,7 @@ def _curve_csv(curve: LearningCurve) -> bytes:
         for index, size in enumerate(curve.sizes)
         for seed in range(curve.train.shape[1])
     )
-    return run_folder.to_csv(("rows", "seed", "train_accuracy", "validation_accuracy"), rows)
+    return to_csv(("rows", "seed", "train_accuracy", "validation_accuracy"), rows)
 
 
 def _report_text(metrics: Mapping[str, Any], table: str) -> str:

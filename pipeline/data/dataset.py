@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError
+from pipeline.common.text import count_of_files, printable
 
 Image = NDArray[np.uint8]  # (h, w, 3), RGB, 0 to 255
 
@@ -33,17 +33,6 @@ class Skipped(NamedTuple):
     def is_leak(self) -> bool:
         """Whether it was left out of test because it is in train."""
         return self.reason.startswith(LEAK)
-
-
-def printable(name: str) -> str:
-    r"""A file name for people: bytes that are not UTF-8, and control characters, as ``\xNN``."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def count_of_files(number: int) -> str:
-    """``1 file``, ``2 files``."""
-    return f"{number:,} {'file' if number == 1 else 'files'}"
 
 
 def few_reasons(skipped: Sequence[Skipped], most: int = 3) -> str:

@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError, file_errors
+from pipeline.common.keys import digest_of, safe_name
 from pipeline.common.progress import Progress
 from pipeline.data import dataset
-from pipeline.features.spec import digest_of, safe_name
 
 log = logging.getLogger("pipeline")
 

@@ -27,21 +27,11 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from pipeline.common.errors import UserError, file_errors
+from pipeline.common.keys import digest_of
 from pipeline.common.progress import Progress
+from pipeline.common.text import count_of_files, printable
 from pipeline.data import decode
-from pipeline.data.dataset import (
-    LEAK,
-    Dataset,
-    Image,
-    Members,
-    Skipped,
-    Split,
-    Unusable,
-    count_of_files,
-    few_reasons,
-    printable,
-)
-from pipeline.features.spec import digest_of
+from pipeline.data.dataset import LEAK, Dataset, Image, Members, Skipped, Split, Unusable, few_reasons
 
 log = logging.getLogger("pipeline")
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError
 from pipeline.features import store
-from pipeline.features.spec import parse_taps
+from pipeline.network.taps import parse_taps
 
 
 def load_features(

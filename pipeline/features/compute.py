@@ -22,23 +22,13 @@ from numpy.typing import NDArray
 from pipeline.common.background import Aside
 from pipeline.common.errors import Interrupted, UserError
 from pipeline.common.progress import Progress, format_bytes, format_seconds
+from pipeline.common.text import count_of_files, printable
 from pipeline.data import loader
-from pipeline.data.dataset import (
-    LEAK,
-    Dataset,
-    Image,
-    Members,
-    Skipped,
-    Split,
-    Unusable,
-    count_of_files,
-    few_reasons,
-    printable,
-)
+from pipeline.data.dataset import LEAK, Dataset, Image, Members, Skipped, Split, Unusable, few_reasons
 from pipeline.features import reuse, store
 from pipeline.features.parts import Build, Part, PartContent
-from pipeline.features.spec import TAP_COLUMNS, columns_of
 from pipeline.network import device, weights
+from pipeline.network.taps import TAP_COLUMNS, columns_of
 
 log = logging.getLogger("pipeline")
 

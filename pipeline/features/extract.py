@@ -6,27 +6,26 @@ python -m pipeline features --dataset cifar10 --image-size 64
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import signal
 import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.background import Aside
 from pipeline.common.errors import UserError, file_errors
+from pipeline.common.keys import safe_name
 from pipeline.common.progress import format_bytes
+from pipeline.common.quiet import interrupts_later, quiet_stderr
 from pipeline.data import datasets
 from pipeline.data.dataset import Dataset, listing
 from pipeline.features import compute as computing
 from pipeline.features import parts, store
-from pipeline.features.spec import FITS, FeatureSpec, check_image_size, columns_of, parse_taps, safe_name
+from pipeline.features.spec import FITS, FeatureSpec, check_image_size
 from pipeline.network import device, weights
+from pipeline.network.taps import columns_of, parse_taps
 
 log = logging.getLogger("pipeline")
 
@@ -370,45 +369,3 @@ def make_extractor(
         )
         extractor.check_precision(sample)
     return extractor
-
-
-@contextmanager
-def interrupts_later() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the end of the block: within TensorFlow's loading they become other errors."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda *_: came.append(1)) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-    if came:
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """Hold back what native code writes to stderr in the block; show it only if the block fails.
-
-    TensorFlow's C++ side greets before any of its log levels apply.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as spool:
-        os.dup2(spool.fileno(), 2)
-        try:
-            yield
-        except UserError:
-            raise  # it says all there is to say
-        except Exception:
-            sys.stderr.flush()
-            spool.seek(0)
-            os.write(kept, spool.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from pipeline.common import atomic
 from pipeline.data.dataset import Members, Skipped
 from pipeline.features import store
-from pipeline.features.spec import FORMAT_VERSION, TAP_COLUMNS, FeatureSpec
+from pipeline.features.spec import FORMAT_VERSION, FeatureSpec
+from pipeline.network.taps import TAP_COLUMNS
 
 # Rows of a part: a few seconds of work, so little is lost, and yet few enough files and fsyncs. It is
 # no option, and no multiple of the batch size, because a resumed run must meet the boundaries it left.

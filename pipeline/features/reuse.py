@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError
 from pipeline.features import store
-from pipeline.features.spec import TAP_COLUMNS, FeatureSpec, relatives
+from pipeline.features.spec import FeatureSpec, relatives
+from pipeline.network.taps import TAP_COLUMNS
 
 log = logging.getLogger("pipeline")
 

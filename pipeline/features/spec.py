@@ -7,104 +7,23 @@ later cannot be forgotten. How fast or where something runs never enters here.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.common.errors import UserError
+from pipeline.common.keys import digest_of, safe_name
+from pipeline.network.taps import order_taps
 
 FORMAT_VERSION = 2  # of the feature file; another number means another meaning of the bytes
 
-# VGG16's convolutional base, configuration D of Simonyan & Zisserman, https://arxiv.org/abs/1409.1556,
-# table 1: every layer and its number of channels, in the order of the forward pass. A max pooling
-# follows the last convolution of each block.
-CONV_LAYERS: dict[str, int] = {
-    "block1_conv1": 64,
-    "block1_conv2": 64,
-    "block2_conv1": 128,
-    "block2_conv2": 128,
-    "block3_conv1": 256,
-    "block3_conv2": 256,
-    "block3_conv3": 256,
-    "block4_conv1": 512,
-    "block4_conv2": 512,
-    "block4_conv3": 512,
-    "block5_conv1": 512,
-    "block5_conv2": 512,
-    "block5_conv3": 512,
-}
-
-# Every tap (a layer and a global pooling over its height and width) and its number of columns.
-TAP_COLUMNS: dict[str, int] = {
-    **{f"{layer}.avg": channels for layer, channels in CONV_LAYERS.items()},
-    "block3_pool.max": 256,
-    "block4_pool.max": 512,
-    "block5_pool.max": 512,
-    "block5_pool.avg": 512,
-}
-TOP_TAPS = ("block5_pool.avg",)  # what Keras calls include_top=False, pooling="avg"
-ALL_TAPS = tuple(TAP_COLUMNS)
 
 INTERPOLATIONS = ("bicubic",)
 FITS = ("squash", "crop", "pad")
 PRECISIONS = ("float32", "bfloat16")
 MIN_IMAGE_SIZE = 32  # below it the fifth pooling has nothing left to pool
 MAX_IMAGE_SIZE = 1024  # more than four times what VGG16 was trained at is surely a slip
-
-
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys, no spaces and no NaN: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def digest_of(value: Any) -> str:
-    """sha256, in hex, of a value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
-
-
-def parse_taps(text: str) -> tuple[str, ...]:
-    """Read ``all``, ``top`` or ``NAME,NAME…`` into tap names, in network order, each once.
-
-    Raises
-    ------
-    UserError
-        When a name is not a tap, or there is none.
-    """
-    if text == "all":
-        return ALL_TAPS
-    if text == "top":
-        return TOP_TAPS
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in TAP_COLUMNS]
-    if unknown or not names:
-        found = ", ".join(repr(name) for name in unknown) or repr(text)
-        raise UserError(
-            f"The taps parameter must be 'all', 'top' or a comma-separated list of tap names. Got {found}. "
-            f"The names are {', '.join(ALL_TAPS)}."
-        )
-    return order_taps(names)
-
-
-def order_taps(names: Iterable[str]) -> tuple[str, ...]:
-    """Sort tap names into network order and drop repeats, so that equal sets have equal keys."""
-    wanted = set(names)
-    return tuple(tap for tap in ALL_TAPS if tap in wanted)
-
-
-def columns_of(taps: Iterable[str]) -> int:
-    """Number of feature columns of some taps together."""
-    return sum(TAP_COLUMNS[tap] for tap in taps)
-
-
-def describe_taps(taps: Iterable[str]) -> str:
-    """Taps in a few words: ``all``, ``top``, their names, or the first, the last and how many."""
-    names = tuple(taps)
-    if names in (ALL_TAPS, TOP_TAPS):
-        return "all" if names == ALL_TAPS else "top"
-    return ", ".join(names) if len(names) <= 2 else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
 def check_image_size(size: int) -> int:
@@ -241,49 +160,6 @@ class FeatureSpec:
 def relatives(image_size: int) -> str:
     """What, behind the data set's name, the names of all caches of one image size have in common."""
     return f"-vgg16-{image_size}px-"
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """Every input that changes a stage-two result.
-
-    Attributes
-    ----------
-    features : str
-        `FeatureSpec.key` of the features used (of exactly the taps used, whatever the file holds besides).
-    dataset : str
-        The data set's name.
-    classifier : str
-        The classifier's name.
-    options : dict
-        As `classifiers.resolve` gives them.
-    seed : int
-        Seed of the split, of the initial weights and of the shuffling.
-    protocol : int
-        Version of the selection protocol; another number means that the same inputs give another result.
-    """
-
-    features: str
-    dataset: str
-    classifier: str
-    options: Mapping[str, Any]
-    seed: int
-    protocol: int
-
-    def key(self) -> str:
-        """sha256, in hex, over the canonical JSON of all fields."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return digest_of({**fields, "options": dict(self.options)})
-
-    @property
-    def name(self) -> str:
-        """The run's name: data set, classifier, 8 hex digits of the run key."""
-        return f"{safe_name(self.dataset)}-{self.classifier}-{self.key()[:8]}"
-
-
-def safe_name(name: str) -> str:
-    """A name fit for a file name on every system: letters, digits, dot, underscore, hyphen."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
 
 
 def _short(value: Any) -> str:

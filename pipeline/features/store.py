@@ -44,7 +44,8 @@ from pipeline.data.dataset import Members, Skipped
 from pipeline.features import checksum
 from pipeline.features.checksum import HDF5_SIGNATURE, HEADER_SIZE
 from pipeline.features.layout import SparseMemory
-from pipeline.features.spec import FORMAT_VERSION, TAP_COLUMNS, FeatureSpec
+from pipeline.features.spec import FORMAT_VERSION, FeatureSpec
+from pipeline.network.taps import TAP_COLUMNS
 
 CacheError = checksum.CacheError
 refuse = checksum.refuse

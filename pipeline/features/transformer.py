@@ -22,12 +22,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
+from pipeline.common.keys import digest_of
 from pipeline.data import decode, pixel_check
 from pipeline.data.dataset import Dataset, Image, Members, Split
 from pipeline.features import extract, parts, reuse, store
 from pipeline.features.extract import FeatureOptions
-from pipeline.features.spec import TAP_COLUMNS, FeatureSpec, columns_of, digest_of, parse_taps, relatives
+from pipeline.features.spec import FeatureSpec, relatives
 from pipeline.network.device import Plan
+from pipeline.network.taps import TAP_COLUMNS, columns_of, parse_taps
 
 NAME = "images"  # what the data set is called that new images make
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError, file_errors
-from pipeline.features.spec import FeatureSpec, columns_of
+from pipeline.features.spec import FeatureSpec
+from pipeline.network.taps import columns_of
 
 # What skops does not trust by itself, and yet is nothing but numbers: the state of MLPClassifier's solver, and the
 # temperature that makes probabilities of decision values, with the (trusted) classifier that it belongs to.

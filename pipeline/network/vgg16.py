@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from tensorflow.python.client import device_lib  # TensorFlow's public functions do not tell the memory of a GPU
 
 from pipeline.common.errors import UserError
-from pipeline.features.spec import CONV_LAYERS, TAP_COLUMNS, columns_of
+from pipeline.network.taps import CONV_LAYERS, TAP_COLUMNS, columns_of
 
 # Mean red, green and blue of ImageNet, 0 to 255, that VGG16 was trained with: keras.applications' "caffe" mode.
 MEAN_RGB = (123.68, 116.779, 103.939)
@@ -86,7 +86,7 @@ class Extractor:
     layers : mapping
         Kernel and bias of each of the 13 convolutions.
     taps : sequence of str
-        What to keep, of `spec.TAP_COLUMNS`. Layers above the highest of them are not computed.
+        What to keep, of `TAP_COLUMNS`. Layers above the highest of them are not computed.
     image_size : int
         Height and width, in pixels, that images are resized to.
     interpolation : str

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError
-from pipeline.features.spec import CONV_LAYERS
 from pipeline.network import pypi_weights
+from pipeline.network.taps import CONV_LAYERS
 
 log = logging.getLogger("pipeline")
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common import atomic
-from pipeline.features.spec import describe_taps, safe_name
+from pipeline.common.keys import safe_name
+from pipeline.common.text import text_table, to_csv
+from pipeline.network.taps import describe_taps
 from pipeline.output import run_folder
 
 log = logging.getLogger("pipeline")
@@ -163,11 +165,6 @@ HEADER = (
 )  # fmt: skip
 
 
-def to_csv(runs: Sequence[Run]) -> bytes:
-    """The list as CSV; accuracies between 0 and 1, losses in nats, times in seconds."""
-    return run_folder.to_csv(HEADER, [_row(rank, run) for rank, run in enumerate(runs, 1)])
-
-
 def _row(rank: int, run: Run) -> tuple[Any, ...]:
     metrics = run.metrics
     low, high = metrics.get("interval", {}).get("test") or (None, None)
@@ -208,13 +205,13 @@ def to_text(runs: Sequence[Run]) -> str:
         for rank, run in enumerate(runs, 1)
         for m in [run.metrics]
     ]  # fmt: skip
-    return run_folder.text_table(header, rows)
+    return text_table(header, rows)
 
 
 def write_csv(output_dir: Path, runs: Sequence[Run]) -> Path:
-    """Write the list beside the runs; return where."""
+    """Write the list beside the runs, accuracies between 0 and 1, losses in nats, times in seconds; return where."""
     path = output_dir / CSV_NAME
-    atomic.write_atomically(path, to_csv(runs))
+    atomic.write_atomically(path, to_csv(HEADER, [_row(rank, run) for rank, run in enumerate(runs, 1)]))
     return path
 
 

@@ -28,11 +28,12 @@ from PIL import Image
 
 from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
+from pipeline.common.keys import safe_name
 from pipeline.common.progress import Progress
+from pipeline.common.text import printable
 from pipeline.data import datasets
-from pipeline.data.dataset import printable
-from pipeline.features.spec import describe_taps, safe_name
 from pipeline.models import classifiers
+from pipeline.network.taps import describe_taps
 from pipeline.output import charts, leaderboard, metrics, run_folder
 from pipeline.output.charts import Point, Series
 from pipeline.output.leaderboard import Run

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.common import atomic
-from pipeline.features.spec import safe_name
+from pipeline.common.keys import safe_name
+from pipeline.common.text import to_json
 
 RUN_FILES = (
     "report.txt",
@@ -65,37 +64,9 @@ class RunPlace:
         return self.model.with_suffix(".md")
 
 
-def to_json(value: Any) -> bytes:
-    """Readable JSON, as bytes, ending in a line feed."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
-
-
-def to_csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> bytes:
-    """CSV as bytes, with line feeds."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode("utf-8")
-
-
 def number(value: float | None, form: str, without: str = "–") -> str:
     """A score as ``form`` has it, or what stands for one that there is not: where no test row is left."""
     return without if value is None else format(value, form)
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out cells in columns as wide as their widest; those that look like numbers stand to the right."""
-    widths = [max(len(row[index]) for row in (header, *rows)) for index in range(len(header))]
-    numbers = [all(row[index][:1].isdigit() or not row[index] for row in rows) for index in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(row, widths, numbers, strict=True)
-        ).rstrip()
-        for row in (header, *rows)
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def find(place: RunPlace) -> Mapping[str, Any] | None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError, file_errors
-from pipeline.features.spec import ALL_TAPS, TOP_TAPS, columns_of, parse_taps
 from pipeline.models import classifiers
+from pipeline.network.taps import ALL_TAPS, TOP_TAPS, columns_of, parse_taps
 
 MANY = 200  # candidates from which on a person is asked: by far the most grids are smaller, or slips
 MOST = 10_000_000  # candidates that are not even listed

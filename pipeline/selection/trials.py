@@ -10,6 +10,7 @@ convex, so that the start moves the end by no more than the tolerance, which is 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common import atomic
-from pipeline.features.spec import RunSpec, digest_of, safe_name
+from pipeline.common.keys import digest_of, safe_name
 
 log = logging.getLogger("pipeline")
 
@@ -99,3 +100,41 @@ def read_state(path: Path) -> NDArray[np.float32] | None:
 def drop_state(path: Path) -> None:
     """Remove where a candidate ended, once nothing will start there."""
     atomic.unlink(path.with_suffix(".npy"))
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Every input that changes a stage-two result.
+
+    Attributes
+    ----------
+    features : str
+        `FeatureSpec.key` of the features used (of exactly the taps used, whatever the file holds besides).
+    dataset : str
+        The data set's name.
+    classifier : str
+        The classifier's name.
+    options : dict
+        As `classifiers.resolve` gives them.
+    seed : int
+        Seed of the split, of the initial weights and of the shuffling.
+    protocol : int
+        Version of the selection protocol; another number means that the same inputs give another result.
+    """
+
+    features: str
+    dataset: str
+    classifier: str
+    options: Mapping[str, Any]
+    seed: int
+    protocol: int
+
+    def key(self) -> str:
+        """sha256, in hex, over the canonical JSON of all fields."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return digest_of({**fields, "options": dict(self.options)})
+
+    @property
+    def name(self) -> str:
+        """The run's name: data set, classifier, 8 hex digits of the run key."""
+        return f"{safe_name(self.dataset)}-{self.classifier}-{self.key()[:8]}"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.spec import columns_of, describe_taps
 from pipeline.models import classifiers
+from pipeline.network.taps import columns_of, describe_taps
 from pipeline.selection import trials
 from pipeline.selection.grid import Candidate
 from pipeline.selection.trials import Record

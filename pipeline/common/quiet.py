@@ -1,0 +1,55 @@
+"""Loading native code without its greetings, and without an interrupt in its middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.common.errors import UserError
+
+
+@contextmanager
+def interrupts_later() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the end of the block: within TensorFlow's loading they become other errors."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda *_: came.append(1)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+    if came:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Hold back what native code writes to stderr in the block; show it only if the block fails.
+
+    TensorFlow's C++ side greets before any of its log levels apply.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as spool:
+        os.dup2(spool.fileno(), 2)
+        try:
+            yield
+        except UserError:
+            raise  # it says all there is to say
+        except Exception:
+            sys.stderr.flush()
+            spool.seek(0)
+            os.write(kept, spool.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
