@@ -136,7 +136,7 @@ def test_many_classes_cost_no_more_than_few(tmp_path: Path) -> None:
         load(folder)
         return time.process_time() - began
 
-    assert seconds(2000, 3) < 2.5 * seconds(3, 2000)
+    assert seconds(3000, 3) < 3 * seconds(3, 3000)
 
 
 # --- what is left out -------------------------------------------------------------------------
@@ -370,6 +370,21 @@ def test_rows_of_the_cache_are_named_and_faults_leave_no_gap(folder: Path, tmp_p
         assert "18 files" in outcome.said
         assert "--strict makes an error" in outcome.said
         assert all(f"{label}/{name} (" in outcome.said for label in ("ant", "bee") for name in pictures.FAULTS)
+
+
+def test_without_one_usable_training_image_there_is_no_feature_file(tmp_path: Path) -> None:
+    pictures.fill(tmp_path / "x" / "test", count=3, seed=500)
+    for label in ("ant", "bee"):
+        (tmp_path / "x" / "train" / label).mkdir(parents=True)
+        for i in range(2):
+            damaged = pictures.png(7 * i + len(label) + ord(label[0]))[:-400]
+            (tmp_path / "x" / "train" / label / f"{i}.png").write_bytes(damaged)
+    for _ in range(2):
+        outcome = extract(tmp_path / "x", tmp_path / "f")
+        assert outcome.is_user_error, outcome.said
+        assert "None of the 4 training images" in outcome.said
+        assert all(f"train/{label}/{i}.png (damaged" in outcome.said for label in ("ant", "bee") for i in range(2))
+        assert list((tmp_path / "f").iterdir()) == []
 
 
 def test_strict_finds_what_only_decoding_tells_before_computing(folder: Path, tmp_path: Path) -> None:

@@ -122,6 +122,8 @@ def compute(work: Work) -> str:
 
     Raises
     ------
+    UserError
+        When no image of train can be used.
     Interrupted
         On SIGINT or SIGTERM.
     """
@@ -136,6 +138,7 @@ def compute(work: Work) -> str:
         build.prepare()
         with Progress("features", total, "images") as progress:
             _fill(work, progress)
+        _check_rows_left(work)
         _finish(work)
     except KeyboardInterrupt:
         if build.target.exists():  # it appears complete, and only what it was made of may be left
@@ -314,6 +317,20 @@ class _Leaks:
         rows = (row for row in range(part.start, part.stop) if row - part.start not in dropped)
         for row, values in zip(rows, np.hstack(list(content.features.values())), strict=True):
             yield row, hashlib.sha256(values.data).digest()
+
+
+def _check_rows_left(work: Work) -> None:
+    """Refuse features that nothing can be trained on. Parts of them are of no use to a later run either."""
+    build, members = work.build, work.members
+    dropped = build.dropped["train"]
+    if members is None or len(dropped) < build.rows["train"]:
+        return
+    build.discard()
+    reasons = few_reasons([Skipped(members["train"].names[row], why) for row, why in dropped.items()], most=20)
+    raise UserError(
+        f"None of the {len(dropped):,} training images of {work.dataset.source} can be used: {reasons}. "
+        f"Mend or replace them. No feature file was made."
+    )
 
 
 def _finish(work: Work) -> None:
