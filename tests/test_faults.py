@@ -123,6 +123,7 @@ def test_damaged_parts_are_computed_again_and_said(reference: dict[str, np.ndarr
         outcome = faults.run(folder)
         assert outcome.status == 0
         assert "a part of an earlier run is computed again" in outcome.said
+        assert "Delete it" not in outcome.said, "there is nothing for anyone to do"
         assert victim.name in outcome.said
         assert faults.same(faults.arrays(folder), reference), trial
 

@@ -22,7 +22,7 @@ from test_store import reseal
 from pipeline import cli
 from pipeline.common.errors import UserError
 from pipeline.data import datasets
-from pipeline.data.dataset import Dataset, Unusable
+from pipeline.data.dataset import Dataset, Skipped, Unusable
 from pipeline.features import store
 
 
@@ -191,6 +191,7 @@ def test_a_leak_is_called_a_leak(tmp_path: Path) -> None:
     }
     assert dataset.rows == {"train": 8, "test": 6}
     assert dataset.skipped[0].is_leak
+    assert Skipped.stored(*dataset.skipped[0][:2]) == dataset.skipped[0], "as a feature file keeps it"
 
 
 def test_one_image_under_two_classes_is_a_conflict(folder: Path) -> None:

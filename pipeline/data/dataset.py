@@ -16,7 +16,7 @@ from pipeline.common.text import count_of_files, printable
 Image = NDArray[np.uint8]  # (h, w, 3), RGB, 0 to 255
 
 
-LEAK = "a leak between train and test"  # what the reason for such a file begins with
+_LEAK = "a leak between train and test: "  # how the reason of one begins
 
 
 class Unusable(Exception):
@@ -28,11 +28,17 @@ class Skipped(NamedTuple):
 
     file: str
     reason: str
+    is_leak: bool = False  # whether it was left out of test because it is in train
 
-    @property
-    def is_leak(self) -> bool:
-        """Whether it was left out of test because it is in train."""
-        return self.reason.startswith(LEAK)
+    @classmethod
+    def leak(cls, file: str, what: str) -> Skipped:
+        """A file of test that is in train, and how that shows."""
+        return cls(file, f"{_LEAK}{what}, left out of test", is_leak=True)
+
+    @classmethod
+    def stored(cls, file: str, reason: str) -> Skipped:
+        """What was read from a feature file or a CSV file: these keep the reason alone, and a leak's is told by it."""
+        return cls(file, reason, reason.startswith(_LEAK))
 
 
 def few_reasons(skipped: Sequence[Skipped], most: int = 3) -> str:

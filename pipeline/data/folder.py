@@ -31,7 +31,7 @@ from pipeline.common.keys import digest_of
 from pipeline.common.progress import Progress
 from pipeline.common.text import count_of_files, printable
 from pipeline.data import decode
-from pipeline.data.dataset import LEAK, Dataset, Image, Members, Skipped, Split, Unusable, few_reasons
+from pipeline.data.dataset import Dataset, Image, Members, Skipped, Split, Unusable, few_reasons
 
 log = logging.getLogger("pipeline")
 
@@ -369,7 +369,7 @@ def _without_copies(files: Sequence[_File], *, made: bool) -> tuple[list[_File],
         test = [file for file in group if file.split == "test"]
         if train:
             where = printable(train[0].name)
-            skipped += [Skipped(file.name, f"{LEAK}: the same bytes as {where}, left out of test") for file in test]
+            skipped += [Skipped.leak(file.name, f"the same bytes as {where}") for file in test]
             test = []
         for side in (train, test):
             if len({file.label for file in side}) > 1:

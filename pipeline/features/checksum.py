@@ -23,15 +23,18 @@ _HEADER = re.compile(rb"vgg16 feature file, format (\d+), sha256 of the bytes fr
 
 
 class CacheError(UserError):
-    """A feature file that must not be used; the message says which, why, and what to do."""
+    """A feature file that must not be used; the message says which, why, and what to do, ``fault`` the first two."""
+
+    def __init__(self, message: str, fault: str | None = None) -> None:
+        super().__init__(message)
+        self.fault = fault or message
 
 
 def refuse(path: Path, what: str) -> CacheError:
     """Give the error for a file that must not be used, because of ``what``."""
-    return CacheError(
-        f"The feature file {path} cannot be used: {what}. It was not changed. Delete it and run "
-        f"'python -m pipeline features' with the same options to compute it again."
-    )
+    fault = f"The feature file {path} cannot be used: {what}"
+    advice = "Delete it and run 'python -m pipeline features' with the same options to compute it again."
+    return CacheError(f"{fault}. It was not changed. {advice}", fault)
 
 
 def peek_spec(path: Path) -> FeatureSpec:

@@ -24,7 +24,7 @@ from pipeline.common.errors import Interrupted, UserError
 from pipeline.common.progress import Progress, format_bytes, format_seconds
 from pipeline.common.text import count_of_files, printable
 from pipeline.data import loader
-from pipeline.data.dataset import LEAK, Dataset, Image, Members, Skipped, Split, Unusable, few_reasons
+from pipeline.data.dataset import Dataset, Image, Members, Skipped, Split, Unusable, few_reasons
 from pipeline.features import reuse, store
 from pipeline.features.parts import Build, Part, PartContent
 from pipeline.network import device, weights
@@ -243,7 +243,7 @@ def _is_there(build: Build, part: Part) -> bool:
     try:
         return build.peek(part) is not None
     except store.CacheError as error:
-        log.warning("warning: a part of an earlier run is computed again. %s", str(error).partition(". It was")[0])
+        log.warning("warning: a part of an earlier run is computed again. %s", error.fault)
         return False
 
 
@@ -302,7 +302,10 @@ class _Leaks:
         if not found:
             return content
         gone = dict(content.dropped) | {
-            row: f"{LEAK}: at the network's size the same picture as {printable(name)}, left out of test"
+            row: Skipped.leak(
+                self._members["test"].names[part.start + row],
+                f"at the network's size the same picture as {printable(name)}",
+            ).reason
             for row, name in found
         }
         before = [row for row in range(part.stop - part.start) if row not in dict(content.dropped)]

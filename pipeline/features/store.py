@@ -496,7 +496,8 @@ def _read_skipped(path: Path, file: h5py.File) -> tuple[Skipped, ...]:
     count = len(_text_dataset(path, group, "files", None))
     columns = [read_proven(path, _text_dataset(path, group, name, count)) for name in SKIPPED]
     return tuple(
-        Skipped(os.fsdecode(file), reason.decode("utf-8", "replace")) for file, reason in zip(*columns, strict=True)
+        Skipped.stored(os.fsdecode(file), reason.decode("utf-8", "replace"))
+        for file, reason in zip(*columns, strict=True)
     )
 
 

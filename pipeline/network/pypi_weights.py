@@ -93,10 +93,8 @@ def read_wheel(path: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.fl
     Raises
     ------
     UserError
-        When the file is absent or not the wheel expected.
+        When the file cannot be read, or is not the wheel expected.
     """
-    if not path.is_file():
-        raise UserError("there is no such file")
     with file_errors("read the wheel", path), open(path, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != WHEEL_SHA256:

