@@ -220,7 +220,7 @@ def _feature_options(arguments: argparse.Namespace) -> Any:
 
 
 def _train_options(arguments: argparse.Namespace) -> Any:
-    from pipeline.commands.train import TrainOptions
+    from pipeline.selection.options import TrainOptions
 
     prefix = "option_"
     given = {name.removeprefix(prefix): value for name, value in vars(arguments).items() if name.startswith(prefix)}
@@ -237,9 +237,10 @@ def _run_features(arguments: argparse.Namespace) -> None:
 
 def _run_train(arguments: argparse.Namespace) -> None:
     from pipeline.commands import train
+    from pipeline.output import report
 
     place = train.train(_feature_options(arguments), _train_options(arguments))
-    _show(arguments, train.closing(place))
+    _show(arguments, report.summary(place))
 
 
 def _show(arguments: argparse.Namespace, text: str) -> None:
@@ -254,11 +255,13 @@ def _show(arguments: argparse.Namespace, text: str) -> None:
 
 
 def _run_sweep(arguments: argparse.Namespace) -> None:
-    from pipeline.commands import sweep, train
+    from pipeline.commands import sweep
+    from pipeline.output import report
     from pipeline.selection import grid
+    from pipeline.selection.options import SweepOptions
 
     choices, arguments.taps = tuple(arguments.taps or ()), "all"
-    options = sweep.SweepOptions(
+    options = SweepOptions(
         training=_train_options(arguments),
         taps=choices,
         grids=tuple(grid.parse_grid(text) for text in arguments.grid),
@@ -267,7 +270,7 @@ def _run_sweep(arguments: argparse.Namespace) -> None:
         halving=not arguments.no_halving,
     )
     result = sweep.sweep(_feature_options(arguments), options)
-    _show(arguments, f"{sweep.closing(result)}\n{train.closing(result.winner)}")
+    _show(arguments, f"{sweep.summary(result)}\n{report.summary(result.winner)}")
 
 
 def _run_report(arguments: argparse.Namespace) -> None:
@@ -278,12 +281,13 @@ def _run_report(arguments: argparse.Namespace) -> None:
 
 
 def _run_demo(arguments: argparse.Namespace) -> None:
-    from pipeline.commands import demo, train
+    from pipeline.commands import demo
+    from pipeline.output import report
 
     options, training = _feature_options(arguments), _train_options(arguments)
     extracted, place = demo.demo(options, training, batch_size=arguments.batch_size, threads=arguments.threads)
     sys.stdout.write(f"{extracted.summary}\n")
-    _show(arguments, train.closing(place))
+    _show(arguments, report.summary(place))
 
 
 def _run_inspect(arguments: argparse.Namespace) -> None:
@@ -304,9 +308,9 @@ def _run_predict(arguments: argparse.Namespace) -> None:
 
 
 def _run_export(arguments: argparse.Namespace) -> None:
-    from pipeline.models import sharing
+    from pipeline.models import persistence
 
-    sys.stdout.write(sharing.export(arguments.model))
+    sys.stdout.write(persistence.export(arguments.model))
 
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:

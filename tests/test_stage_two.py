@@ -20,7 +20,7 @@ from pipeline.models import classifiers, logistic
 from pipeline.models import fit as fitting
 from pipeline.models.history import Data
 from pipeline.output import figures, metrics, run_folder
-from pipeline.selection import protocol, scaling
+from pipeline.selection import protocol
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -88,10 +88,10 @@ def test_the_optimum_is_scikit_learns(classes: int) -> None:
     data, held_out = blobs(900), blobs(90, seed=1)
     mine = data.labels < classes
     train = Data(data.features[mine], data.labels[mine])
-    scaler = scaling.fit_scaler(train.features)
-    train = Data(scaling.standardise(scaler, train.features), train.labels)
+    scaler = protocol.fit_scaler(train.features)
+    train = Data(protocol.standardise(scaler, train.features), train.labels)
     few = held_out.labels < classes
-    validation = Data(scaling.standardise(scaler, held_out.features[few]), held_out.labels[few])
+    validation = Data(protocol.standardise(scaler, held_out.features[few]), held_out.labels[few])
     params = options("logistic", C=0.1, tol=1e-5)
     fitted = fitting.fit("logistic", params, train, validation, 0)
     plain = LogisticRegression(C=0.1, tol=1e-6, max_iter=2000).fit(train.features.astype(float), train.labels)
@@ -183,9 +183,9 @@ def test_mlp_keeps_its_best_epoch() -> None:
 
 def test_scaling_is_scikit_learns_in_float32() -> None:
     data = blobs(9000)
-    scaler = scaling.fit_scaler(data.features)
+    scaler = protocol.fit_scaler(data.features)
     expected = (data.features - data.features.mean(0, dtype=np.float64)) / data.features.std(0, dtype=np.float64)
-    scaled = scaling.standardise(scaler, data.features.copy())
+    scaled = protocol.standardise(scaler, data.features.copy())
     assert scaled.dtype == np.float32
     np.testing.assert_allclose(scaled, expected, atol=1e-4)
 

@@ -237,21 +237,24 @@ def test_no_round_lacks_a_class(run: Run, tmp_path: Path) -> None:
 COMPARE = """
 import sys
 from pathlib import Path
-from pipeline import store, sweep, train
-from pipeline.extract import FeatureOptions
+from pipeline.commands import train
+from pipeline.features import store
+from pipeline.features.extract import FeatureOptions
+from pipeline.selection import search
+from pipeline.selection.options import SweepOptions, TrainOptions
 features_dir, folder, side_by_side = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "True"
-sweep.WORTH_WORKERS = 0 if side_by_side else 10**15
+search.WORTH_WORKERS = 0 if side_by_side else 10**15
 features = FeatureOptions(
     dataset="digits", features_dir=features_dir, image_size=32, weights="random", precision="float32",
     taps="block1_conv1.avg,block5_pool.avg",
 )
-training = train.TrainOptions(options={"tol": 1e-4}, output_dir=folder / "output", models_dir=folder / "models")
+training = TrainOptions(options={"tol": 1e-4}, output_dir=folder / "output", models_dir=folder / "models")
 values = tuple(float(f"{10 ** (-3 + power / 4):.3g}") for power in range(11))
 taps = ("top", "block1_conv1.avg")
 path, asked = train.find_features(features)
 with store.open(path) as cache:
-    options = sweep.SweepOptions(training=training, taps=taps, grids=(("C", values),), halving=False)
-    sweep.compare(cache, asked, options)
+    options = SweepOptions(training=training, taps=taps, grids=(("C", values),), halving=False)
+    search.compare(cache, asked, options)
 """
 
 

@@ -9,11 +9,11 @@ import dataclasses
 import logging
 
 from pipeline.commands import train
-from pipeline.commands.train import TrainOptions
 from pipeline.features import extract
 from pipeline.features.extract import Extracted, FeatureOptions
 from pipeline.network.weights import WeightsUnavailable
 from pipeline.output.run_folder import RunPlace
+from pipeline.selection.options import TrainOptions
 
 log = logging.getLogger("pipeline")
 

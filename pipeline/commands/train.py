@@ -13,55 +13,31 @@ import logging
 import platform
 import shlex
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.common.errors import UserError, file_errors
-from pipeline.common.progress import Progress, format_seconds
 from pipeline.common.text import printable, to_csv, to_json
 from pipeline.data import datasets
-from pipeline.data.dataset import Skipped, listing
-from pipeline.features import compute, extract, store
+from pipeline.features import arrays, compute, extract, store
 from pipeline.features.extract import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import columns_of
-from pipeline.output import metrics as certainty
-from pipeline.output import model_card, run_folder
-from pipeline.output.run_folder import RunPlace, number
-from pipeline.selection.trials import RunSpec
+from pipeline.output import model_card, report, run_folder
+from pipeline.output.metrics import score_test
+from pipeline.output.run_folder import RunPlace
+from pipeline.selection.options import TrainOptions
+from pipeline.selection.trials import PROTOCOL, RunSpec
 
 if TYPE_CHECKING:
     from pipeline.models.fit import Fitted
     from pipeline.selection.protocol import LearningCurve
 
 log = logging.getLogger("pipeline")
-
-NO_TEST = "no test scores: every image of the test split was left out"
-PROTOCOL = 2  # part of a run's key: raise it when the same inputs give another result
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """What `train` is asked for, besides the features."""
-
-    classifier: str = "logistic"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    models_dir: Path = Path("models")
-    output_dir: Path = Path("output")
-    seed: int = 0
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        classifiers.resolve(self.classifier, self.options)
-        classifiers.check_seed(self.seed)
 
 
 def train(features: FeatureOptions, options: TrainOptions) -> RunPlace:
@@ -213,14 +189,6 @@ def _no_cache(options: FeatureOptions) -> UserError:
 # --- computing a run --------------------------------------------------------------------------
 
 
-def load(cache: store.Cache, split: str, taps: tuple[str, ...]) -> tuple[NDArray[np.float32], NDArray[Any]]:
-    """Features, float32 (n, columns), and labels (n,) of a split, read with progress."""
-    size = cache.rows[split] * columns_of(taps) * store.FEATURE_DTYPE.itemsize
-    with Progress(f"reading {split}", size, "B", scale=True) as progress:
-        features = cache.features(split, taps, progress=progress.update)
-    return features, cache.labels(split)
-
-
 def _compute(
     cache: store.Cache,
     asked: FeatureSpec,
@@ -241,7 +209,7 @@ def _compute(
     name, classes, taps = options.classifier, cache.class_names, asked.taps
     resolved = classifiers.resolve(name, options.options)
     clock = _Clock(start)
-    features, labels = load(cache, "train", taps)
+    features, labels = arrays.load_split(cache, "train", taps)
     data = history.Data(features, labels)
     clock.lap("load")
     log.info("%s on %s features of %s rows", name, f"{features.shape[1]:,}", f"{features.shape[0]:,}")
@@ -262,15 +230,15 @@ def _compute(
         log.warning("warning: %s did not converge: %s. The run is kept, and marked", name, reason)
     del data, features  # standardised in place by the refit: no longer what they were
     clock.lap("fit")
-    test_features, test_labels = load(cache, "test", taps)
+    test_features, test_labels = arrays.load_split(cache, "test", taps)
     clock.lap("load")
-    scored = _score(model, test_features, test_labels, classes)
+    scored = score_test(model, test_features, test_labels, classes)
     if scored.accuracy is None:
-        log.warning("warning: %s", NO_TEST)
+        log.warning("warning: %s", report.NO_TEST)
     clock.lap("evaluate")
 
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    title = _title(cache, asked, name)
+    title = report.title(cache, asked, name)
     metrics = {
         "run": place.name,
         "created": created,
@@ -321,7 +289,8 @@ def _compute(
         "confusion_matrix.png": figures.confusion_matrix(
             scored.confusions,
             classes,
-            f"{title}\n" + (NO_TEST if scored.accuracy is None else f"test accuracy {100 * scored.accuracy:.2f} %"),
+            f"{title}\n"
+            + (report.NO_TEST if scored.accuracy is None else f"test accuracy {100 * scored.accuracy:.2f} %"),
         ),
     }
     buffer = io.BytesIO()
@@ -329,7 +298,7 @@ def _compute(
     clock.lap("evaluate")
     metrics["seconds"] = clock.seconds()
     contents = {
-        "report.txt": _report_text(metrics, scored.text).encode("utf-8"),
+        "report.txt": report.report_text(metrics, scored.text).encode("utf-8"),
         "metrics.json": to_json(metrics),
         "history.csv": chosen.history.to_csv().encode("utf-8"),
         "learning_curve.csv": _curve_csv(curve),
@@ -358,62 +327,6 @@ def _compute(
     return contents, buffer.getvalue(), description
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """What the test split says of a model: predictions (n,), confidences (n,), and what is counted from them.
-
-    Where no test row is left there are no scores: None.
-    """
-
-    predicted: NDArray[Any]
-    confidences: NDArray[Any]
-    accuracy: float | None
-    loss: float | None
-    interval: tuple[float, float] | None
-    calibration: certainty.Calibration
-    confusions: NDArray[np.int64]
-    per_class: dict[str, dict[str, float | None]]
-    text: str
-
-
-def _score(model: Any, features: NDArray[np.float32], labels: NDArray[Any], classes: Sequence[str]) -> _Scored:
-    """Score the test split: the one time that it is looked at."""
-    from sklearn.metrics import classification_report, confusion_matrix
-
-    from pipeline.models import history
-
-    if not len(labels):
-        return _Scored(
-            labels, np.zeros(0), None, None, None, certainty.calibration(np.zeros(0), np.zeros(0, bool)),
-            np.zeros((len(classes), len(classes)), np.int64),
-            {label: {"precision": None, "recall": None, "f1": None, "support": 0} for label in classes}, "",
-        )  # fmt: skip
-    probabilities = model.predict_proba(features)
-    predicted = model.classes_[probabilities.argmax(axis=1)]
-    right, confidences = predicted == labels, probabilities.max(axis=1)
-    shared = {"labels": np.arange(len(classes)), "target_names": list(classes), "zero_division": 0}
-    per_class = classification_report(labels, predicted, output_dict=True, **shared)
-    return _Scored(
-        predicted=predicted,
-        confidences=confidences,
-        accuracy=float(np.mean(right)),
-        loss=history.cross_entropy(probabilities, labels),
-        interval=certainty.wilson_interval(int(np.count_nonzero(right)), len(right)),
-        calibration=certainty.calibration(confidences, right),
-        confusions=confusion_matrix(labels, predicted, labels=np.arange(len(classes))),
-        per_class={
-            label: {
-                "precision": per_class[label]["precision"],
-                "recall": per_class[label]["recall"],
-                "f1": per_class[label]["f1-score"],
-                "support": int(per_class[label]["support"]),
-            }
-            for label in classes
-        },
-        text=classification_report(labels, predicted, digits=4, **shared),
-    )
-
-
 class _Clock:
     """Adds up wall-clock seconds under names."""
 
@@ -435,23 +348,6 @@ class _Clock:
         }
 
 
-# --- saying it --------------------------------------------------------------------------------
-
-
-def caveats(official: bool, weights: str) -> list[str]:
-    """What everyone who reads a result must know about its inputs."""
-    notes = [] if official else ["data not the official files"]
-    return notes + (
-        [] if weights == "imagenet" else ["untrained weights" if weights == "random" else f"weights {weights}"]
-    )
-
-
-def _title(cache: store.Cache, asked: FeatureSpec, name: str) -> str:
-    columns = f"{columns_of(asked.taps):,} VGG16 columns at {asked.image_size} px"
-    parts = [asked.dataset, name, columns, *([] if asked.limit is None else [f"first {asked.limit:,} rows"])]
-    return " · ".join(parts + caveats(cache.provenance["official"] is True, cache.provenance["weights"]))
-
-
 def _history_picture(chosen: Fitted, title: str, classes: int) -> bytes:
     from pipeline.output import figures  # late: it loads matplotlib
 
@@ -470,60 +366,3 @@ def _curve_csv(curve: LearningCurve) -> bytes:
         for seed in range(curve.train.shape[1])
     )
     return to_csv(("rows", "seed", "train_accuracy", "validation_accuracy"), rows)
-
-
-def _report_text(metrics: Mapping[str, Any], table: str) -> str:
-    """scikit-learn's classification report of the test split, under what it is a report of."""
-    features, accuracy, loss = metrics["features"], metrics["accuracy"], metrics["log_loss"]
-    notes = caveats(metrics["dataset"]["official"] is True, features["weights"])
-    if not metrics["converged"]:
-        notes.append(f"did not converge: {metrics['convergence']}")
-    tested = ["Train and validation are scores of the model fitted on 90 % of the training rows."]
-    if accuracy["test"] is None:
-        notes.append(NO_TEST)
-    else:
-        low, high = metrics["interval"]["test"]
-        tested = [
-            f"test accuracy, 95 % interval (Wilson)  {low:.2%} to {high:.2%}",
-            f"expected calibration error             {metrics['calibration']['ece']:.4f}",
-            "",
-            "Train and validation are scores of the model fitted on 90 % of the training rows; test is scored once, by",
-            "the chosen model refitted on all of them. The classes of the test split:",
-            "",
-            table.rstrip(),
-        ]
-    lines = [
-        f"{metrics['run']}  ({metrics['created']})",
-        f"data        {metrics['dataset']['name']}"
-        + (f", first {features['limit']:,} rows" if features["limit"] else ""),
-        f"features    VGG16 at {features['image_size']} px, {features['precision']}, {features['columns']:,} columns "
-        f"of {len(features['taps'])} {'tap' if len(features['taps']) == 1 else 'taps'}",
-        f"classifier  {metrics['classifier']['name']}: {classifiers.describe(metrics['classifier']['params'])}",
-        *([f"NOTE        {'; '.join(notes)}"] if notes else []),
-        "",
-        "            train  validation    test",
-        f"accuracy   {accuracy['train']:6.2%}      {accuracy['validation']:6.2%}  {number(accuracy['test'], '.2%'):>6}",
-        f"log loss   {loss['train']:6.4f}      {loss['validation']:6.4f}  {number(loss['test'], '.4f'):>6}",
-        "",
-        *tested,
-        "",
-        f"computed in {format_seconds(metrics['seconds']['total'])}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def closing(place: RunPlace) -> str:
-    """A run's report and the paths of its pictures, for the terminal."""
-    text = (place.folder / "report.txt").read_text(encoding="utf-8")
-    pictures = "\n".join(f"  {place.folder / name}" for name in run_folder.PICTURES)
-    return f"{text}\npictures:\n{pictures}\nmodel:\n  {place.model}\n  {place.card}\n{_skipped_lines(place)}"
-
-
-def _skipped_lines(place: RunPlace) -> str:
-    """What of a folder of images was not used, from the run's own list."""
-    path = place.folder / "skipped.csv"
-    if not path.is_file():
-        return ""
-    _, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
-    text = listing([Skipped.stored(*row) for row in rows], f", all in {path}")
-    return f"\n{text}\n" if text else ""

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError
+from pipeline.common.progress import Progress
 from pipeline.features import store
-from pipeline.network.taps import parse_taps
+from pipeline.network.taps import columns_of, parse_taps
 
 
 def load_features(
@@ -54,3 +55,11 @@ def class_names(file: str | Path) -> tuple[str, ...]:
     """What the labels of a feature file mean: label ``i`` is ``class_names(file)[i]``."""
     with store.open(Path(file)) as cache:
         return cache.class_names
+
+
+def load_split(cache: store.Cache, split: str, taps: tuple[str, ...]) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """Features, float32 (n, columns), and labels (n,) of a split, read with progress."""
+    size = cache.rows[split] * columns_of(taps) * store.FEATURE_DTYPE.itemsize
+    with Progress(f"reading {split}", size, "B", scale=True) as progress:
+        features = cache.features(split, taps, progress=progress.update)
+    return features, cache.labels(split)

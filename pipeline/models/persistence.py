@@ -4,6 +4,8 @@ A ``.joblib`` file is a pickle, and unpickling runs what the file says. So one i
 sha256 that `train` recorded in the ``.json`` beside it. That finds damage, mix-ups and a file put in another's
 place; it does not stop somebody who can write both files. A ``.skops`` file is for sharing: it holds arrays and the
 names of types, and is loaded only when all of these are known here to be harmless.
+
+python -m pipeline export --model models/RUN.joblib
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
+from pipeline.common.text import to_json
 from pipeline.features.spec import FeatureSpec
 from pipeline.network.taps import columns_of
 
@@ -189,3 +193,24 @@ def to_skops(path: Path, estimator: Any) -> bytes:
             f"when it is loaded. Share the .joblib file with those who trust you, or choose another --classifier."
         )
     return content
+
+
+def export(path: Path) -> str:
+    """Write ``RUN.skops`` beside ``RUN.joblib``, and its digest into ``RUN.json``; return what to print.
+
+    Raises
+    ------
+    UserError
+        When the model is refused, or holds what the format, or who loads it, would refuse.
+    """
+    if path.suffix != JOBLIB:
+        raise UserError(f"The model parameter must name a .joblib file that train wrote. Got {path}.")
+    model = load(path)
+    content = to_skops(path, model.estimator)
+    target = path.with_suffix(SKOPS)
+    digest = hashlib.sha256(content).hexdigest()
+    with file_errors("write the model", target):
+        atomic.write_atomically(target, content)
+        description = to_json({**model.description, "skops_sha256": digest})
+        atomic.write_atomically(path.with_suffix(".json"), description)
+    return f"{target}: share it together with {path.with_suffix('.json').name}; predict takes it as --model\n"

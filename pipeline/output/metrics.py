@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,3 +127,59 @@ def mcnemar(only_first: int, only_second: int) -> float:
     logs = [math.lgamma(rows + 1) - math.lgamma(k + 1) - math.lgamma(rows - k + 1) for k in range(fewer + 1)]
     chances = [math.exp(value - rows * math.log(2)) for value in logs]
     return min(1.0, 2 * sum(chances) - chances[-1])
+
+
+@dataclass(frozen=True)
+class TestScores:
+    """What the test split says of a model: predictions (n,), confidences (n,), and what is counted from them.
+
+    Where no test row is left there are no scores: None.
+    """
+
+    predicted: NDArray[Any]
+    confidences: NDArray[Any]
+    accuracy: float | None
+    loss: float | None
+    interval: tuple[float, float] | None
+    calibration: Calibration
+    confusions: NDArray[np.int64]
+    per_class: dict[str, dict[str, float | None]]
+    text: str
+
+
+def score_test(model: Any, features: NDArray[np.float32], labels: NDArray[Any], classes: Sequence[str]) -> TestScores:
+    """Score the test split: the one time that it is looked at."""
+    from sklearn.metrics import classification_report, confusion_matrix
+
+    from pipeline.models import history
+
+    if not len(labels):
+        return TestScores(
+            labels, np.zeros(0), None, None, None, calibration(np.zeros(0), np.zeros(0, bool)),
+            np.zeros((len(classes), len(classes)), np.int64),
+            {label: {"precision": None, "recall": None, "f1": None, "support": 0} for label in classes}, "",
+        )  # fmt: skip
+    probabilities = model.predict_proba(features)
+    predicted = model.classes_[probabilities.argmax(axis=1)]
+    right, confidences = predicted == labels, probabilities.max(axis=1)
+    shared = {"labels": np.arange(len(classes)), "target_names": list(classes), "zero_division": 0}
+    per_class = classification_report(labels, predicted, output_dict=True, **shared)
+    return TestScores(
+        predicted=predicted,
+        confidences=confidences,
+        accuracy=float(np.mean(right)),
+        loss=history.cross_entropy(probabilities, labels),
+        interval=wilson_interval(int(np.count_nonzero(right)), len(right)),
+        calibration=calibration(confidences, right),
+        confusions=confusion_matrix(labels, predicted, labels=np.arange(len(classes))),
+        per_class={
+            label: {
+                "precision": per_class[label]["precision"],
+                "recall": per_class[label]["recall"],
+                "f1": per_class[label]["f1-score"],
+                "support": int(per_class[label]["support"]),
+            }
+            for label in classes
+        },
+        text=classification_report(labels, predicted, digits=4, **shared),
+    )

@@ -28,6 +28,7 @@ from pipeline.common.keys import digest_of, safe_name
 log = logging.getLogger("pipeline")
 
 FOLDER = "candidates"
+PROTOCOL = 2  # part of a run's key: raise it when the same inputs give another result
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""What a run says in words: its title, its report, and what is left on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.common.progress import format_seconds
+from pipeline.data.dataset import Skipped, listing
+from pipeline.features import store
+from pipeline.features.spec import FeatureSpec
+from pipeline.models import classifiers
+from pipeline.network.taps import columns_of
+from pipeline.output import run_folder
+from pipeline.output.run_folder import RunPlace, number
+
+NO_TEST = "no test scores: every image of the test split was left out"
+
+
+def caveats(official: bool, weights: str) -> list[str]:
+    """What everyone who reads a result must know about its inputs."""
+    notes = [] if official else ["data not the official files"]
+    return notes + (
+        [] if weights == "imagenet" else ["untrained weights" if weights == "random" else f"weights {weights}"]
+    )
+
+
+def title(cache: store.Cache, asked: FeatureSpec, name: str) -> str:
+    """What a run is of, in one line: the title of its pictures."""
+    columns = f"{columns_of(asked.taps):,} VGG16 columns at {asked.image_size} px"
+    parts = [asked.dataset, name, columns, *([] if asked.limit is None else [f"first {asked.limit:,} rows"])]
+    return " · ".join(parts + caveats(cache.provenance["official"] is True, cache.provenance["weights"]))
+
+
+def report_text(metrics: Mapping[str, Any], table: str) -> str:
+    """scikit-learn's classification report of the test split, under what it is a report of."""
+    features, accuracy, loss = metrics["features"], metrics["accuracy"], metrics["log_loss"]
+    notes = caveats(metrics["dataset"]["official"] is True, features["weights"])
+    if not metrics["converged"]:
+        notes.append(f"did not converge: {metrics['convergence']}")
+    tested = ["Train and validation are scores of the model fitted on 90 % of the training rows."]
+    if accuracy["test"] is None:
+        notes.append(NO_TEST)
+    else:
+        low, high = metrics["interval"]["test"]
+        tested = [
+            f"test accuracy, 95 % interval (Wilson)  {low:.2%} to {high:.2%}",
+            f"expected calibration error             {metrics['calibration']['ece']:.4f}",
+            "",
+            "Train and validation are scores of the model fitted on 90 % of the training rows; test is scored once, by",
+            "the chosen model refitted on all of them. The classes of the test split:",
+            "",
+            table.rstrip(),
+        ]
+    lines = [
+        f"{metrics['run']}  ({metrics['created']})",
+        f"data        {metrics['dataset']['name']}"
+        + (f", first {features['limit']:,} rows" if features["limit"] else ""),
+        f"features    VGG16 at {features['image_size']} px, {features['precision']}, {features['columns']:,} columns "
+        f"of {len(features['taps'])} {'tap' if len(features['taps']) == 1 else 'taps'}",
+        f"classifier  {metrics['classifier']['name']}: {classifiers.describe(metrics['classifier']['params'])}",
+        *([f"NOTE        {'; '.join(notes)}"] if notes else []),
+        "",
+        "            train  validation    test",
+        f"accuracy   {accuracy['train']:6.2%}      {accuracy['validation']:6.2%}  {number(accuracy['test'], '.2%'):>6}",
+        f"log loss   {loss['train']:6.4f}      {loss['validation']:6.4f}  {number(loss['test'], '.4f'):>6}",
+        "",
+        *tested,
+        "",
+        f"computed in {format_seconds(metrics['seconds']['total'])}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def summary(place: RunPlace) -> str:
+    """A run's report and the paths of its pictures, for the terminal."""
+    text = (place.folder / "report.txt").read_text(encoding="utf-8")
+    pictures = "\n".join(f"  {place.folder / name}" for name in run_folder.PICTURES)
+    return f"{text}\npictures:\n{pictures}\nmodel:\n  {place.model}\n  {place.card}\n{_skipped_lines(place)}"
+
+
+def _skipped_lines(place: RunPlace) -> str:
+    """What of a folder of images was not used, from the run's own list."""
+    path = place.folder / "skipped.csv"
+    if not path.is_file():
+        return ""
+    _, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+    text = listing([Skipped.stored(*row) for row in rows], f", all in {path}")
+    return f"\n{text}\n" if text else ""
