@@ -32,7 +32,6 @@ import scaling
 
 from pipeline.common.errors import UserError
 from pipeline.data import datasets
-from pipeline.features import extract
 from pipeline.network import device
 
 mpl.use("Agg")
@@ -40,6 +39,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.network.taps import CONV_LAYERS
+from pipeline.network.weights import load_weights
 
 SIZES = (32, 64, 96)
 CLASSIC = "keras predict, float32"
@@ -397,7 +397,7 @@ def main() -> None:
     if chosen.quick:
         chosen.rounds, chosen.seconds, chosen.rows, chosen.scaling_rows = 2, 1.0, 2000, 4000
     try:
-        extract.load_weights(extract.FeatureOptions(data_dir=chosen.data_dir))  # fetched once, before anyone needs them
+        load_weights("imagenet", chosen.data_dir)  # fetched once, before anyone needs them
         run(chosen)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")

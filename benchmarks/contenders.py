@@ -24,7 +24,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features import extract
 from pipeline.network import device, weights
 from pipeline.network.taps import ALL_TAPS, TOP_TAPS
 
@@ -39,7 +38,7 @@ Build = Callable[[int], Forward]
 
 
 def _layers(data_dir: Path) -> dict[str, weights.Layer]:
-    return dict(extract.load_weights(extract.FeatureOptions(data_dir=data_dir)).layers)
+    return dict(weights.load_weights("imagenet", data_dir).layers)
 
 
 def _keras(layers: dict[str, weights.Layer], size: int) -> Any:

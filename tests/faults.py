@@ -28,6 +28,7 @@ import pictures
 from pipeline import cli
 from pipeline.common import atomic
 from pipeline.features import extract, parts, store
+from pipeline.network import compile as compiling
 from pipeline.network import weights
 from pipeline.network.taps import TAP_COLUMNS
 
@@ -129,7 +130,7 @@ class Points:
 
 
 @cache
-def _random_weights() -> weights.Weights:
+def _random_weights() -> weights.VGGWeights:
     return weights.random_weights()
 
 
@@ -150,13 +151,13 @@ def install(act: Act, delay: Callable[[], None] = lambda: None) -> Points:
     for name in PRIMITIVES:
         setattr(atomic, name, points.wrap(name, getattr(atomic, name)))
 
-    def make(network: weights.Weights, spec: Any, *others: object) -> Any:
+    def make(layers: object, taps: tuple[str, ...], **others: object) -> Any:
         delay()
-        return _cheap_network(spec.taps)
+        return _cheap_network(taps)
 
     random = _random_weights()
     weights.random_weights = lambda: random
-    extract.make_extractor = make
+    compiling.make_extractor = make
     parts.PART_ROWS = PART_ROWS
     return points
 

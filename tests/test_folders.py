@@ -311,12 +311,12 @@ def extract(folder: Path, features_dir: Path, *more: str) -> faults.Outcome:
 
     def work() -> int:
         faults.install(lambda number: None)
-        from pipeline.features import extract as stage
+        from pipeline.network import compile as stage
 
         make = stage.make_extractor
 
-        def counting(*given: object):  # type: ignore[no-untyped-def]
-            network = make(*given)  # type: ignore[arg-type]
+        def counting(*given: object, **others: object):  # type: ignore[no-untyped-def]
+            network = make(*given, **others)  # type: ignore[arg-type]
 
             def forward(images):  # type: ignore[no-untyped-def]
                 for image in images:

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 import pipeline
+from pipeline.common import memory
 from pipeline.common.errors import UserError
-from pipeline.features import extract
 from pipeline.network import device as hardware
+from pipeline.network.compile import make_plan
 from pipeline.network.device import Gpu, Plan
 
 GB = 1_000_000_000
@@ -23,7 +24,7 @@ SILENT = Gpu("one that does not say how much memory it has", (9, 0), 0)
 
 def plan(asked: str = "auto", gpus: tuple[Gpu, ...] = (), **changes: object) -> Plan:
     known = {"bfloat16": True, "image_size": 64, "batch_size": None, "memory": 16 * GB}
-    return hardware.plan(asked, gpus, **{**known, **changes})  # type: ignore[arg-type]
+    return hardware.choose_device(asked, gpus, **{**known, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -79,25 +80,26 @@ def test_a_batch_that_cannot_fit_is_explained() -> None:
 
 
 def test_what_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CPUINFO", "MEMINFO", "NVIDIA", "WSL", "CGROUP"):
-        monkeypatch.setattr(hardware, name, tmp_path / name)
+    for module, names in {hardware: ("CPUINFO", "NVIDIA", "WSL"), memory: ("MEMINFO", "CGROUP")}.items():
+        for name in names:
+            monkeypatch.setattr(module, name, tmp_path / name)
     assert not hardware.has_bfloat16()
     assert not hardware.may_have_gpu()
-    assert hardware.free_memory() is None
+    assert memory.free_memory() is None
     (tmp_path / "CPUINFO").write_text("model name : x\nflags : fpu avx512_bf16\n\nflags : fpu\n", encoding="utf-8")
     (tmp_path / "MEMINFO").write_text("MemTotal: 9 kB\nMemAvailable:   4 kB\n", encoding="utf-8")
     (tmp_path / "NVIDIA").touch()
     assert hardware.has_bfloat16()
     assert hardware.may_have_gpu()
-    assert hardware.free_memory() == 4096
+    assert memory.free_memory() == 4096
     (tmp_path / "CGROUP").mkdir()
     (tmp_path / "CGROUP" / "memory.max").write_text("3000\n", encoding="ascii")
     (tmp_path / "CGROUP" / "memory.current").write_text("1000\n", encoding="ascii")
-    assert hardware.free_memory() == 2000, "a container's limit counts too"
+    assert memory.free_memory() == 2000, "a container's limit counts too"
     (tmp_path / "MEMINFO").write_text("MemTotal: 9 kB\nMemAvailable:   8 kB\n", encoding="utf-8")
     stat = "anon 100\nfile 900\ninactive_file 600\nactive_file 200\n"
     (tmp_path / "CGROUP" / "memory.stat").write_text(stat, encoding="ascii")
-    assert hardware.free_memory() == 2800, "files that it has cached it gives up"
+    assert memory.free_memory() == 2800, "files that it has cached it gives up"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not hardware.may_have_gpu()
 
@@ -111,9 +113,9 @@ def test_a_gpu_that_cannot_serve_is_named_and_left_alone(
     monkeypatch.setattr(pipeline, "vgg16", vgg16, raising=False)
     monkeypatch.setattr(hardware, "may_have_gpu", lambda: True)
     with caplog.at_level("WARNING", logger="pipeline"):
-        assert extract.make_plan(extract.FeatureOptions(), None).device == "CPU:0"
+        assert make_plan("auto", image_size=64, batch_size=None).device == "CPU:0"
     assert left
     assert "a Hopper (10.0 MB free)" in caplog.text
     vgg16.gpus = lambda: [("a Hopper", (9, 0), 80 * GB)]
-    assert extract.make_plan(extract.FeatureOptions(), None).device == "GPU:0"
+    assert make_plan("auto", image_size=64, batch_size=None).device == "GPU:0"
     assert len(left) == 1

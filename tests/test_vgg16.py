@@ -10,7 +10,6 @@ import pytest
 from conftest import WEIGHTS_FILE
 
 from pipeline.common.errors import UserError
-from pipeline.features import store
 from pipeline.network import device as hardware
 from pipeline.network import weights
 from pipeline.network.taps import ALL_TAPS, CONV_LAYERS, TAP_COLUMNS
@@ -105,7 +104,7 @@ def test_float32_is_vgg16(size: int) -> None:
 )
 @pytest.mark.parametrize("size", [32, 64])
 def test_golden_features_under_the_real_weights(size: int, precision: str, tolerance: float) -> None:
-    layers = weights.from_file(WEIGHTS_FILE, store.read_arrays).layers
+    layers = weights.from_file(WEIGHTS_FILE).layers
     network = extractor(layers, size, precision)
     found, stored = network.raw(images(4)), network(images(4))
     for tap, values in reference(images(4), layers, size).items():
@@ -120,7 +119,7 @@ def test_precision_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 features must differ from float32 ones, or they are float32 under another name."""
     from pipeline.network import vgg16
 
-    layers = weights.from_file(WEIGHTS_FILE, store.read_arrays).layers
+    layers = weights.from_file(WEIGHTS_FILE).layers
     exact = extractor(layers, 32, "float32")
     exact.check_precision(images(2))
     rounded = extractor(layers, 32, "bfloat16")

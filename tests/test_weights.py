@@ -14,8 +14,8 @@ import pytest
 from conftest import WEIGHTS_FILE
 
 from pipeline.common.errors import UserError
-from pipeline.features import store
 from pipeline.network import pypi_weights, weights
+from pipeline.network.weights import load_weights
 
 RANDOM = weights.random_weights()
 
@@ -44,8 +44,9 @@ def no_network() -> None:
     raise UserError("no network")
 
 
-def resolve(choice: str, data_dir: Path, fetch: Any = no_network) -> weights.Weights:
-    return weights.resolve(choice, data_dir, read_arrays=store.read_arrays, fetch_with_keras=fetch)
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_fetch_with_keras", no_network)
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_random_weights_are_seeded_and_labelled(tmp_path: Path) -> None:
-    again = resolve("random", tmp_path)
+    again = load_weights("random", tmp_path)
     assert again.digest == RANDOM.digest == "7315008d43c432c626185b5ae9e6ce30705d93e43dd85bc0f4ca147c2b4bf692"
     assert again.label == "random"
     assert "untrained" in again.source
@@ -72,7 +73,7 @@ def test_random_weights_are_seeded_and_labelled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("write", [write_keras2, write_keras3])
 def test_both_layouts_are_read(tmp_path: Path, write: Any) -> None:
     path = write(tmp_path / "mine.h5", RANDOM.layers)
-    found = resolve(str(path), tmp_path)
+    found = load_weights(str(path), tmp_path)
     assert found.digest == RANDOM.digest
     assert found.label == "mine.h5"
 
@@ -86,7 +87,7 @@ def test_files_that_keras_saves_are_read(tmp_path: Path) -> None:
     for layer, arrays in RANDOM.layers.items():
         model.get_layer(layer).set_weights(list(arrays))
     model.save_weights(tmp_path / "new.weights.h5")
-    assert resolve(str(tmp_path / "new.weights.h5"), tmp_path).digest == RANDOM.digest
+    assert load_weights(str(tmp_path / "new.weights.h5"), tmp_path).digest == RANDOM.digest
 
 
 @pytest.mark.usefixtures("as_imagenet", "no_mirror")
@@ -100,7 +101,7 @@ def test_sources_are_tried_in_order(
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
 
     with pytest.raises(weights.WeightsUnavailable) as caught:
-        resolve("imagenet", data)
+        load_weights("imagenet", data)
     message = str(caught.value)
     positions = [message.index(text) for text in (str(data), str(keras_file), "no network", "pip could not download")]
     assert positions == sorted(positions), "what was tried, in order, and why each failed"
@@ -108,13 +109,11 @@ def test_sources_are_tried_in_order(
     assert "no network" in caplog.text
     assert "there is no such file" not in caplog.text, "that a file is not there is no reason to warn"
 
-    def fetch() -> None:
-        write_keras2(keras_file, RANDOM.layers)
-
-    assert resolve("imagenet", data, fetch).source == "Keras' official address"
-    assert resolve("imagenet", data).source == str(keras_file)
+    monkeypatch.setattr(weights, "_fetch_with_keras", lambda: write_keras2(keras_file, RANDOM.layers))
+    assert load_weights("imagenet", data).source == "Keras' official address"
+    assert load_weights("imagenet", data).source == str(keras_file)
     write_keras2(data / weights.FILE_NAME, RANDOM.layers)
-    found = resolve("imagenet", data)
+    found = load_weights("imagenet", data)
     assert found.source == str(data / weights.FILE_NAME)
     assert found.label == "imagenet"
 
@@ -123,7 +122,7 @@ def test_sources_are_tried_in_order(
 def test_another_digest_is_refused_though_all_shapes_match(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_keras2(tmp_path / weights.FILE_NAME, RANDOM.layers)
     with pytest.raises(weights.WeightsUnavailable, match="refused, its digest is 7315008d43c4"):
-        resolve("imagenet", tmp_path)
+        load_weights("imagenet", tmp_path)
     assert "refused" in caplog.text
 
 
@@ -131,11 +130,11 @@ def test_another_digest_is_refused_though_all_shapes_match(tmp_path: Path, caplo
 def test_other_architectures_are_refused(tmp_path: Path, layer: str) -> None:
     fewer = {name: arrays for name, arrays in RANDOM.layers.items() if name != layer}
     with pytest.raises(UserError, match=f"another architecture than VGG16: for {layer} .* found nothing"):
-        resolve(str(write_keras2(tmp_path / "fewer.h5", fewer)), tmp_path)
+        load_weights(str(write_keras2(tmp_path / "fewer.h5", fewer)), tmp_path)
     kernel, bias = RANDOM.layers[layer]
     wider = {**RANDOM.layers, layer: (kernel[..., :-1], bias[:-1])}
     with pytest.raises(UserError, match=f"another architecture than VGG16: for {layer}"):
-        resolve(str(write_keras2(tmp_path / "wider.h5", wider)), tmp_path)
+        load_weights(str(write_keras2(tmp_path / "wider.h5", wider)), tmp_path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -145,21 +144,39 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
     broken[5] = value
     path = write_keras2(tmp_path / "nan.h5", {**RANDOM.layers, "block3_conv2": (kernel, broken)})
     with pytest.raises(UserError, match="not finite .* block3_conv2"):
-        resolve(str(path), tmp_path)
+        load_weights(str(path), tmp_path)
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="existing file"):
-        resolve(str(tmp_path / "none.h5"), tmp_path)
+        load_weights(str(tmp_path / "none.h5"), tmp_path)
     text = tmp_path / "text.h5"
     text.write_text("hello, world", encoding="utf-8")
     with pytest.raises(UserError, match="is not HDF5"):
-        resolve(str(text), tmp_path)
+        load_weights(str(text), tmp_path)
     good = write_keras2(tmp_path / "good.h5", RANDOM.layers).read_bytes()
     for length in (8, 100, len(good) // 2):
         text.write_bytes(good[:length])
         with pytest.raises(UserError, match="damaged"):
-            resolve(str(text), tmp_path)
+            load_weights(str(text), tmp_path)
+
+
+def test_no_link_out_of_a_weights_file_is_followed_out_of_the_file(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["x"] = np.ones(3, np.float32)
+    path = tmp_path / "weights.h5"
+    with h5py.File(path, "w") as file:
+        file["a/b"] = np.zeros(2, np.float32)
+        file["a/link"] = h5py.ExternalLink(str(secret), "x")
+        file["a/loop"] = h5py.SoftLink("/a")
+        file["a/self"] = file["a"]
+        for number in range(50):  # a maze of 50 to the power of any depth
+            file[f"a/self {number}"] = file["/"]
+        file["a/text"] = "no number"
+    arrays = weights.read_arrays(path)
+    assert "a/b" in arrays
+    assert not any("link" in name or "loop" in name or "text" in name for name in arrays)
 
 
 # --- the mirror -------------------------------------------------------------------------------
@@ -179,8 +196,8 @@ def field(number: int, content: bytes | int) -> bytes:
     return varint(number << 3 | 2) + varint(len(content)) + content
 
 
-def onnx_tensor(name: str, array: np.ndarray, *, packed: bool) -> bytes:
-    dims = field(1, b"".join(map(varint, array.shape))) if packed else b"".join(field(1, size) for size in array.shape)
+def onnx_tensor(name: str, array: np.ndarray) -> bytes:
+    dims = b"".join(field(1, size) for size in array.shape)
     return dims + field(2, 1) + field(8, name.encode()) + field(9, np.ascontiguousarray(array, "<f4").tobytes())
 
 
@@ -191,8 +208,8 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for layer, (kernel, bias) in RANDOM.layers.items():
         name = f"functional_1/{layer}_1"
         values = kernel.transpose(3, 2, 0, 1)
-        graph += field(5, onnx_tensor(f"{name}/convolution/ReadVariableOp:0", values, packed=False))
-        graph += field(5, onnx_tensor(f"{name}/Squeeze:0", bias, packed=True))
+        graph += field(5, onnx_tensor(f"{name}/convolution/ReadVariableOp:0", values))
+        graph += field(5, onnx_tensor(f"{name}/Squeeze:0", bias))
     model = field(1, 8) + varint(15 << 3 | 5) + bytes(4) + varint(14 << 3 | 1) + bytes(8) + field(7, graph)
     path = tmp_path / pypi_weights.WHEEL
     with zipfile.ZipFile(path, "w") as archive:
@@ -204,7 +221,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("as_imagenet")
 def test_a_wheel_that_is_there_serves(wheel: Path) -> None:
-    found = resolve("imagenet", wheel.parent)
+    found = load_weights("imagenet", wheel.parent)
     assert found.source == str(wheel)
     for layer, arrays in RANDOM.layers.items():
         for mine, theirs in zip(arrays, found.layers[layer], strict=True):
@@ -215,7 +232,7 @@ def test_a_wheel_that_is_there_serves(wheel: Path) -> None:
 def test_a_wheel_that_changed_is_refused(wheel: Path) -> None:
     wheel.write_bytes(wheel.read_bytes() + b"\0")
     with pytest.raises(weights.WeightsUnavailable, match="is not the wheel expected"):
-        resolve("imagenet", wheel.parent)
+        load_weights("imagenet", wheel.parent)
 
 
 def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +245,6 @@ def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.weights
 def test_the_real_file_is_the_imagenet_one() -> None:
-    found = weights.from_file(WEIGHTS_FILE, store.read_arrays)
+    found = weights.from_file(WEIGHTS_FILE)
     assert found.digest == weights.IMAGENET_DIGEST
     assert found.label == "imagenet"

@@ -202,17 +202,17 @@ def _real(place: Path, kill_after: float | None) -> tuple[faults.Outcome, float]
 
 def _child(place: Path) -> int:
     """The process that is killed: stage one as it is, with small parts, saying when it begins to compute."""
-    from pipeline.features import extract
+    from pipeline.network import compile as compiling
 
     parts.PART_ROWS = REAL_PART_ROWS
-    make = extract.make_extractor
+    make = compiling.make_extractor
 
-    def make_and_tell(*arguments: object) -> object:
-        network = make(*arguments)  # type: ignore[arg-type]
+    def make_and_tell(*arguments: object, **others: object) -> object:
+        network = make(*arguments, **others)  # type: ignore[arg-type]
         os.write(1, b"ready\n")
         return network
 
-    extract.make_extractor = make_and_tell  # type: ignore[assignment]
+    compiling.make_extractor = make_and_tell  # type: ignore[assignment]
     return cli.main(["features", *REAL, "--features-dir", str(place)])
 
 

@@ -16,6 +16,7 @@ from pipeline.features import extract, store
 from pipeline.features.extract import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.network.taps import TAP_COLUMNS, columns_of
+from pipeline.network.weights import weights_digest
 
 
 def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> str:
@@ -116,7 +117,7 @@ def _compare(held: FeatureSpec, asked: FeatureOptions) -> str:
         why = f"{asked.dataset} is not in {asked.data_dir}" if absent else str(error).rstrip(".")
         digest, rows = held.dataset_digest, {"train": 2**62, "test": 2**62}
         unknown = f" (the data's digest not compared: {why})"
-    specs = extract.candidate_specs(asked, digest, rows, extract.weights_digest(asked))
+    specs = extract.candidate_specs(asked, digest, rows, weights_digest(asked.weights, asked.data_dir))
     if any(held.serves(spec) for spec in specs):
         return f"this file serves it{unknown}"
     differences = min((spec.differences(held) for spec in specs), key=len)

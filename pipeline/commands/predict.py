@@ -26,9 +26,10 @@ from pipeline.data import decode as images
 from pipeline.data import folder, loader
 from pipeline.data.dataset import Image, Skipped, Split, Unusable, few_reasons, listing
 from pipeline.features import compute, extract
-from pipeline.features.extract import FeatureOptions
 from pipeline.models import persistence
+from pipeline.network import compile as compiling
 from pipeline.network import device
+from pipeline.network.weights import VGGWeights, load_weights
 from pipeline.output import contact_sheet
 
 log = logging.getLogger("pipeline")
@@ -207,12 +208,12 @@ def _named(paths: Sequence[Path]) -> str:
 # --- computing --------------------------------------------------------------------------------
 
 
-def _network(model: persistence.Model, options: PredictOptions) -> Any:
+def _network(model: persistence.Model, options: PredictOptions) -> VGGWeights:
     """The weights that the model was trained with, wherever they are now."""
     wanted = model.spec.weights_digest
     choice = options.weights or model.weights
     try:
-        network = extract.load_weights(FeatureOptions(weights=choice, data_dir=options.data_dir))
+        network = load_weights(choice, options.data_dir)
     except UserError as error:
         raise UserError(f"The model {model.path} needs the weights it was trained with: {error}") from error
     if network.digest != wanted:
@@ -232,7 +233,7 @@ def _plan(model: persistence.Model, options: PredictOptions) -> device.Plan:
     """
     wanted = model.spec.precision
     asked = "auto" if wanted == "bfloat16" and not device.has_bfloat16() else wanted
-    plan = extract.make_plan(FeatureOptions(image_size=model.spec.image_size, precision=asked), options.batch_size)
+    plan = compiling.make_plan(asked, image_size=model.spec.image_size, batch_size=options.batch_size)
     if plan.precision != wanted:
         log.warning(
             "warning: the model was trained on %s features, which this machine cannot compute. They are computed in "
@@ -243,11 +244,11 @@ def _plan(model: persistence.Model, options: PredictOptions) -> device.Plan:
 
 
 def _classify(
-    model: persistence.Model, network: Any, paths: Sequence[Path], options: PredictOptions
+    model: persistence.Model, network: VGGWeights, paths: Sequence[Path], options: PredictOptions
 ) -> tuple[list[Prediction], list[Skipped], list[Image]]:
     """Push images through the network and the model, batch by batch; give thumbnails of the first besides."""
     plan = _plan(model, options)
-    spec = dataclasses.replace(model.spec, precision=plan.precision)
+    spec = model.spec
     # One image need not pay for a batch; a power of two, so that few shapes are ever compiled.
     plan = dataclasses.replace(plan, batch_size=min(plan.batch_size, max(4, 1 << (len(paths) - 1).bit_length())))
     predictions: list[Prediction] = []
@@ -267,7 +268,13 @@ def _classify(
             if usable:
                 pixels = [image for _, image in usable]
                 if extractor is None:
-                    extractor = extract.make_extractor(network, spec, compute.probe(), plan)
+                    extractor = compiling.make_extractor(
+                        network.layers,
+                        spec.taps,
+                        image_size=spec.image_size,
+                        interpolation=spec.interpolation,
+                        plan=plan,
+                    )
                 features = extractor(pixels)
                 columns = np.hstack([features[tap] for tap in spec.taps]).astype(np.float32)
                 names = [str(paths[row]) for row, _ in usable]

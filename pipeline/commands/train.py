@@ -27,6 +27,7 @@ from pipeline.features.extract import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import columns_of
+from pipeline.network.weights import weights_digest
 from pipeline.output import model_card, report, run_folder
 from pipeline.output.metrics import score_test
 from pipeline.output.run_folder import RunPlace
@@ -136,7 +137,9 @@ def find_features(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
         dataset = datasets.load(options.dataset, options.data_dir, download=False, follow_links=options.follow_links)
     except datasets.NotFoundHere:
         return _find_without_data(options)
-    specs = extract.candidate_specs(options, dataset.digest, dataset.rows, extract.weights_digest(options))
+    specs = extract.candidate_specs(
+        options, dataset.digest, dataset.rows, weights_digest(options.weights, options.data_dir)
+    )
     for spec in specs:
         path = store.find_cache(options.features_dir, spec)
         if path is not None:
@@ -147,7 +150,7 @@ def find_features(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
 def _find_without_data(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
     endless = {"train": 2**62, "test": 2**62}
     found = []
-    for asked in extract.candidate_specs(options, "", endless, extract.weights_digest(options)):
+    for asked in extract.candidate_specs(options, "", endless, weights_digest(options.weights, options.data_dir)):
         for path in sorted(options.features_dir.glob(f"{asked.family}*.h5")):
             try:
                 held = store.peek_spec(path)

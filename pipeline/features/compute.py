@@ -27,8 +27,9 @@ from pipeline.data import loader
 from pipeline.data.dataset import Dataset, Image, Members, Skipped, Split, Unusable, few_reasons
 from pipeline.features import reuse, store
 from pipeline.features.parts import Build, Part, PartContent
-from pipeline.network import device, weights
+from pipeline.network import device
 from pipeline.network.taps import TAP_COLUMNS, columns_of
+from pipeline.network.weights import VGGWeights
 
 log = logging.getLogger("pipeline")
 
@@ -44,17 +45,17 @@ class Work:
     dataset : Dataset
     build : Build
         Under the lock of its `hold`.
-    network : Weights
+    network : VGGWeights
     make_extractor : callable
-        Compiles the network, and proves its precision on the few images that it is given, uint8 (n, h, w, 3).
+        Compiles the network.
     plan : Plan
         Where, and how many images at once.
     """
 
     dataset: Dataset
     build: Build
-    network: weights.Weights
-    make_extractor: Callable[[Any], Extractor]
+    network: VGGWeights
+    make_extractor: Callable[[], Extractor]
     plan: device.Plan
 
     @property
@@ -67,15 +68,6 @@ class Work:
         """Who the rows wanted are, if they have names."""
         members = self.dataset.members
         return None if members is None else {name: who.first(self.build.spec.limit) for name, who in members.items()}
-
-
-def probe() -> NDArray[np.uint8]:
-    """Two pictures, uint8 (2, 32, 32, 3), on which a network proves its precision.
-
-    Not the user's: a blank page shows no difference between precisions.
-    """
-    coarse = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
-    return coarse.repeat(4, axis=1).repeat(4, axis=2)
 
 
 def check_images(dataset: Dataset, build: Build, batch_size: int) -> None:
@@ -185,7 +177,7 @@ class _Network:
         batch = np.stack(images) if same else images
         if self._extractor is None:
             began = time.monotonic()
-            self._extractor = self._make(probe())
+            self._extractor = self._make()
             self.seconds = time.monotonic() - began
         return self._extractor(batch)
 

@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.common.background import Aside
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.keys import safe_name
 from pipeline.common.progress import format_bytes
-from pipeline.common.quiet import interrupts_later, quiet_stderr
 from pipeline.data import datasets
 from pipeline.data.dataset import Dataset, listing
 from pipeline.features import compute as computing
 from pipeline.features import parts, store
 from pipeline.features.spec import FITS, FeatureSpec, check_image_size
-from pipeline.network import device, weights
+from pipeline.network import compile as compiling
+from pipeline.network import device
 from pipeline.network.taps import columns_of, parse_taps
+from pipeline.network.weights import load_weights, weights_digest
 
 log = logging.getLogger("pipeline")
 
@@ -81,8 +80,8 @@ def extract(options: FeatureOptions, *, batch_size: int | None = None, threads: 
     ----------
     options : FeatureOptions
     batch_size : int, optional
-        Images that go through the network together; chosen by `device.plan` when left out. It changes memory and
-        speed, never what is asked for.
+        Images that go through the network together; chosen by `device.choose_device` when left out. It changes memory
+        and speed, never what is asked for.
     threads : int, optional
         Threads that compute; as many as there are cores when left out.
 
@@ -101,13 +100,15 @@ def extract(options: FeatureOptions, *, batch_size: int | None = None, threads: 
         if likely is not None:
             aside.do(_try_to_open, likely)
         dataset = datasets.load(options.dataset, options.data_dir, download=True, follow_links=options.follow_links)
-        specs = candidate_specs(options, dataset.digest, dataset.rows, weights_digest(options))
+        specs = candidate_specs(
+            options, dataset.digest, dataset.rows, weights_digest(options.weights, options.data_dir)
+        )
         hit = find(options.features_dir, specs, aside.wait())
     if hit is not None:
         with hit:
             parts.Build(options.features_dir, hit.spec, hit.rows).tidy(say_waiting)
             return _found(hit, options)
-    plan = make_plan(options, batch_size)
+    plan = compiling.make_plan(options.precision, image_size=options.image_size, batch_size=batch_size)
     (spec,) = (spec for spec in specs if spec.precision == plan.precision)
     return _build(options, dataset, spec, plan, threads)
 
@@ -126,51 +127,6 @@ def _check_threads(threads: int) -> None:
         raise UserError(f"The threads parameter must be between 1 and {device.MAX_THREADS}. Got {threads}.")
     if threads > device.cores():
         log.warning("warning: %d threads on %d cores compute no faster, and usually slower", threads, device.cores())
-
-
-def make_plan(options: FeatureOptions, batch_size: int | None) -> device.Plan:
-    """Decide how to compute; TensorFlow is loaded for it only where a GPU may be."""
-    gpus: list[device.Gpu] = []
-    if device.may_have_gpu():
-        with quiet_stderr():
-            from pipeline.network import vgg16  # late: it loads TensorFlow
-
-            gpus = [device.Gpu(*found) for found in vgg16.gpus()]
-    plan = device.plan(
-        options.precision,
-        gpus,
-        bfloat16=device.has_bfloat16(),
-        image_size=options.image_size,
-        batch_size=batch_size,
-        memory=device.free_memory(),
-    )
-    if gpus and not plan.device.startswith("GPU"):
-        seen = ", ".join(f"{gpu.name} ({format_bytes(gpu.free)} free)" for gpu in gpus)
-        log.warning("warning: computing on the processor: no GPU here has the memory and the precision: %s", seen)
-        vgg16.leave_gpus()
-    return plan
-
-
-def weights_digest(options: FeatureOptions) -> str:
-    """Digest of the weights asked for. That of the ImageNet ones is known without having them."""
-    if options.weights == "imagenet":
-        return weights.IMAGENET_DIGEST
-    return load_weights(options).digest
-
-
-def load_weights(options: FeatureOptions) -> weights.Weights:
-    """Find, or fetch, the weights asked for."""
-    return weights.resolve(
-        options.weights, options.data_dir, read_arrays=store.read_arrays, fetch_with_keras=_fetch_with_keras
-    )
-
-
-def _fetch_with_keras() -> None:
-    with quiet_stderr():
-        from pipeline.network import vgg16  # late: it loads TensorFlow
-
-    with redirect_stdout(sys.stderr):  # Keras says on stdout what it does, where predictions may be going
-        vgg16.download_weights()
 
 
 def candidate_specs(
@@ -321,17 +277,25 @@ def compute(
     options: FeatureOptions, dataset: Dataset, build: parts.Build, plan: device.Plan, threads: int | None = None
 ) -> str:
     """Compute a cache, whose lock is held; return what was done, for people."""
-    network = load_weights(options)
-    if network.digest != build.spec.weights_digest:
+    network, spec = load_weights(options.weights, options.data_dir), build.spec
+    if network.digest != spec.weights_digest:
         raise UserError(
             f"The weights file {options.weights} changed while it was being used: its digest was "
-            f"{build.spec.weights_digest[:12]}… and is {network.digest[:12]}… now. Run the same command again."
+            f"{spec.weights_digest[:12]}… and is {network.digest[:12]}… now. Run the same command again."
         )
     say_untrained(network.label)
-    work = computing.Work(
-        dataset, build, network, lambda sample: make_extractor(network, build.spec, sample, plan, threads), plan
-    )
-    return computing.compute(work)
+
+    def make_extractor() -> computing.Extractor:
+        return compiling.make_extractor(
+            network.layers,
+            spec.taps,
+            image_size=spec.image_size,
+            interpolation=spec.interpolation,
+            plan=plan,
+            threads=threads,
+        )
+
+    return computing.compute(computing.Work(dataset, build, network, make_extractor, plan))
 
 
 def _check_space(build: parts.Build) -> None:
@@ -345,27 +309,3 @@ def _check_space(build: parts.Build) -> None:
             f"{format_bytes(needed)} ({format_bytes(build.feature_bytes)} for the result, as much again for the parts "
             f"until it is complete). Free some space, choose fewer --taps, or another disk with --features-dir."
         )
-
-
-def make_extractor(
-    network: weights.Weights, spec: FeatureSpec, sample: Any, plan: device.Plan, threads: int | None = None
-) -> Callable[..., Any]:
-    """Compile the graph, and prove its precision on a few images."""
-    log.info("loading TensorFlow")
-    with quiet_stderr():
-        with interrupts_later():
-            from pipeline.network import vgg16  # late: only a run that computes needs it
-
-        if threads is not None:
-            vgg16.use_threads(threads)
-        extractor = vgg16.Extractor(
-            network.layers,
-            spec.taps,
-            image_size=spec.image_size,
-            interpolation=spec.interpolation,
-            precision=spec.precision,
-            batch_size=plan.batch_size,
-            device=plan.device,
-        )
-        extractor.check_precision(sample)
-    return extractor

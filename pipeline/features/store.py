@@ -42,7 +42,7 @@ from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
 from pipeline.data.dataset import Members, Skipped
 from pipeline.features import checksum
-from pipeline.features.checksum import HDF5_SIGNATURE, HEADER_SIZE
+from pipeline.features.checksum import HEADER_SIZE
 from pipeline.features.layout import SparseMemory
 from pipeline.features.spec import FORMAT_VERSION, FeatureSpec
 from pipeline.network.taps import TAP_COLUMNS
@@ -513,56 +513,3 @@ def find_cache(folder: Path, asked: FeatureSpec) -> Path | None:
         except (CacheError, OSError):
             continue  # a file that cannot be read, of unknown content, is no reason not to look further
     return None
-
-
-# --- other people's HDF5 ----------------------------------------------------------------------
-
-
-def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Every float array of any HDF5 file, by its path inside, following no link out of its own tree.
-
-    For weights files. Nothing of it is trusted: the caller checks names, shapes and a digest.
-
-    Raises
-    ------
-    UserError
-        When the file is absent, not HDF5, damaged, or larger than a VGG16 could be.
-    """
-    limit = 1 << 30  # bytes; VGG16 with its classifier is 553 MB
-    arrays: dict[str, NDArray[Any]] = {}
-
-    seen: set[int] = set()  # groups, by their address: hard links can make them a maze without end
-
-    def collect(group: h5py.Group, prefix: str) -> None:
-        address = h5py.h5o.get_info(group.id).addr
-        if address in seen:
-            return
-        seen.add(address)
-        for name in group:
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                continue
-            item = group[name]
-            if isinstance(item, h5py.Group):
-                collect(item, f"{prefix}{name}/")
-            elif (
-                isinstance(item, h5py.Dataset) and item.dtype.kind == "f" and not item.is_virtual and not item.external
-            ):
-                if item.nbytes + sum(array.nbytes for array in arrays.values()) > limit:
-                    raise UserError(f"The weights file {path} declares more than 1 GiB of arrays, so it is no VGG16.")
-                arrays[f"{prefix}{name}"] = item[()]
-
-    with file_errors("read the weights file", path), path.open("rb") as stream:
-        signature = stream.read(len(HDF5_SIGNATURE))
-        if signature != HDF5_SIGNATURE:
-            raise UserError(
-                f"The weights file {path} is not HDF5: it begins with {signature!r}. "
-                f"Give a Keras weights file of VGG16 (.h5), with or without its classifier."
-            )
-        try:
-            with h5py.File(stream, "r") as file:
-                collect(file, "")
-        except (OSError, RuntimeError, ValueError, KeyError, MemoryError) as error:
-            raise UserError(
-                f"The weights file {path} is damaged: HDF5 says {error}. Copy or download it again."
-            ) from error
-    return arrays

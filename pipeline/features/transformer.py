@@ -28,8 +28,10 @@ from pipeline.data.dataset import Dataset, Image, Members, Split
 from pipeline.features import extract, parts, reuse, store
 from pipeline.features.extract import FeatureOptions
 from pipeline.features.spec import FeatureSpec, relatives
+from pipeline.network import compile as compiling
 from pipeline.network.device import Plan
 from pipeline.network.taps import TAP_COLUMNS, columns_of, parse_taps
+from pipeline.network.weights import weights_digest
 
 NAME = "images"  # what the data set is called that new images make
 
@@ -127,7 +129,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             found = self._read_known(options, specs, given)
             if found is not None:
                 return found
-            plan = extract.make_plan(options, self.batch_size)
+            plan = compiling.make_plan(self.precision, image_size=self.image_size, batch_size=self.batch_size)
             (spec,) = (spec for spec in specs if spec.precision == plan.precision)
             atomic.make_folder(options.features_dir)
             # One writer for all: whoever waits here finds, in a moment, most of what it was to compute.
@@ -214,7 +216,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 @lru_cache(maxsize=16)
 def _digest_of_weights(choice: str, data_dir: Path, stamp: tuple[int, int, int] | None) -> str:
-    return extract.weights_digest(FeatureOptions(weights=choice, data_dir=data_dir))
+    return weights_digest(choice, data_dir)
 
 
 class _Images:

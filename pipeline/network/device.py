@@ -13,16 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.errors import UserError
+from pipeline.common.memory import proc_fields
 from pipeline.common.progress import format_bytes
 
 CPUINFO = Path("/proc/cpuinfo")
-MEMINFO = Path("/proc/meminfo")
 NVIDIA = Path("/proc/driver/nvidia/version")
 WSL = Path("/dev/dxg")  # the GPUs of Windows, seen from its Subsystem for Linux, which has no NVIDIA driver of its own
-CGROUP = Path("/sys/fs/cgroup")
-STATUS = Path("/proc/self/status")
-# Addresses, in bytes, that TensorFlow takes when it is loaded, most of them without memory behind them; measured.
-TENSORFLOW_ADDRESSES = 2 << 30
 
 # Compute capability from which NVIDIA's tensor cores multiply bfloat16 (Ampere):
 # https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications.
@@ -80,7 +76,7 @@ class Plan:
     batch_size: int
 
 
-def plan(
+def choose_device(
     asked: str, gpus: Sequence[Gpu], *, bfloat16: bool, image_size: int, batch_size: int | None, memory: int | None
 ) -> Plan:
     """Decide where to compute, in what precision, and how many images at once.
@@ -161,23 +157,13 @@ def _fits(batch_size: int, image_size: int, precision: str, memory: int | None, 
 # --- what is here -----------------------------------------------------------------------------
 
 
-def _fields(path: Path) -> dict[str, str]:
-    """``name: value`` lines of a file of /proc up to its first empty line; empty where there is none."""
-    try:
-        first = path.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {name.strip(): value.strip() for name, _, value in pairs}
-
-
 def has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 matrices (AMX-BF16 or AVX512-BF16).
 
     Only Linux on x86 says so in a way that needs no native code; elsewhere the answer is no, and
     float32 is right everywhere.
     """
-    return bool({"amx_bf16", "avx512_bf16"} & set(_fields(CPUINFO).get("flags", "").split()))
+    return bool({"amx_bf16", "avx512_bf16"} & set(proc_fields(CPUINFO).get("flags", "").split()))
 
 
 def may_have_gpu() -> bool:
@@ -191,44 +177,6 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def free_memory() -> int | None:
-    """Memory this process can have, in bytes, as the system, the container and ``ulimit`` say; None where none does."""
-    amounts = [] if (addresses := _free_addresses()) is None else [addresses]
-    available = _fields(MEMINFO).get("MemAvailable", "").partition(" kB")[0]
-    if available.isdigit():
-        amounts.append(int(available) * 1024)
-    try:
-        limit, used = ((CGROUP / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        pass
-    else:
-        if limit.isdigit():
-            amounts.append(max(0, int(limit) - int(used) + _cached_files()))
-    return min(amounts, default=None)
-
-
-def _free_addresses() -> int | None:
-    """Bytes that ``ulimit -v`` leaves for batches; None where there is no such limit. Beyond it TensorFlow crashes."""
-    try:
-        import resource  # there is none on Windows
-    except ImportError:
-        return None
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    taken = _fields(STATUS).get("VmSize", "").partition(" kB")[0]
-    if limit == resource.RLIM_INFINITY or not taken.isdigit():
-        return None
-    return max(0, limit - int(taken) * 1024 - TENSORFLOW_ADDRESSES)
-
-
-def _cached_files() -> int:
-    """Bytes of files that the container's memory holds, which it gives up for a process that needs them."""
-    try:
-        pairs = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
-    except OSError:
-        return 0
-    return sum(int(pairs.get(name, 0)) for name in ("inactive_file", "active_file"))
-
-
 def prefer_avx512() -> None:
     """Let numpy's OpenBLAS use AVX-512 where the processor has it; to be called before numpy is loaded.
 
@@ -237,11 +185,11 @@ def prefer_avx512() -> None:
     made in the environment stands.
     """
     needed = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
-    if needed <= set(_fields(CPUINFO).get("flags", "").split()):
+    if needed <= set(proc_fields(CPUINFO).get("flags", "").split()):
         os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
 
 
 def describe() -> dict[str, str | int]:
     """Name of the processor, its kind, the system, and the number of cores this process may use."""
-    name = _fields(CPUINFO).get("model name") or platform.processor() or "unknown"
+    name = proc_fields(CPUINFO).get("model name") or platform.processor() or "unknown"
     return {"processor": name, "machine": platform.machine(), "system": platform.system(), "cores": cores()}

