@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
 VENV := .venv
-RUN := $(VENV)/bin/python -m
+RUN = PIPELINE_VARIABLES="$(GIVEN)" $(VENV)/bin/python -m pipeline
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 PIP := -m pip install --disable-pip-version-check
@@ -17,30 +17,11 @@ MARK := .made-by-make
 # that one whose making was interrupted is made anew. (Finished ones of earlier versions have the stamp alone.)
 made_here = [ ! -L $1 ] && { [ -e $1/$(MARK) ] || [ -e $1/.installed ]; }
 
-# A variable reaches its flag byte for byte, spaces, quotes and dollars included: it goes through the
-# environment under another name, taken unexpanded, and the shell quotes it.
-VARIABLES := DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE THREADS \
-  CLASSIFIER MODELS_DIR OUTPUT_DIR SEED C MAX_ITER TOL HIDDEN_LAYER_SIZES ALPHA LEARNING_RATE_INIT MAX_EPOCHS \
-  PATIENCE FILE N_NEIGHBORS N_COMPONENTS GRID \
-  FIT MODEL IMAGES TOP_K FORMAT OUTPUT SHEET
-$(foreach name,$(VARIABLES),$(eval export MAKE_$(name) := $$(value $(name))))
-
-flag = $(if $(value $1), --$2 "$$MAKE_$1")
-FEATURE_FLAGS = $(call flag,DATASET,dataset)$(call flag,DATA_DIR,data-dir)$(call flag,FEATURES_DIR,features-dir)$(call \
-  flag,IMAGE_SIZE,image-size)$(call flag,WEIGHTS,weights)$(call flag,PRECISION,precision)$(call \
-  flag,TAPS,taps)$(call flag,LIMIT,limit)$(call flag,BATCH_SIZE,batch-size)$(call \
-  flag,THREADS,threads)$(call flag,FIT,fit)$(if $(STRICT), --strict)$(if $(FOLLOW_LINKS), --follow-links)
-TRAIN_FLAGS = $(call flag,CLASSIFIER,classifier)$(call flag,MODELS_DIR,models-dir)$(call \
-  flag,OUTPUT_DIR,output-dir)$(call flag,SEED,seed)$(if $(FORCE), --force)$(call flag,C,C)$(call \
-  flag,MAX_ITER,max-iter)$(call flag,TOL,tol)$(call flag,HIDDEN_LAYER_SIZES,hidden-layer-sizes)$(call \
-  flag,ALPHA,alpha)$(call flag,LEARNING_RATE_INIT,learning-rate-init)$(call flag,MAX_EPOCHS,max-epochs)$(call \
-  flag,PATIENCE,patience)$(call flag,N_NEIGHBORS,n-neighbors)$(call flag,N_COMPONENTS,n-components)
-SWEEP_FLAGS = $(call flag,GRID,grid)$(call flag,FILE,file)$(if $(YES), --yes)$(if $(NO_HALVING), --no-halving)
-REPORT_FLAGS = $(call flag,DATASET,dataset)$(call flag,DATA_DIR,data-dir)$(call flag,OUTPUT_DIR,output-dir)
-
-PREDICT_FLAGS = $(call flag,TOP_K,top-k)$(call flag,FORMAT,format)$(call flag,OUTPUT,output)$(call \
-  flag,SHEET,sheet)$(call flag,DATA_DIR,data-dir)$(call flag,WEIGHTS,weights)$(call \
-  flag,BATCH_SIZE,batch-size)$(if $(STRICT), --strict)$(if $(FOLLOW_LINKS), --follow-links)
+# A variable given to make is the default of the flag of the same name, byte for byte: it goes through the environment
+# under another name, unexpanded, with the list of those given, so that nothing else of the environment becomes a flag.
+GIVEN := $(sort $(foreach name,$(filter-out PYTHON QUICK,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),$(name))))
+$(foreach name,$(GIVEN),$(eval export PIPELINE_$(name) := $$(value $(name)))$(eval unexport $(name)))
+given = $(if $(filter $1,$(GIVEN)),$(if $(value $1),"$$PIPELINE_$1"))
 
 .PHONY: help install demo features train sweep report predict export inspect test torture bench check format lock \
   clean clean-features
@@ -50,16 +31,9 @@ help: ## show this list
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "Variables of demo, features, train and sweep, each the flag of the same name:"
-	@echo "  DATASET DATA_DIR FEATURES_DIR IMAGE_SIZE WEIGHTS PRECISION TAPS LIMIT BATCH_SIZE THREADS"
-	@echo "  FIT STRICT=1 FOLLOW_LINKS=1"
-	@echo "Variables of demo, train and sweep besides:"
-	@echo "  CLASSIFIER MODELS_DIR OUTPUT_DIR SEED FORCE=1, of logistic C MAX_ITER TOL, of mlp"
-	@echo "  HIDDEN_LAYER_SIZES ALPHA LEARNING_RATE_INIT MAX_EPOCHS PATIENCE, of svm ALPHA MAX_EPOCHS PATIENCE,"
-	@echo "  of ridge ALPHA, of knn N_NEIGHBORS N_COMPONENTS; of sweep GRID FILE YES=1 NO_HALVING=1"
-	@echo "Variables of predict: MODEL, IMAGES (an image or a folder), and TOP_K FORMAT OUTPUT SHEET DATA_DIR"
-	@echo "  WEIGHTS BATCH_SIZE STRICT=1 FOLLOW_LINKS=1"
-	@echo "PYTHON is the Python that makes $(VENV) (python3). 'make train IMAGE_SIZE=32 TAPS=top', for example."
+	@echo "A variable is a flag of the command: --image-size 32 is IMAGE_SIZE=32, --strict is STRICT=1, and values of a flag"
+	@echo "that may be given more than once stand side by side, as in 'make sweep TAPS=\"top all\"'. The flags are listed by"
+	@echo "'$(VENV)/bin/python -m pipeline train --help' and in README.md. PYTHON is the Python that makes $(VENV) (python3)."
 
 install: $(STAMP) ## make .venv from requirements.txt (every target does so by itself)
 
@@ -86,51 +60,39 @@ $(DEV): requirements-dev.txt $(STAMP)
 	@touch $@
 
 demo: $(STAMP) ## both stages on scikit-learn's digits, in about a minute
-	@$(RUN) pipeline demo$(FEATURE_FLAGS)$(TRAIN_FLAGS)
-
 features: $(STAMP) ## stage one: push all images through VGG16 once, into features/
-	@$(RUN) pipeline features$(FEATURE_FLAGS)
-
 train: $(STAMP) ## stage two: train a classifier on the features (makes them when missing)
-	@$(RUN) pipeline features$(FEATURE_FLAGS)
-	@$(RUN) pipeline train$(FEATURE_FLAGS)$(TRAIN_FLAGS)
-
 sweep: $(STAMP) ## stage two, many times: compare candidates on validation, train the best (FILE=experiments.toml)
-	@$(RUN) pipeline features$(FEATURE_FLAGS)
-	@$(RUN) pipeline sweep$(FEATURE_FLAGS)$(TRAIN_FLAGS)$(SWEEP_FLAGS)
-
 report: $(STAMP) ## rebuild output/leaderboard.csv and output/index.html from the runs that are there
-	@$(RUN) pipeline report$(REPORT_FLAGS)
-
 predict: $(STAMP) ## classify images of your own: make predict MODEL=models/RUN.joblib IMAGES=folder
-	@$(if $(and $(value MODEL),$(value IMAGES)),,echo "error: name a model and images: make predict MODEL=models/RUN.joblib IMAGES=folder" >&2; exit 2;) \
-	$(RUN) pipeline predict --model "$$MAKE_MODEL"$(PREDICT_FLAGS) -- "$$MAKE_IMAGES"
-
 export: $(STAMP) ## write a model in the format for sharing (skops): make export MODEL=models/RUN.joblib
-	@$(if $(value MODEL),,echo "error: name a model: make export MODEL=models/RUN.joblib" >&2; exit 2;) \
-	$(RUN) pipeline export --model "$$MAKE_MODEL"
-
 inspect: $(STAMP) ## tell what a feature file holds and whether it verifies: make inspect FILE=features/….h5
-	@$(if $(value FILE),,echo "error: name a feature file: make inspect FILE=features/NAME.h5" >&2; exit 2;) \
-	$(RUN) pipeline inspect "$$MAKE_FILE"$(FEATURE_FLAGS)
+
+demo features report predict export inspect:
+	@$(RUN) $@
+
+train sweep:
+	@$(RUN) features
+	@$(RUN) $@
 
 test: $(DEV) ## run the tests; those on real data need DATA_DIR=folder
-	@DATA_DIR="$$MAKE_DATA_DIR" $(RUN) pytest
+	@$(RUN) --help >/dev/null
+	@$(addprefix DATA_DIR=,$(call given,DATA_DIR)) $(VENV)/bin/python -m pytest
 
 torture: $(DEV) ## attack the cache for half an hour: kills, full disks, flipped bits
 	@$(VENV)/bin/python tests/torture.py
 
 bench: $(BENCH)/.installed ## set stage one against other tools, into docs/ (half an hour; QUICK=1: minutes)
-	@$(BENCH)/bin/python benchmarks/bench.py$(call flag,DATA_DIR,data-dir)$(if $(QUICK), --quick)
+	@$(BENCH)/bin/python benchmarks/bench.py$(addprefix $() --data-dir ,$(call given,DATA_DIR))$(if $(QUICK), --quick)
 
 check: $(DEV) ## lint and type-check (ruff, mypy strict)
-	@$(RUN) ruff check .
-	@$(RUN) ruff format --check .
-	@$(RUN) mypy
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
 
 format: $(DEV) ## format the code and mend what ruff can
-	@$(RUN) ruff format .
-	@$(RUN) ruff check --fix .
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
 
 # Pins that still satisfy pyproject.toml stay; delete a file first to renew all of its pins.
 lock: ## pin what pyproject.toml asks for, and what that needs, in the requirements files
@@ -148,4 +110,4 @@ clean: ## remove .venv and tools' caches, never data, features, models or output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-features: ## remove the feature caches (they can be computed again)
-	cd "$${MAKE_FEATURES_DIR:-features}" && rm -rf -- *-vgg16-*px-*.h5 *-vgg16-*px-*.parts *-vgg16-*px-*.lock
+	cd $(or $(call given,FEATURES_DIR),features) && rm -rf -- *-vgg16-*px-*.h5 *-vgg16-*px-*.parts *-vgg16-*px-*.lock

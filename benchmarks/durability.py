@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.common import atomic
 from pipeline.features import checksum, extract, parts, store
+from pipeline.features.options import ComputeOptions
 
 IMAGE_SIZE = 64
 
@@ -58,7 +59,7 @@ def durability(data_dir: Path, rows: int, repeats: int) -> None:
         # In the working folder, not in /tmp, which may be memory: fsync must cost what it costs.
         with tempfile.TemporaryDirectory(dir=".") as folder:
             began = time.monotonic()
-            extract.extract(extract.FeatureOptions(features_dir=Path(folder), **options))  # type: ignore[arg-type]
+            extract.extract(ComputeOptions(features_dir=Path(folder), **options))  # type: ignore[arg-type]
             return time.monotonic() - began
 
     once()  # TensorFlow's start, and the page cache

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.data import datasets
 from pipeline.features import extract
+from pipeline.features.options import ComputeOptions
 
 PIXELS = (32, 32, 3)
 
@@ -90,7 +91,7 @@ def main() -> None:
             write_images(chosen.data_dir, chosen.rows, path)
         dataset = repeated(chosen.rows, path)
         datasets.load = lambda *arguments, **options: dataset
-        options = extract.FeatureOptions(data_dir=chosen.data_dir, features_dir=Path(folder) / "f", image_size=32)
+        options = ComputeOptions(data_dir=chosen.data_dir, features_dir=Path(folder) / "f", image_size=32)
         extract.extract(options)
 
 

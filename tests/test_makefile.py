@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
+
+from pipeline import cli
 
 CLEAN = {
     name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "DATA_DIR")
@@ -28,14 +32,34 @@ def make(folder: Path, *arguments: str, env: dict[str, str] | None = None) -> su
     )
 
 
+# A Python that shows what the real command line understands, in place of doing it.
+SHOW = f"""#!{sys.executable}
+import dataclasses, json, sys
+sys.path.insert(0, {str(ROOT)!r})
+from pipeline import cli
+
+def shown(name, command):
+    items = [item for group in command.groups().values() for item in group]
+    def run(given):
+        values = {{item.name: item.given(given) for item in items}}
+        return json.dumps([name, {{key: value for key, value in values.items() if value is not None}}], default=str)+"\\n"
+    return dataclasses.replace(command, run=run)
+
+if sys.argv[1:3] == ["-m", "pipeline"]:
+    cli.COMMANDS = {{name: shown(name, command) for name, command in cli.COMMANDS.items()}}
+    sys.exit(cli.main(sys.argv[3:]))
+print(json.dumps(sys.argv[1:]))
+"""
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The Makefile in a folder of its own, with a .venv whose Python prints what it is called with."""
+    """The Makefile in a folder of its own, with a .venv whose Python is that of `SHOW`."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     shutil.copy(ROOT / "requirements.txt", tmp_path)
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text(f"#!{sys.executable}\nimport sys, json\nprint(json.dumps(sys.argv[1:]))\n", encoding="utf-8")
+    python.write_text(SHOW, encoding="utf-8")
     python.chmod(0o755)
     stamp = tmp_path / ".venv" / ".installed"
     stamp.touch()
@@ -43,9 +67,8 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def calls(done: subprocess.CompletedProcess[str]) -> list[list[str]]:
-    import json
-
+def calls(done: subprocess.CompletedProcess[str]) -> list[list[Any]]:
+    """The commands that were run, each with the settings that it was given."""
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -77,50 +100,71 @@ def test_help_is_the_default_and_lists_every_target() -> None:
 
 
 def test_without_variables_the_defaults_are_the_command_lines(project: Path) -> None:
-    assert calls(make(project, "features")) == [["-m", "pipeline", "features"]]
-    assert calls(make(project, "train")) == [["-m", "pipeline", "features"], ["-m", "pipeline", "train"]]
-    assert calls(make(project, "demo")) == [["-m", "pipeline", "demo"]]
+    assert calls(make(project, "features")) == [["features", {}]]
+    assert calls(make(project, "train")) == [["features", {}], ["train", {}]]
+    assert calls(make(project, "demo")) == [["demo", {}]]
 
 
 @pytest.mark.parametrize(
     "value",
     [
         "plain",
-        "with  two spaces",
+        "with  two spaces ",  # make itself takes those at the front away
         "quote ' and \" both",
-        "dollar $HOME $$ $(shell false)",
+        "dollar $HOME $$ $(shell false) ${x",
         "#hash;semi|pipe&",
         "ü*?[a]",
+        "-- not text: \udcff",
     ],
 )
-@pytest.mark.parametrize("how", ["argument", "environment"])
-def test_values_arrive_unchanged(project: Path, value: str, how: str) -> None:
-    if how == "argument":
-        done = make(project, "features", f"DATA_DIR={value}", "IMAGE_SIZE=32")
-    else:
-        done = make(project, "features", "IMAGE_SIZE=32", env={"DATA_DIR": value})
-    assert calls(done) == [["-m", "pipeline", "features", "--data-dir", value, "--image-size", "32"]]
+def test_values_arrive_unchanged(project: Path, value: str) -> None:
+    done = make(project, "features", f"DATA_DIR={value}", "IMAGE_SIZE=32")
+    assert calls(done) == [["features", {"image_size": 32, "data_dir": value}]]
+
+
+def test_the_environment_gives_no_flag(project: Path) -> None:
+    env = {"SEED": "5", "C": "3", "PIPELINE_SEED": "7"}
+    assert calls(make(project, "train", env=env)) == [["features", {}], ["train", {}]]
+    assert calls(make(project, "-e", "features", "LIMIT=", env=env)) == [["features", {}]], "an empty one is not given"
 
 
 def test_every_flag_has_its_variable(project: Path) -> None:
-    """Variables of the command line's own flags, so that none is forgotten here."""
-    from pipeline.cli import _build_parser
-
-    parser = _build_parser()
-    commands = next(action for action in parser._actions if action.dest == "command").choices
-    assert commands is not None
-    for command in ("features", "train", "sweep", "report", "demo"):
-        flags = [action.option_strings[0] for action in commands[command]._actions if action.option_strings[0] != "-h"]
-        variables = [f"{flag[2:].replace('-', '_').upper()}=1" for flag in flags]
-        (*_, called) = calls(make(project, command, *variables))
-        assert {word for word in called if word.startswith("--")} == set(flags)
+    for name, command in cli.COMMANDS.items():
+        items = [item for group in command.groups().values() for item in group]
+        (*_, (called, given)) = calls(make(project, name, *(f"{item.name.upper()}=1" for item in items)))
+        assert called == name
+        assert set(given) == {item.name for item in items}
 
 
-def test_inspect_needs_a_file(project: Path) -> None:
-    done = make(project, "inspect")
+def test_a_step_takes_the_variables_that_are_its_own(project: Path) -> None:
+    done = make(project, "train", "BATCH_SIZE=64", "SEED=1", "STRICT=1", "HIDDEN_LAYER_SIZES=8,4")
+    features, train = calls(done)
+    assert features == ["features", {"strict": True, "batch_size": 64}]
+    assert train == ["train", {"strict": True, "seed": 1, "hidden_layer_sizes": [8, 4]}]
+    features, sweep = calls(make(project, "sweep", "TAPS=top  block1_conv1.avg,top", "GRID=C=1e-4..1,log,9 tol=1,2"))
+    assert features == ["features", {"taps": "top  block1_conv1.avg,top"}]
+    assert sweep == ["sweep", {"taps": ["top", "block1_conv1.avg,top"], "grid": ["C=1e-4..1,log,9", "tol=1,2"]}]
+
+
+@pytest.mark.parametrize("target", ["features", "train", "predict", "test"])
+def test_a_variable_that_no_flag_has_is_an_error(project: Path, target: str) -> None:
+    (project / ".venv" / ".installed-dev").touch()
+    os.utime(project / ".venv" / ".installed-dev", (2**32, 2**32))
+    shutil.copy(ROOT / "requirements-dev.txt", project)
+    done = make(project, target, "IMAGE_SZIE=32")
     assert done.returncode == 2
-    assert "name a feature file" in done.stderr
-    assert calls(make(project, "inspect", "FILE=a b.h5")) == [["-m", "pipeline", "inspect", "a b.h5"]]
+    assert done.stdout == "", "nothing was run"
+    assert "There is no variable IMAGE_SZIE" in done.stderr
+    assert "Did you mean IMAGE_SIZE?" in done.stderr
+
+
+def test_files_and_models_are_variables_too(project: Path) -> None:
+    assert calls(make(project, "inspect", "FILE=a b.h5", "VERIFY=1")) == [
+        ["inspect", {"file": "a b.h5", "verify": True}]
+    ]
+    (called,) = calls(make(project, "predict", "MODEL=a b.joblib", "IMAGES=-my scans", "TOP_K=3"))
+    assert called == ["predict", {"model": "a b.joblib", "images": ["-my scans"], "top_k": 3}]
+    assert calls(make(project, "export", "MODEL=a b.joblib")) == [["export", {"model": "a b.joblib"}]]
 
 
 def test_the_benchmarks_have_requirements_of_their_own(project: Path) -> None:
@@ -132,34 +176,14 @@ def test_the_benchmarks_have_requirements_of_their_own(project: Path) -> None:
     assert "benchmarks/.venv/bin/python -m pip install --disable-pip-version-check -r benchmarks/requirements.txt" in (
         done.stdout
     )
-    assert done.stdout.rstrip().endswith('benchmarks/bench.py --data-dir "$MAKE_DATA_DIR" --quick')
+    assert done.stdout.rstrip().endswith('benchmarks/bench.py --data-dir "$PIPELINE_DATA_DIR" --quick')
     assert "torch" not in (ROOT / "requirements.txt").read_text(encoding="utf-8")
-
-
-def test_predict_needs_a_model_and_images(project: Path) -> None:
-    for given in ([], ["MODEL=m.joblib"], ["IMAGES=x"]):
-        done = make(project, "predict", *given)
-        assert done.returncode == 2
-        assert "name a model and images" in done.stderr
-    called = ["-m", "pipeline", "predict", "--model", "a b.joblib", "--top-k", "3", "--", "-my scans"]
-    assert calls(make(project, "predict", "MODEL=a b.joblib", "IMAGES=-my scans", "TOP_K=3")) == [called]
-    flags = ["TOP_K", "FORMAT", "OUTPUT", "SHEET", "DATA_DIR", "WEIGHTS", "BATCH_SIZE", "FOLLOW_LINKS"]
-    (called,) = calls(make(project, "predict", "MODEL=m", "IMAGES=x", *(f"{flag}=1" for flag in flags)))
-    named = {
-        word.removeprefix("--").replace("-", "_").upper() for word in called if word.startswith("--") and word != "--"
-    }
-    assert named == {*flags, "MODEL"}
-
-
-def test_export_needs_a_model(project: Path) -> None:
-    assert make(project, "export").returncode == 2
-    assert calls(make(project, "export", "MODEL=a b.joblib")) == [["-m", "pipeline", "export", "--model", "a b.joblib"]]
 
 
 def test_folders_named_like_targets_do_not_hide_them(project: Path) -> None:
     for folder in ("features", "data", "models", "output"):
         (project / folder).mkdir()
-    assert calls(make(project, "features")) == [["-m", "pipeline", "features"]]
+    assert calls(make(project, "features")) == [["features", {}]]
 
 
 def test_clean_never_touches_caches_or_data(project: Path) -> None:

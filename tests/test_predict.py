@@ -149,10 +149,10 @@ def test_mistakes_get_one_paragraph(run: Run, model: Path, made: Path, tmp_path:
     image = made / "tones" / "dark" / "00.png"
     (tmp_path / "empty").mkdir()
     for arguments, words in (
-        ([], ["at least one image"]),
+        ([], ["images parameter must be given", "IMAGES="]),
         ([tmp_path / "none.jpg"], ["no image or folder", "none.jpg"]),
         ([tmp_path / "empty"], ["no image in", "empty"]),
-        ([image, "--top-k", "0"], ["top-k", "Got 0"]),
+        ([image, "--top-k", "0"], ["top k", "Got 0"]),
         ([image, "--format", "xml"], ["format", "'xml'"]),
         ([image, "--sheet", "x.jpg"], ["sheet", ".png"]),
         ([image, "--output", tmp_path / "no" / "x.csv"], ["no folder"]),

@@ -13,14 +13,19 @@ import pictures
 import pytest
 from conftest import DATA_DIR, ROOT
 
-from pipeline.cli import _build_parser
+from pipeline.cli import COMMANDS, build_parser
+from pipeline.common.options import Options
 from pipeline.data import datasets
 from pipeline.features import extract
+from pipeline.features.options import ComputeOptions
+from pipeline.models import classifiers
 from pipeline.network.taps import ALL_TAPS
+from pipeline.selection.options import TrainOptions
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "reliability.md", ROOT / "docs" / "experiments.md"]
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+FLAGS = [item for command in COMMANDS.values() for group in command.groups().values() for item in group]
 TARGETS = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
 
 
@@ -69,7 +74,7 @@ def test_the_python_examples_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     digits = datasets.load("digits", tmp_path, download=False).splits["train"]
-    made = extract.extract(extract.FeatureOptions(dataset="digits", data_dir=DATA_DIR, image_size=32, taps="top"))
+    made = extract.extract(ComputeOptions(dataset="digits", data_dir=DATA_DIR, image_size=32, taps="top"))
     exec(_blocks("python", "load_features"), {"cache": made.path})
     assert capsys.readouterr().out.splitlines()[-1].startswith("(1442, 512) ")
     exec(
@@ -88,17 +93,14 @@ def test_targets_exist() -> None:
 
 
 def test_make_variables_exist() -> None:
-    known = set(re.search(r"^VARIABLES := ((?:.*\\\n)*.*)", MAKEFILE, re.MULTILINE)[1].replace("\\\n", " ").split())  # type: ignore[index]
+    known = {item.name.upper() for item in FLAGS} | {"PYTHON", "QUICK", "VARIABLE"}
     for code in _code():
         if code.startswith("make "):
-            for variable in re.findall(r"\b([A-Z][A-Z_]*)=", code):
-                assert variable in known | {
-                    "PYTHON", "FORCE", "QUICK", "VARIABLE", "YES", "NO_HALVING", "STRICT", "FOLLOW_LINKS",
-                }, code  # fmt: skip
+            assert set(re.findall(r"(?<![=\w])([A-Z][A-Z_]*)=", code)) <= known, code
 
 
 def test_command_lines_parse() -> None:
-    parser = _build_parser()
+    parser = build_parser()
     lines = [code for code in _code() if code.startswith("python -m pipeline ")]
     assert lines
     for line in lines:
@@ -108,13 +110,33 @@ def test_command_lines_parse() -> None:
 
 
 def test_every_flag_is_documented_and_every_documented_flag_exists() -> None:
-    commands = next(action for action in _build_parser()._actions if action.dest == "command").choices
-    assert commands is not None
-    flags = {option for parser in commands.values() for action in parser._actions for option in action.option_strings}
+    flags = {item.flag for item in FLAGS if not item.positional}
     named = {flag for code in _code() for flag in re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", code)}
-    ours = flags - {"-h", "--help"}
-    assert ours - named == set(), "not in the README"
-    assert named - flags - {"--kills", "--data-dir"} == set(), "in the README, but no flag"
+    assert flags - named == set(), "not in the README"
+    assert named - flags - {"--kills", "--help"} == set(), "in the README, but no flag"
+
+
+@pytest.mark.parametrize(("title", "options"), [("Stage one", ComputeOptions), ("Stage two", TrainOptions)])
+def test_the_tables_of_flags_have_the_declared_defaults(title: str, options: type[Options]) -> None:
+    section = TEXT.partition(f"### {title}\n")[2].partition("\n#")[0]
+    rows = re.findall(r"^\| (`--[^|]*) \|([^|]*)\|", section, re.MULTILINE)
+    told = {flag: default for flags, defaults in rows for flag, default in zip(
+        re.findall(r"--[\w-]+", flags), re.findall(r"`([^`]+)`", defaults) or [None], strict=True)}  # fmt: skip
+    assert told == {
+        item.flag: None if item.default is None or item.default is False else item.show(item.default)
+        for item in options.declared()
+    }
+
+
+def test_the_table_of_classifiers_has_the_declared_options() -> None:
+    section = TEXT.partition("### Stage two\n")[2].partition("\n#")[0]
+    for name, classifier in classifiers.REGISTRY.items():
+        (cells,) = re.findall(rf"^\| `{name}` \|[^|]*\|([^|]*)\|", section, re.MULTILINE)
+        told = dict(re.findall(r"`(--[\w-]+)` ([^,|]+)", cells.strip()))
+        own = {item.flag: item for item in classifier.options}
+        assert {
+            flag: None if text == "chosen" else own[flag].check(own[flag].read(text)) for flag, text in told.items()
+        } == {flag: item.default for flag, item in own.items()}
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^)#:]+)\)", TEXT))))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.common.errors import UserError
 from pipeline.features import extract
-from pipeline.features.extract import FeatureOptions
+from pipeline.features.options import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import ALL_TAPS, TAP_COLUMNS, columns_of, parse_taps

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pipeline.commands import inspect
 from pipeline.common.errors import UserError
 from pipeline.features import checksum, parts, reuse, store
-from pipeline.features.extract import FeatureOptions
+from pipeline.features.options import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.network.taps import ALL_TAPS, TAP_COLUMNS, order_taps
 

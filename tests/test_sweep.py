@@ -239,7 +239,7 @@ import sys
 from pathlib import Path
 from pipeline.commands import train
 from pipeline.features import store
-from pipeline.features.extract import FeatureOptions
+from pipeline.features.options import FeatureOptions
 from pipeline.selection import search
 from pipeline.selection.options import SweepOptions, TrainOptions
 features_dir, folder, side_by_side = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "True"
@@ -249,11 +249,11 @@ features = FeatureOptions(
     taps="block1_conv1.avg,block5_pool.avg",
 )
 training = TrainOptions(options={"tol": 1e-4}, output_dir=folder / "output", models_dir=folder / "models")
-values = tuple(float(f"{10 ** (-3 + power / 4):.3g}") for power in range(11))
+grid = "C=" + ",".join(f"{10 ** (-3 + power / 4):.3g}" for power in range(11))
 taps = ("top", "block1_conv1.avg")
 path, asked = train.find_features(features)
 with store.open(path) as cache:
-    options = SweepOptions(training=training, taps=taps, grids=(("C", values),), halving=False)
+    options = SweepOptions(training=training, taps=taps, grid=(grid,), no_halving=True)
     search.compare(cache, asked, options)
 """
 

@@ -90,13 +90,14 @@ def test_paths_arrays_and_folders_share_rows(tmp_path: Path) -> None:
     (before,) = [
         path for path in (tmp_path / "f").glob("*.h5") if store.verify(path).provenance["rows_computed"] == 10
     ][:1]
-    from pipeline.features.extract import FeatureOptions, extract
+    from pipeline.features.extract import extract
+    from pipeline.features.options import ComputeOptions
 
-    options = FeatureOptions(
+    options = ComputeOptions(
         dataset=str(tmp_path / "x"), features_dir=tmp_path / "f", image_size=32, weights="random", precision="float32",
-        taps=TAP,
+        taps=TAP, batch_size=16,
     )  # fmt: skip
-    made = extract(options, batch_size=16)
+    made = extract(options)
     assert store.verify(made.path).provenance["rows_computed"] == 0, "all rows were there"
     X, y = load_features(made.path)
     assert X.shape == (8, 256)

@@ -13,7 +13,7 @@ from pipeline.common.text import printable
 from pipeline.data import datasets
 from pipeline.data.dataset import listing
 from pipeline.features import extract, store
-from pipeline.features.extract import FeatureOptions
+from pipeline.features.options import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.network.taps import TAP_COLUMNS, columns_of
 from pipeline.network.weights import weights_digest

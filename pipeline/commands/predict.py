@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.commands.options import PredictOptions
 from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.progress import Progress
@@ -33,45 +34,6 @@ from pipeline.network.weights import VGGWeights, load_weights
 from pipeline.output import contact_sheet
 
 log = logging.getLogger("pipeline")
-
-FORMATS = ("table", "csv", "json")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """What `predict` is asked for."""
-
-    model: Path
-    images: Sequence[Path]
-    top_k: int = 5
-    format: str | None = None
-    output: Path | None = None
-    sheet: Path | None = None
-    data_dir: Path = Path("data")
-    weights: str | None = None
-    batch_size: int | None = None
-    follow_links: bool = False
-    strict: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.images:
-            raise UserError(
-                "The images parameter must name at least one image or folder: "
-                "python -m pipeline predict --model models/RUN.joblib photo.jpg"
-            )
-        if self.top_k < 1:
-            raise UserError(f"The top-k parameter must be at least 1. Got {self.top_k}.")
-        if self.format is not None and self.format not in FORMATS:
-            raise UserError(f"The format parameter must be one of {', '.join(FORMATS)}. Got {self.format!r}.")
-        extract.check_batch_size(self.batch_size)
-        if self.sheet is not None and self.sheet.suffix.lower() != ".png":
-            raise UserError(f"The sheet parameter must name a .png file. Got {self.sheet}.")
-
-    @property
-    def resolved_format(self) -> str:
-        """The format asked for, or the one that the output's name implies."""
-        implied = "" if self.output is None else self.output.suffix.lower().removeprefix(".")
-        return self.format or (implied if implied in FORMATS else "table")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pipeline.common.errors import UserError, file_errors
 from pipeline.common.progress import format_seconds
 from pipeline.common.text import text_table
 from pipeline.features import compute, store
-from pipeline.features.extract import FeatureOptions
+from pipeline.features.options import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import columns_of, describe_taps, parse_taps

@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import platform
-import shlex
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from pipeline.common.errors import UserError, file_errors
 from pipeline.common.text import printable, to_csv, to_json
 from pipeline.data import datasets
 from pipeline.features import arrays, compute, extract, store
-from pipeline.features.extract import FeatureOptions
+from pipeline.features.options import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import columns_of
@@ -175,13 +174,7 @@ def _find_without_data(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
 
 
 def _no_cache(options: FeatureOptions) -> UserError:
-    given = [
-        f"--{item.name.replace('_', '-')}"
-        + ("" if getattr(options, item.name) is True else f" {shlex.quote(str(getattr(options, item.name)))}")
-        for item in dataclasses.fields(options)
-        if getattr(options, item.name) != item.default
-    ]
-    command = " ".join(["python -m pipeline features", *given])
+    command = f"python -m pipeline features {options.command_line()}".rstrip()
     return UserError(
         f"There is no feature cache in {options.features_dir} for what was asked: {options.dataset} at "
         f"{options.image_size} px, weights {options.weights}, precision {options.precision}, taps {options.taps}, "

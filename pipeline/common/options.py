@@ -24,6 +24,7 @@ from typing import Any, Self
 from pipeline.common.errors import UserError
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path", bool: "1 or 0"}
+_METAVAR = {int: "N", float: "X", Path: "FILE"}
 _SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -104,7 +105,7 @@ class Option:
         if value is None and self.default is None:
             return None
         values = list(value) if self.many and isinstance(value, list | tuple) else [value]
-        if not all(map(self._allows, values)) or (self.has_commas and not values):
+        if not all(map(self._allows, values)) or (not values and (self.has_commas or self.default is MISSING)):
             subject = subject or f"The {self.name.replace('_', ' ')} parameter"
             raise UserError(f"{subject} must be {self._allowed()}. Got {value!r} instead. {self.advice}".rstrip())
         values = [float(item) if self.kind is float else item for item in values]
@@ -192,12 +193,16 @@ def add_flags(parser: Any, title: str, options: Iterable[Option], **defaults: An
     group = parser.add_argument_group(title)
     for item in options:
         default = defaults.get(item.name, item.default)
-        told = "" if default in (None, False, (), MISSING) else f" (default: {item.show(default)})"
+        told = (
+            ""
+            if any(default is nothing for nothing in (None, False, (), MISSING))
+            else f" (default: {item.show(default)})"
+        )
         more: dict[str, Any] = {"help": item.help.replace("%", "%%") + told, "default": None}
         if item.kind is bool:
             more |= {"action": "store_true"}
         else:
-            more |= {"type": item.read, "metavar": item.metavar}
+            more |= {"type": item.read, "metavar": item.metavar or _METAVAR.get(item.kind)}
         if item.positional:
             more |= {"nargs": "*" if item.many else "?"}
         elif item.many and not item.has_commas:
@@ -213,8 +218,9 @@ def _variables() -> Mapping[str, str]:
 
 def check_variables(options: Iterable[Option]) -> None:
     """Raise UserError when make was given a variable that no flag has."""
-    known = sorted({item.name.upper() for item in options})
-    for name in _variables():
+    given = _variables()
+    known = sorted({item.name.upper() for item in options}) if given else []
+    for name in given:
         if name not in known:
             (nearest,) = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)
             raise UserError(

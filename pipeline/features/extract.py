@@ -20,7 +20,8 @@ from pipeline.data import datasets
 from pipeline.data.dataset import Dataset, listing
 from pipeline.features import compute as computing
 from pipeline.features import parts, store
-from pipeline.features.spec import FITS, FeatureSpec, check_image_size
+from pipeline.features.options import ComputeOptions, FeatureOptions
+from pipeline.features.spec import FeatureSpec
 from pipeline.network import compile as compiling
 from pipeline.network import device
 from pipeline.network.taps import columns_of, parse_taps
@@ -29,33 +30,6 @@ from pipeline.network.weights import load_weights, weights_digest
 log = logging.getLogger("pipeline")
 
 INTERPOLATION = "bicubic"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureOptions:
-    """What `features` and `train` are asked for, as on the command line."""
-
-    dataset: str = "cifar10"
-    data_dir: Path = Path("data")
-    features_dir: Path = Path("features")
-    image_size: int = 64
-    fit: str = "squash"
-    weights: str = "imagenet"
-    precision: str = "auto"
-    taps: str = "all"
-    limit: int | None = None
-    strict: bool = False
-    follow_links: bool = False
-
-    def __post_init__(self) -> None:
-        check_image_size(self.image_size)
-        parse_taps(self.taps)
-        if self.fit not in FITS:
-            raise UserError(f"The fit parameter must be one of {', '.join(FITS)}. Got {self.fit!r}.")
-        if self.precision not in ("auto", "float32", "bfloat16"):
-            raise UserError(f"The precision parameter must be auto, float32 or bfloat16. Got {self.precision!r}.")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"The limit parameter must be at least 1 row. Got {self.limit}.")
 
 
 @dataclass(frozen=True)
@@ -73,17 +47,8 @@ class Extracted:
     summary: str
 
 
-def extract(options: FeatureOptions, *, batch_size: int | None = None, threads: int | None = None) -> Extracted:
+def extract(options: ComputeOptions) -> Extracted:
     """Make sure that the features asked for are in a valid cache.
-
-    Parameters
-    ----------
-    options : FeatureOptions
-    batch_size : int, optional
-        Images that go through the network together; chosen by `device.choose_device` when left out. It changes memory
-        and speed, never what is asked for.
-    threads : int, optional
-        Threads that compute; as many as there are cores when left out.
 
     Raises
     ------
@@ -92,9 +57,7 @@ def extract(options: FeatureOptions, *, batch_size: int | None = None, threads: 
     Interrupted
         On SIGINT or SIGTERM.
     """
-    check_batch_size(batch_size)
-    if threads is not None:
-        _check_threads(threads)
+    _warn_of_threads(options.threads)
     with Aside() as aside:  # both digests of a hit, of the images and of the features, are taken at once
         likely = _likely_cache(options)
         if likely is not None:
@@ -108,24 +71,16 @@ def extract(options: FeatureOptions, *, batch_size: int | None = None, threads: 
         with hit:
             parts.Build(options.features_dir, hit.spec, hit.rows).tidy(say_waiting)
             return _found(hit, options)
-    plan = compiling.make_plan(options.precision, image_size=options.image_size, batch_size=batch_size)
+    plan = compiling.make_plan(options.precision, image_size=options.image_size, batch_size=options.batch_size)
     (spec,) = (spec for spec in specs if spec.precision == plan.precision)
-    return _build(options, dataset, spec, plan, threads)
-
-
-def check_batch_size(size: int | None) -> None:
-    """Raise UserError unless so many images can go through the network together; None leaves the choice to us."""
-    if size is not None and not 1 <= size <= parts.PART_ROWS:
-        raise UserError(f"The batch size parameter must be between 1 and {parts.PART_ROWS}. Got {size}.")
+    return _build(options, dataset, spec, plan)
 
 
 # --- deciding ---------------------------------------------------------------------------------
 
 
-def _check_threads(threads: int) -> None:
-    if not 1 <= threads <= device.MAX_THREADS:
-        raise UserError(f"The threads parameter must be between 1 and {device.MAX_THREADS}. Got {threads}.")
-    if threads > device.cores():
+def _warn_of_threads(threads: int | None) -> None:
+    if threads is not None and threads > device.cores():
         log.warning("warning: %d threads on %d cores compute no faster, and usually slower", threads, device.cores())
 
 
@@ -245,9 +200,7 @@ def say_untrained(label: str) -> None:
 # --- acting -----------------------------------------------------------------------------------
 
 
-def _build(
-    options: FeatureOptions, dataset: Dataset, spec: FeatureSpec, plan: device.Plan, threads: int | None
-) -> Extracted:
+def _build(options: ComputeOptions, dataset: Dataset, spec: FeatureSpec, plan: device.Plan) -> Extracted:
     """Compute a cache, unless another process made it while this one waited for the lock."""
     rows = {name: min(count, spec.limit or count) for name, count in dataset.rows.items()}
     for name, count in rows.items():
@@ -266,16 +219,14 @@ def _build(
         if options.strict:
             computing.check_images(dataset, build, plan.batch_size)
         _check_space(build)
-        summary = compute(options, dataset, build, plan, threads)
+        summary = compute(options, dataset, build, plan)
     if dataset.members is None:
         return Extracted(build.target, summary)
     with store.open(build.target, spec) as cache:
         return _extracted(cache, options, summary)
 
 
-def compute(
-    options: FeatureOptions, dataset: Dataset, build: parts.Build, plan: device.Plan, threads: int | None = None
-) -> str:
+def compute(options: ComputeOptions, dataset: Dataset, build: parts.Build, plan: device.Plan) -> str:
     """Compute a cache, whose lock is held; return what was done, for people."""
     network, spec = load_weights(options.weights, options.data_dir), build.spec
     if network.digest != spec.weights_digest:
@@ -292,7 +243,7 @@ def compute(
             image_size=spec.image_size,
             interpolation=spec.interpolation,
             plan=plan,
-            threads=threads,
+            threads=options.threads,
         )
 
     return computing.compute(computing.Work(dataset, build, network, make_extractor, plan))

@@ -14,31 +14,18 @@ from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.keys import digest_of, safe_name
+from pipeline.features.options import ImageOptions
 from pipeline.network.taps import order_taps
 
 FORMAT_VERSION = 2  # of the feature file; another number means another meaning of the bytes
 
-
 INTERPOLATIONS = ("bicubic",)
-FITS = ("squash", "crop", "pad")
 PRECISIONS = ("float32", "bfloat16")
-MIN_IMAGE_SIZE = 32  # below it the fifth pooling has nothing left to pool
-MAX_IMAGE_SIZE = 1024  # more than four times what VGG16 was trained at is surely a slip
-
-
-def check_image_size(size: int) -> int:
-    """Return an image size (pixels a side) that VGG16 can take, or raise UserError."""
-    if not MIN_IMAGE_SIZE <= size <= MAX_IMAGE_SIZE:
-        raise UserError(
-            f"The image size parameter must be between {MIN_IMAGE_SIZE} and {MAX_IMAGE_SIZE} pixels: VGG16 "
-            f"halves an image five times. Got {size}. Take 64 for CIFAR-10, or 32 for its own size."
-        )
-    return size
 
 
 @dataclass(frozen=True)
-class FeatureSpec:
-    """Every input that changes a feature's value, and nothing else.
+class FeatureSpec(ImageOptions):
+    """Every input that changes a feature's value, and nothing else; of `ImageOptions` all.
 
     Attributes
     ----------
@@ -48,12 +35,8 @@ class FeatureSpec:
         sha256, in hex, over the data set's images, labels and class names.
     weights_digest : str
         sha256, in hex, over the network's kernels and biases.
-    image_size : int
-        Height and width, in pixels, at which the network sees an image.
     interpolation : str
         How an image gets to that size.
-    fit : str
-        What happens to an image that is not square: ``squash``, ``crop`` or ``pad``.
     taps : tuple of str
         The layers and poolings kept, in network order.
     precision : str
@@ -67,19 +50,16 @@ class FeatureSpec:
     dataset: str
     dataset_digest: str
     weights_digest: str
-    image_size: int
     interpolation: str
-    fit: str
     taps: tuple[str, ...]
     precision: str
     limit: int | None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        check_image_size(self.image_size)
+        super().__post_init__()
         for name, value, allowed in (
             ("interpolation", self.interpolation, INTERPOLATIONS),
-            ("fit", self.fit, FITS),
             ("precision", self.precision, PRECISIONS),
         ):
             if value not in allowed:
@@ -91,8 +71,8 @@ class FeatureSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as plain JSON values."""
-        fields = dataclasses.asdict(self)
-        return {**fields, "taps": list(self.taps)}
+        first = {"dataset": self.dataset}  # by which `checksum.peek_spec` finds it in a file
+        return {**first, **dataclasses.asdict(self), "taps": list(self.taps)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> FeatureSpec:

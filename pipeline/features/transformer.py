@@ -26,7 +26,7 @@ from pipeline.common.keys import digest_of
 from pipeline.data import decode, pixel_check
 from pipeline.data.dataset import Dataset, Image, Members, Split
 from pipeline.features import extract, parts, reuse, store
-from pipeline.features.extract import FeatureOptions
+from pipeline.features.options import ComputeOptions, FeatureOptions
 from pipeline.features.spec import FeatureSpec, relatives
 from pipeline.network import compile as compiling
 from pipeline.network.device import Plan
@@ -167,9 +167,8 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def _taps(self) -> tuple[str, ...]:
         return parse_taps(self.taps if isinstance(self.taps, str) else ",".join(self.taps))
 
-    def _options(self) -> FeatureOptions:
-        extract.check_batch_size(self.batch_size)
-        return FeatureOptions(
+    def _options(self) -> ComputeOptions:
+        return ComputeOptions(
             dataset=NAME,
             data_dir=Path(self.data_dir),
             features_dir=Path(self.features_dir),
@@ -178,6 +177,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             weights=self.weights,
             precision=self.precision,
             taps=",".join(self._taps()),
+            batch_size=self.batch_size,
         )
 
     def _read_known(
@@ -192,7 +192,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return None
 
     @staticmethod
-    def _compute_missing(options: FeatureOptions, spec: FeatureSpec, plan: Plan, given: _Images) -> None:
+    def _compute_missing(options: ComputeOptions, spec: FeatureSpec, plan: Plan, given: _Images) -> None:
         """Make a cache of the images that no other has; the caller holds the lock of all transformers."""
         with reuse.known_rows(options.features_dir, spec, given.digests) as known:
             missing = np.flatnonzero(~known.has(given.digests))

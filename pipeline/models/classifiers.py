@@ -7,44 +7,16 @@ make estimators import it when they are called.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.common.errors import UserError
+from pipeline.common.options import Option
 
 MAX_SEED = 2**32 - 1  # what numpy's legacy generator, which scikit-learn uses, accepts
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option of a classifier that a user can fix.
-
-    Attributes
-    ----------
-    name : str
-        scikit-learn's own name for the parameter, where it is one of scikit-learn's.
-    kind : type
-        int, float, or tuple for a comma-separated list of int.
-    default : object
-        The value used; None where it is chosen on validation.
-    least : float
-        The smallest value allowed.
-    help : str
-    """
-
-    name: str
-    kind: type
-    default: Any
-    least: float
-    help: str
-
-    @property
-    def flag(self) -> str:
-        """The command-line flag of the option."""
-        return "--" + self.name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -186,8 +158,8 @@ def _knn(params: Mapping[str, Any], seed: int, shape: tuple[int, int]) -> Any:
 
 
 _EARLY_STOPPING = (  # ours, not scikit-learn's
-    Option("max_epochs", int, 100, 1, "epochs at most"),
-    Option("patience", int, 3, 1, "epochs without a validation loss lower by a thousandth before stopping"),
+    Option("max_epochs", int, 100, "epochs at most", least=1),
+    Option("patience", int, 3, "epochs without a validation loss lower by a thousandth before stopping", least=1),
 )
 
 
@@ -201,9 +173,9 @@ REGISTRY: dict[str, Classifier] = {
     "logistic": Classifier(
         help="multinomial logistic regression, L2, by L-BFGS",
         options=(
-            Option("C", float, None, 1e-12, "inverse of the L2 strength; chosen on validation when left out"),
-            Option("max_iter", int, 1000, 1, "solver iterations at most"),
-            Option("tol", float, 3e-4, 1e-12, "the solver stops when no gradient component is larger"),
+            Option("C", float, None, "inverse of the L2 strength; chosen on validation when left out", least=1e-12),
+            Option("max_iter", int, 1000, "solver iterations at most", least=1),
+            Option("tol", float, 3e-4, "the solver stops when no gradient component is larger", least=1e-12),
         ),
         space=_logistic_space,
         learns="iterations",
@@ -213,9 +185,9 @@ REGISTRY: dict[str, Classifier] = {
     "mlp": Classifier(
         help="a network with hidden layers, early stopping, best epoch kept",
         options=(
-            Option("hidden_layer_sizes", tuple, (512,), 1, "units of each hidden layer, comma-separated"),
-            Option("alpha", float, None, 0, "L2 strength; chosen on validation when left out"),
-            Option("learning_rate_init", float, 1e-4, 1e-12, "Adam's step size"),
+            Option("hidden_layer_sizes", int, (512,), "units of each hidden layer", least=1, many=True),
+            Option("alpha", float, None, "L2 strength; chosen on validation when left out", least=0),
+            Option("learning_rate_init", float, 1e-4, "Adam's step size", least=1e-12),
             *_EARLY_STOPPING,
         ),
         space=_mlp_space,
@@ -226,7 +198,7 @@ REGISTRY: dict[str, Classifier] = {
     "svm": Classifier(
         help="linear support vector machines, one against the rest, by averaged gradient descent",
         options=(
-            Option("alpha", float, None, 1e-12, "L2 strength; chosen on validation when left out"),
+            Option("alpha", float, None, "L2 strength; chosen on validation when left out", least=1e-12),
             *_EARLY_STOPPING,
         ),
         space=_svm_space,
@@ -236,7 +208,7 @@ REGISTRY: dict[str, Classifier] = {
     ),
     "ridge": Classifier(
         help="ridge regression on the classes, in closed form",
-        options=(Option("alpha", float, None, 0, "L2 strength; chosen on validation when left out"),),
+        options=(Option("alpha", float, None, "L2 strength; chosen on validation when left out", least=0),),
         space=_ridge_space,
         learns="once",
         probabilities=False,
@@ -245,8 +217,8 @@ REGISTRY: dict[str, Classifier] = {
     "knn": Classifier(
         help="votes of the nearest neighbours, by the cosine of whitened principal components",
         options=(
-            Option("n_neighbors", int, None, 1, "neighbours that vote; chosen on validation when left out"),
-            Option("n_components", int, 256, 1, "principal components kept, whitened"),
+            Option("n_neighbors", int, None, "neighbours that vote; chosen on validation when left out", least=1),
+            Option("n_components", int, 256, "principal components kept, whitened", least=1),
         ),
         space=_knn_space,
         learns="once",
@@ -266,6 +238,19 @@ def all_options() -> dict[str, list[tuple[str, Option]]]:
     return found
 
 
+def flags() -> list[Option]:
+    """Every option once, for the command line; the help says whose it is."""
+    found = []
+    for owners in all_options().values():
+        texts: dict[str, list[str]] = {}
+        for classifier, item in owners:
+            default = "" if item.default is None else f" (default: {item.show(item.default)})"
+            texts.setdefault(f"{item.help}{default}", []).append(classifier)
+        text = "; ".join(f"{', '.join(names)}: {text}" for text, names in texts.items())
+        found.append(dataclasses.replace(owners[0][1], default=None, help=text))
+    return found
+
+
 # --- what a user gives ------------------------------------------------------------------------
 
 
@@ -280,19 +265,6 @@ def get(name: str) -> Classifier:
     if name not in REGISTRY:
         raise UserError(f"The classifier parameter must be one of {', '.join(REGISTRY)}. Got {name!r}.")
     return REGISTRY[name]
-
-
-def check_seed(seed: Any, subject: str = "The seed parameter") -> int:
-    """Return a seed that every generator accepts.
-
-    Raises
-    ------
-    UserError
-        When it is not a whole number, or out of bounds; the message begins with ``subject``.
-    """
-    if type(seed) is not int or not 0 <= seed <= MAX_SEED:
-        raise UserError(f"{subject} must be a whole number between 0 and {MAX_SEED}. Got {seed!r}.")
-    return seed
 
 
 def check_option(classifier: str, name: str, value: Any, subject: str | None = None) -> Any:
@@ -317,22 +289,7 @@ def check_option(classifier: str, name: str, value: Any, subject: str | None = N
             f"The {'--' + name.replace('_', '-')} option is not one of the classifier {classifier}, which has "
             f"{own}. Leave it out, or choose another --classifier."
         )
-    option = options[name]
-    kind = int if option.kind is tuple else option.kind
-    items: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
-    fits = bool(items) and (len(items) == 1 or option.kind is tuple)
-    if not fits or not all(_allowed(item, kind, option.least) for item in items):
-        what = "whole numbers" if option.kind is tuple else "a whole number" if kind is int else "a number"
-        raise UserError(
-            f"{subject or f'The {option.flag} option'} must be {what} of at least {option.least:g}. Got {value!r}."
-        )
-    items = [kind(item) for item in items]
-    return tuple(items) if option.kind is tuple else items[0]
-
-
-def _allowed(item: Any, kind: type, least: float) -> bool:
-    """Whether a value is a number of this type (a bool is none), finite, not too small and none that no float holds."""
-    return type(item) in (int, kind) and bool(least <= item <= sys.float_info.max)
+    return options[name].check(value, subject or f"The {options[name].flag} option")
 
 
 def resolve(classifier: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from pipeline.common.errors import UserError
@@ -37,13 +38,16 @@ ALL_TAPS = tuple(TAP_COLUMNS)
 
 
 def parse_taps(text: str) -> tuple[str, ...]:
-    """Read ``all``, ``top`` or ``NAME,NAME…`` into tap names, in network order, each once.
+    """Read ``all``, ``top`` or ``NAME,NAME…``, several with spaces between, into tap names in network order.
 
     Raises
     ------
     UserError
         When a name is not a tap, or there is none.
     """
+    choices = re.sub(r"\s*,\s*", ",", text).split()
+    if len(choices) > 1:  # of a sweep, by a variable of make: stage one makes what any of them needs
+        return order_taps(tap for choice in choices for tap in parse_taps(choice))
     if text == "all":
         return ALL_TAPS
     if text == "top":

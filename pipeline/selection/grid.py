@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError, file_errors
+from pipeline.common.options import Option
 from pipeline.models import classifiers
 from pipeline.network.taps import ALL_TAPS, TOP_TAPS, columns_of, parse_taps
 
 MANY = 200  # candidates from which on a person is asked: by far the most grids are smaller, or slips
 MOST = 10_000_000  # candidates that are not even listed
+_SEED = Option("seed", int, 0, "", least=0, most=classifiers.MAX_SEED)
 COMMON = ("classifier", "taps", "seed")  # keys that every classifier has
 
 # Where the built-in search looks: everything, the convolutions, the later layers, the classic pooled output.
@@ -84,6 +86,16 @@ Grid = Mapping[str, Any]  # of Values
 
 
 # --- the command line -------------------------------------------------------------------------
+
+
+def parse_grids(texts: Sequence[str]) -> dict[str, Values]:
+    """Read grids, each as `parse_grid` does, of different options; raises UserError."""
+    parsed = [parse_grid(text) for text in texts]
+    names = [name for name, _ in parsed]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"The grid over {twice[0]} was given twice. Join its values: {twice[0]}=VALUE,VALUE,….")
+    return dict(parsed)
 
 
 def parse_grid(text: str) -> tuple[str, Values]:
@@ -248,7 +260,7 @@ def _check(classifier: str, name: str, values: Values, subject: str) -> None:
         values = list(dataclasses.replace(values, count=min(values.count, 2)))
     for value in values:
         if name == "seed":
-            classifiers.check_seed(value, subject)
+            _SEED.check(value, subject)
         else:
             classifiers.check_option(classifier, name, value, subject)
 

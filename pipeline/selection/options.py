@@ -1,4 +1,4 @@
-"""What `train` and `sweep` are asked for, besides the features."""
+"""What stage two is asked for, as on the command line."""
 
 from __future__ import annotations
 
@@ -7,48 +7,46 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.options import Options, option
 from pipeline.models import classifiers
+from pipeline.selection import grid
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """What `train` is asked for, besides the features."""
+class TrainOptions(Options):
+    """A run, besides its features; ``options`` are those of the classifier that were given."""
 
-    classifier: str = "logistic"
+    classifier: str = option(
+        "logistic", ", ".join(classifiers.REGISTRY), metavar="NAME", choices=tuple(classifiers.REGISTRY)
+    )
+    models_dir: Path = option(Path("models"), "fitted classifiers", metavar="DIR")
+    output_dir: Path = option(Path("output"), "reports and figures", metavar="DIR")
+    seed: int = option(0, "of the split and the shuffling", least=0, most=classifiers.MAX_SEED)
+    force: bool = option(False, "compute a run again that is there")
     options: Mapping[str, Any] = field(default_factory=dict)
-    models_dir: Path = Path("models")
-    output_dir: Path = Path("output")
-    seed: int = 0
-    force: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         classifiers.resolve(self.classifier, self.options)
-        classifiers.check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions:
-    """What `sweep` is asked for, besides the features.
-
-    Attributes
-    ----------
-    training : TrainOptions
-        The classifier and its options where a grid does not vary them, folders and seed.
-    taps : tuple of str
-        Choices of taps, each as ``--taps`` has it; the built-in ones when there is none.
-    grids : tuple of (str, values)
-        As `grid.parse_grid` gives them.
-    file : Path or None
-        An experiment file.
-    sure : bool
-        Whether a very large grid is meant.
-    halving : bool
-        Whether large grids are thinned out on fewer rows first.
-    """
+class SweepOptions(Options):
+    """Many runs; ``training`` says what a grid does not vary."""
 
     training: TrainOptions
-    taps: tuple[str, ...] = ()
-    grids: tuple[tuple[str, Any], ...] = ()
-    file: Path | None = None
-    sure: bool = False
-    halving: bool = True
+    taps: tuple[str, ...] = option(
+        (), "all, top, or names separated by commas; given more than once, choices to compare", metavar="NAMES"
+    )
+    grid: tuple[str, ...] = option(
+        (),
+        "values of an option, as in C=1e-4..1,log,9 or C=0.001,0.01; may be given for several options",
+        metavar="NAME=VALUES",
+    )
+    file: Path | None = option(None, "experiments to run; see experiments.toml", metavar="FILE.toml")
+    yes: bool = option(False, "fit a very large grid without asking")
+    no_halving: bool = option(False, "fit every candidate on all rows, however many there are")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        grid.parse_grids(self.grid)

@@ -70,19 +70,15 @@ def expand_candidates(options: SweepOptions, held: Sequence[str]) -> list[Candid
     choices = [parse_taps(text) for text in options.taps]
     if not choices:
         choices = [taps for taps in grids.BUILT_IN_TAPS if set(taps) <= set(held)] or [tuple(held)]
-    if (options.grids or options.file) and not options.taps:
+    if (options.grid or options.file) and not options.taps:
         choices = [tuple(held)]
     defaults = grids.Defaults(training.classifier, training.options, training.seed, choices)
     asked: list[grids.Grid] = []
     if options.file is not None:
         asked += grids.read_file(options.file, training.classifier)
-    if options.grids or options.file is None:
-        names = [name for name, _ in options.grids]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise UserError(f"The grid over {twice[0]} was given twice. Join its values: {twice[0]}=VALUE,VALUE,….")
-        asked.append(dict(options.grids))
-    candidates = grids.expand(asked, defaults, sure=options.sure)
+    if options.grid or options.file is None:
+        asked.append(grids.parse_grids(options.grid))
+    candidates = grids.expand(asked, defaults, sure=options.yes)
     missing = sorted({tap for candidate in candidates for tap in candidate.taps} - set(held))
     if missing:
         raise UserError(
@@ -119,7 +115,7 @@ def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tu
     with file_errors("write the results", training.output_dir, "What was recorded is kept."):
         try:
             remaining = candidates
-            for rows, keep in runner.rungs(candidates, options.halving):
+            for rows, keep in runner.rungs(candidates, not options.no_halving):
                 scored = sorted(runner.run(remaining, rows), key=_order)
                 remaining = [place.candidate for place, _ in scored[:keep]]
                 table = [*scored, *table[len(scored) :]]

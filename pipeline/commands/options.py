@@ -1,0 +1,65 @@
+"""What the commands besides the two stages are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+from pipeline.common.errors import UserError
+from pipeline.common.options import Options, option
+
+FORMATS = ("table", "csv", "json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(Options):
+    """What `predict` is asked for."""
+
+    images: tuple[Path, ...] = option(MISSING, "what to classify", metavar="IMAGE|FOLDER", positional=True)
+    model: Path = option(MISSING, "a model that train wrote", metavar="FILE.joblib")
+    top_k: int = option(5, "classes shown for each image", metavar="K", least=1)
+    format: str | None = option(
+        None, "table, csv or json; else what the output's name implies", metavar="NAME", choices=FORMATS
+    )
+    output: Path | None = option(None, "write the predictions there")
+    sheet: Path | None = option(None, "write a contact sheet of thumbnails there", metavar="FILE.png")
+    data_dir: Path = option(Path("data"), "where weights are, or go", metavar="DIR")
+    weights: str | None = option(None, "where the model's own weights are now, if they were a file", metavar="FILE")
+    follow_links: bool = option(False, "follow symbolic links out of a folder")
+    strict: bool = option(False, "make images that cannot be used an error")
+    batch_size: int | None = option(None, "images that go together", least=1, most=1024)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sheet is not None and self.sheet.suffix.lower() != ".png":
+            raise UserError(f"The sheet parameter must name a .png file. Got {self.sheet} instead.")
+
+    @property
+    def resolved_format(self) -> str:
+        """The format asked for, or the one that the output's name implies."""
+        implied = "" if self.output is None else self.output.suffix.lower().removeprefix(".")
+        return self.format or (implied if implied in FORMATS else "table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(Options):
+    """What `inspect` is asked for, besides the features to compare with."""
+
+    file: Path = option(MISSING, "a feature file", metavar="FILE.h5", positional=True)
+    verify: bool = option(False, "exit with status 2 on any fault")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(Options):
+    """What `report` is asked for."""
+
+    dataset: str | None = option(None, "only the runs of this data set, instead of all", metavar="NAME")
+    data_dir: Path = option(Path("data"), "data sets, for their images", metavar="DIR")
+    output_dir: Path = option(Path("output"), "where the runs are", metavar="DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(Options):
+    """What `export` is asked for."""
+
+    model: Path = option(MISSING, "a model that train wrote", metavar="FILE.joblib")

@@ -1,0 +1,64 @@
+"""What stage one is asked for, as on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.common.options import Options, option
+from pipeline.network.device import MAX_THREADS
+from pipeline.network.taps import parse_taps
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(Options):
+    """What is done to an image before the network sees it: part of the key as it is given."""
+
+    image_size: int = option(
+        64,
+        "height and width the network sees",
+        metavar="PX",
+        least=32,  # below it the fifth pooling has nothing left to pool
+        most=1024,  # more than four times what VGG16 was trained at is surely a slip
+        advice="VGG16 halves an image five times: take 64 for CIFAR-10, or 32 for its own size.",
+    )
+    fit: str = option(
+        "squash", "images not square: squash, crop or pad them", metavar="NAME", choices=("squash", "crop", "pad")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(ImageOptions):
+    """Which features, of what, and where."""
+
+    dataset: str = option("cifar10", "cifar10, digits or a folder of images", metavar="NAME")
+    data_dir: Path = option(Path("data"), "data sets and weights", metavar="DIR")
+    features_dir: Path = option(Path("features"), "feature caches", metavar="DIR")
+    weights: str = option("imagenet", "imagenet, random (untrained) or a Keras file", metavar="NAME|FILE")
+    precision: str = option(
+        "auto",
+        "auto (bfloat16 where the processor has it), float32, bfloat16",
+        metavar="NAME",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    taps: str = option("all", "all, top, or names separated by commas", metavar="NAMES")
+    limit: int | None = option(None, "only the first N rows of each split", least=1)
+    strict: bool = option(False, "make images that cannot be used an error")
+    follow_links: bool = option(False, "follow symbolic links out of a folder of images")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_taps(self.taps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions(FeatureOptions):
+    """How they are computed, besides: it changes memory and speed, never what is asked for."""
+
+    batch_size: int | None = option(
+        None,
+        "images that go through the network together",
+        least=1,
+        most=1024,  # rows of a part, which is what a batch belongs to
+    )
+    threads: int | None = option(None, "threads that compute the features", least=1, most=MAX_THREADS)
