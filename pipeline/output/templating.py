@@ -1,0 +1,34 @@
+"""Fills the templates beside this module; values are escaped where the result is HTML."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from pipeline.output.run_folder import number
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(["html"]), undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["number"] = number
+    environment.filters["percent"] = percent
+    return environment
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A share as ``85.04 %``, with a space that does not break; a dash where there is none."""
+    return "–" if value is None else f"{100 * value:.{digits}f}\u00a0%"
+
+
+def render(name: str, **values: Any) -> str:
+    """Fill a template with values."""
+    return _environment().get_template(name).render(values)
