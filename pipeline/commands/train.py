@@ -27,8 +27,7 @@ from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import columns_of
 from pipeline.network.weights import weights_digest
-from pipeline.output import model_card, report, run_folder
-from pipeline.output.metrics import score_test
+from pipeline.output import report, run_folder
 from pipeline.output.run_folder import RunPlace
 from pipeline.selection.options import TrainOptions
 from pipeline.selection.trials import PROTOCOL, RunSpec
@@ -78,6 +77,8 @@ def train_on(cache: store.Cache, asked: FeatureSpec, options: TrainOptions, star
         log.warning("warning: these features come from files that are not the official %s", asked.dataset)
     with file_errors("write the results", place.output_dir):
         run_folder.prepare(place)  # now, not after minutes of computing
+    from pipeline.output import model_card  # late: a run that is there is shown without its template
+
     contents, model, description = _compute(cache, asked, place, options, start)
     with file_errors("write the results", place.output_dir, "The feature cache is as it was."):
         contents, description = _with_members(cache, contents, description)
@@ -198,6 +199,7 @@ def _compute(
 
     from pipeline.models import history
     from pipeline.output import figures
+    from pipeline.output.metrics import score_test
     from pipeline.selection import protocol
 
     # Stage one refused whatever is not finite: checking a gigabyte again at every step would cost half the time.
@@ -263,7 +265,7 @@ def _compute(
         "accuracy": {"train": chosen.train[1], "validation": chosen.validation[1], "test": scored.accuracy},
         "log_loss": {"train": chosen.train[0], "validation": chosen.validation[0], "test": scored.loss},
         "interval": {"test": scored.interval and list(scored.interval)},
-        "calibration": None if scored.accuracy is None else scored.calibration.to_dict(),
+        "calibration": None if scored.accuracy is None else scored.calibration,
         "per_class": scored.per_class,
         "seconds": {},
         "versions": {
@@ -273,16 +275,10 @@ def _compute(
         },
     }
     pictures = {
-        "history.png": _history_picture(chosen, title, len(classes)),
-        "calibration.png": figures.calibration(
-            scored.calibration.ece,
-            scored.calibration.counts,
-            scored.calibration.confidence,
-            scored.calibration.accuracy,
-            title,
-        ),
-        "learning_curve.png": figures.learning_curve(curve.sizes, curve.train, curve.validation, title),
-        "confusion_matrix.png": figures.confusion_matrix(
+        "history": _history_picture(chosen, title, len(classes)),
+        "calibration": figures.calibration(scored.calibration, title),
+        "learning_curve": figures.learning_curve(curve.sizes, curve.train, curve.validation, title),
+        "confusion_matrix": figures.confusion_matrix(
             scored.confusions,
             classes,
             f"{title}\n"
@@ -307,7 +303,7 @@ def _compute(
                 )
             ),
         ),
-        **pictures,
+        **{stem + suffix: content for stem, files in pictures.items() for suffix, content in files.items()},
     }
     description = {
         "created": created,
@@ -344,7 +340,7 @@ class _Clock:
         }
 
 
-def _history_picture(chosen: Fitted, title: str, classes: int) -> bytes:
+def _history_picture(chosen: Fitted, title: str, classes: int) -> dict[str, bytes]:
     from pipeline.output import figures  # late: it loads matplotlib
 
     steps = chosen.history.steps

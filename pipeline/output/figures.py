@@ -1,4 +1,4 @@
-"""Numbers to pictures: PNG files that can go into a thesis as they are.
+"""Numbers to pictures: PNG files that can go into a thesis as they are, and the same as small SVG for the page.
 
 The colours are Okabe and Ito's, which colour-blind readers can tell apart
 (https://jfly.uni-koeln.de/color/), and no line is told from another by colour alone.
@@ -24,7 +24,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 log = logging.getLogger("pipeline")
@@ -38,6 +38,7 @@ WIDE_FONTS = (
 )  # fmt: skip
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+COLOURS, MARKS = (BLUE, ORANGE, "#007A5A", "#B3568A", "#8A6D00", GREY), "os^DPv"
 STYLE: Any = {  # matplotlib types the keys of such a mapping one by one
     "font.family": ["DejaVu Sans", *(font for font in WIDE_FONTS if font in get_font_names())],
     "font.size": 10,
@@ -45,11 +46,15 @@ STYLE: Any = {  # matplotlib types the keys of such a mapping one by one
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#dddddd",
+    "grid.color": "#cccccc",
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "legend.frameon": False,
+    "xtick.bottom": False,  # the grid shows where values are
+    "ytick.left": False,
     "text.parse_math": False,  # a dollar sign in the name of a class or a folder is one
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "vgg16-features",  # equal numbers give equal files
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
     "figure.constrained_layout.use": True,
@@ -61,11 +66,13 @@ def _wrapped(title: str, inches: float) -> str:
     return "\n".join(textwrap.fill(line, int(11 * inches)) for line in title.splitlines())
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
+def _files(figure: Figure) -> dict[str, bytes]:
+    """Save a figure as ``.png``, on white, and as ``.svg``, on nothing: the page has a ground of its own."""
+    png, svg = io.BytesIO(), io.StringIO()
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", r"Glyph \d+")
-        figure.savefig(buffer, format="png", metadata={"Software": None})
+        figure.savefig(png, format="png", metadata={"Software": None})
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     plt.close(figure)
     missing = ""
     for item in caught:
@@ -75,7 +82,21 @@ def _png(figure: Figure) -> bytes:
         elif chr(int(glyph[1])) not in missing:
             missing += chr(int(glyph[1]))
     _say_missing(missing)
-    return buffer.getvalue()
+    return {".png": png.getvalue(), ".svg": _compact(svg.getvalue()).encode("utf-8")}
+
+
+def _compact(svg: str) -> str:
+    """Leave out of an SVG what no browser needs: four fifths of it, and a page holds hundreds."""
+    svg = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Coordinates to a tenth of a point.
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d)\d+", r"\1", tag[0]).replace(' "', '"'), svg)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"|(?<=<g) id="[^"]*"|font-family: [^;"]*(; )?', "", svg)
+    styles: dict[str, str] = {}
+    svg = re.sub(r'style="([^"]*)"', lambda style: f'class="{styles.setdefault(style[1], f"s{len(styles)}")}"', svg)
+    rules = "".join(f".{name}{{{style}}}" for style, name in styles.items())
+    svg = svg.replace("*{", f"text{{font-family:'DejaVu Sans',Verdana,sans-serif}}{rules}*{{", 1)
+    svg = re.sub(r"<g>(<(?:text|path|use)[^<]*(?:</text>)?)</g>", r"\1", re.sub(r">\s+<", "><", svg))
+    return re.sub(r"\s+", " ", svg).strip()
 
 
 @functools.cache  # once for all pictures of a run
@@ -90,8 +111,8 @@ def _say_missing(characters: str) -> None:
 
 def history(
     unit: str, steps: Sequence[float], curves: Mapping[str, Sequence[float]], kept: float, title: str, chance: int
-) -> bytes:
-    """Loss and accuracy after every step, training and validation, as PNG bytes.
+) -> dict[str, bytes]:
+    """Loss and accuracy after every step, training and validation; PNG and SVG by file extension.
 
     Parameters
     ----------
@@ -109,7 +130,7 @@ def history(
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(9.0, 4.1))
-        marker = "o" if len(steps) <= 40 else None
+        marker = "o" if len(steps) <= 12 else None
         in_time = unit in ("iteration", "epoch")
         for axis, what in zip(axes, ("loss", "accuracy"), strict=True):
             for split, colour, line in (("train", BLUE, "-"), ("validation", ORANGE, "--")):
@@ -133,7 +154,6 @@ def history(
                 axis.set_xscale("log" if min(steps) > 0 else "symlog")
                 axis.set_xticks(list(steps), [f"{step:g}" for step in steps])
                 axis.xaxis.set_minor_formatter(NullFormatter())
-                axis.tick_params(axis="x", which="minor", length=0)
         # Below both, not in them: curves leave no corner free for certain.
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         axes[0].set_ylabel("mean cross-entropy (nats)")
@@ -141,7 +161,7 @@ def history(
         axes[1].set_ylabel("accuracy")
         axes[1].yaxis.set_major_formatter(_PERCENT)
         figure.suptitle(_wrapped(title, 9.0), fontsize=11)
-        return _png(figure)
+        return _files(figure)
 
 
 def _highest(curves: Mapping[str, Sequence[float]], what: str) -> float:
@@ -150,8 +170,8 @@ def _highest(curves: Mapping[str, Sequence[float]], what: str) -> float:
 
 def learning_curve(
     sizes: Sequence[int], train: NDArray[np.float64], validation: NDArray[np.float64], title: str
-) -> bytes:
-    """Accuracy against training-set size, as PNG bytes.
+) -> dict[str, bytes]:
+    """Accuracy against training-set size; PNG and SVG by file extension.
 
     Parameters
     ----------
@@ -176,74 +196,45 @@ def learning_curve(
         axis.set_xscale("log")
         axis.set_xticks(list(sizes), [f"{size:,}" for size in sizes])
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.tick_params(axis="x", which="minor", length=0)
         axis.set_xlabel("training rows (logarithmic scale)")
         axis.set_ylabel("accuracy")
         axis.yaxis.set_major_formatter(_PERCENT)
         figure.legend(title=f"mean ± 1 s.d. of {seeds} seeds", loc="outside lower center", ncols=2)
         axis.set_title(_wrapped(title, 5.6))
-        return _png(figure)
+        return _files(figure)
 
 
-def calibration(
-    ece: float, counts: Sequence[int], confidence: Sequence[float], accuracy: Sequence[float], title: str
-) -> bytes:
-    """Reliability diagram: accuracy against confidence, and how many rows have which, as PNG bytes.
+def calibration(bins: Mapping[str, Any], title: str) -> dict[str, bytes]:
+    """Reliability diagram: accuracy against confidence, and how many rows have which; PNG and SVG by file extension.
 
     Parameters
     ----------
-    ece : float
-        Expected calibration error, between 0 and 1.
-    counts : sequence of int
-        Rows in each of some equally wide bins of confidence.
-    confidence, accuracy : sequence of float
-        Means of each bin, between 0 and 1.
+    bins : mapping
+        As `metrics.calibration` counts them.
     title : str
     """
-    bins = len(counts)
-    total = max(sum(counts), 1)
-    filled = [index for index, rows in enumerate(counts) if rows]
+    counts = np.array(bins["counts"])
+    filled = counts > 0
+    middles, width = (np.arange(len(counts)) + 0.5) / len(counts), 0.92 / len(counts)
+    confidence, accuracy = (np.array(bins[name])[filled] for name in ("confidence", "accuracy"))
     with plt.rc_context(STYLE):
         figure, (top, bottom) = plt.subplots(2, 1, figsize=(5.2, 6.4), sharex=True, height_ratios=(3, 1))
         top.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2, label="confidence = accuracy")
-        top.bar(
-            [(index + 0.5) / bins for index in filled],
-            [accuracy[index] for index in filled],
-            width=0.92 / bins,
-            color=BLUE,
-            alpha=0.3,
-        )
-        top.plot(
-            [confidence[index] for index in filled],
-            [accuracy[index] for index in filled],
-            color=BLUE,
-            marker="o",
-            markersize=4,
-            linewidth=1.6,
-            label="accuracy of a bin",
-        )
-        top.set_ylabel("accuracy")
-        top.set_ylim(0, 1)
-        top.set_xlim(0, 1)
-        top.yaxis.set_major_formatter(_PERCENT)
-        error = f"expected calibration error {100 * ece:.2f} %" if filled else "no test rows"
+        top.bar(middles[filled], accuracy, width, color=BLUE, alpha=0.3)
+        top.plot(confidence, accuracy, color=BLUE, marker="o", markersize=4, linewidth=1.6, label="accuracy of a bin")
+        top.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        bottom.bar(middles, counts / max(counts.sum(), 1), width, color=ORANGE)
+        bottom.set(ylabel="share of rows", xlabel="confidence of the prediction, test split")
+        for axis in (top.yaxis, bottom.yaxis, bottom.xaxis):
+            axis.set_major_formatter(_PERCENT)
+        error = f"expected calibration error {100 * bins['ece']:.2f} %" if filled.any() else "no test rows"
         figure.legend(title=error, loc="outside lower center", ncols=2)
-        bottom.bar(
-            [(index + 0.5) / bins for index in range(bins)],
-            [rows / total for rows in counts],
-            width=0.92 / bins,
-            color=ORANGE,
-        )
-        bottom.set_ylabel("share of rows")
-        bottom.yaxis.set_major_formatter(_PERCENT)
-        bottom.xaxis.set_major_formatter(_PERCENT)
-        bottom.set_xlabel("confidence of the prediction, test split")
         figure.suptitle(_wrapped(title, 5.2), fontsize=11)
-        return _png(figure)
+        return _files(figure)
 
 
-def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], title: str) -> bytes:
-    """Share of each true class predicted as each class, as PNG bytes.
+def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], title: str) -> dict[str, bytes]:
+    """Share of each true class predicted as each class; PNG and SVG by file extension.
 
     Parameters
     ----------
@@ -277,14 +268,41 @@ def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], titl
         bar = figure.colorbar(image, ax=axis, shrink=0.8)
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
         bar.set_label("share of the true class")
-        return _png(figure)
+        return _files(figure)
 
 
 def _annotate(axis: Axes, shares: NDArray[np.float64]) -> None:
-    for row, column in np.ndindex(*shares.shape):
+    for row, column in np.argwhere(shares):  # an empty cell says zero, and leaves the eye to what is there
         share = shares[row, column]
-        if share == 0:
-            continue  # an empty cell says zero, and leaves the eye to what is there
         text = f"{share:.0f}" if share >= 1 else "<1"
-        colour = "white" if share > 55 else "black"
-        axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+        axis.text(column, row, text, ha="center", va="center", color="white" if share > 55 else "black", fontsize=8)
+
+
+def cost(names: Sequence[str], seconds: Sequence[float], accuracy: Sequence[float], links: Sequence[str]) -> str:
+    """Test accuracy against the seconds of whole runs, as SVG with a linked mark for each.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The runs' classifiers; each has a colour and a shape.
+    seconds, accuracy : sequence of float
+    links : sequence of str
+        Where each mark leads.
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.2, 4.4))
+        for number, name in enumerate(sorted(set(names))):
+            rows = [row for row, other in enumerate(names) if other == name]
+            marks = axis.scatter(
+                [max(seconds[row], 0.01) for row in rows], [accuracy[row] for row in rows], s=64, label=name,
+                color=COLOURS[number % len(COLOURS)], marker=MARKS[number % len(MARKS)], edgecolors="white",
+            )  # fmt: skip
+            marks.set_urls([links[row] for row in rows])
+        axis.set(xscale="log", xlabel="seconds of computing (logarithmic scale)", ylabel="test accuracy")
+        axis.margins(0.08)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_major_formatter(_PERCENT)
+        figure.legend(loc="outside upper center", ncols=6)
+        return _files(figure)[".svg"].decode("utf-8")

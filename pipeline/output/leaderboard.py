@@ -10,7 +10,8 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,66 +25,6 @@ from pipeline.output import run_folder
 log = logging.getLogger("pipeline")
 
 CSV_NAME, PAGE_NAME = "leaderboard.csv", "index.html"
-
-_NUMBER = (int, float)
-_SPLITS = ("train", "validation", "test")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, _NUMBER) and not isinstance(value, bool) and -1e18 < value < 1e18  # which no nan is
-
-
-def _are_scores(part: Mapping[str, Any]) -> bool:
-    """Whether these are scores of the three splits; where no test row is left, that of test is None."""
-    return all(_is_number(part[split]) or (split, part[split]) == ("test", None) for split in _SPLITS)
-
-
-# What must be there, and of which type, for a run to be shown: the path in metrics.json, joined by dots.
-_REQUIRED: dict[str, Any] = {
-    "run": str,
-    "created": str,
-    "seed": int,
-    "dataset.name": str,
-    "dataset.digest": str,
-    "features.image_size": int,
-    "features.precision": str,
-    "features.taps": list,
-    "features.columns": int,
-    "classifier.name": str,
-    "classifier.params": dict,
-    "accuracy": dict,
-    "log_loss": dict,
-    "seconds.total": _NUMBER,
-    "per_class": dict,
-}
-
-# What a part must hold where it is there; runs from before it was recorded lack some.
-_HOLDS: dict[str, Callable[[Any], bool]] = {
-    "accuracy": _are_scores,
-    "log_loss": _are_scores,
-    "features": lambda part: (
-        all(isinstance(tap, str) for tap in part["taps"]) and (part.get("limit") is None or type(part["limit"]) is int)
-    ),
-    "per_class": lambda part: all(
-        isinstance(scores, dict) and type(scores.get("support")) is int
-        and all(_is_number(scores[name]) or not scores["support"] for name in ("precision", "recall", "f1"))
-        for scores in part.values()
-    ),
-    "seconds": lambda part: all(map(_is_number, part.values())),
-    "interval": lambda part: (
-        isinstance(part, dict) and isinstance(part["test"] or [0, 1], list) and len(part["test"] or [0, 1]) == 2
-        and all(map(_is_number, part["test"] or []))
-    ),
-    "calibration": lambda part: part is None or (
-        isinstance(part, dict) and _is_number(part.get("ece"))
-        and all(
-            isinstance(part.get(name), list) and all(map(_is_number, part[name]))
-            for name in ("counts", "confidence", "accuracy")
-        )
-        and len(part["counts"]) == len(part["confidence"]) == len(part["accuracy"])
-    ),
-    "versions": lambda part: isinstance(part, dict),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,20 +52,18 @@ class Run:
         return bool(self.metrics.get("converged", True))
 
 
-def _fault(metrics: Any, folder: Path) -> str | None:
-    """What is wrong with the content of a metrics.json; None when nothing is."""
-    for path, kind in _REQUIRED.items():
-        value = metrics
-        for part in path.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if not isinstance(value, kind) or (kind in (int, _NUMBER) and not _is_number(value)):
-            return f"{path} is missing or of another type"
-    for name, fits in _HOLDS.items():
-        if name in metrics and not fits(metrics[name]):
-            return f"{name} holds something else than it should"
-    if safe_name(metrics["run"]) != folder.name:
-        return f"it is of the run {metrics['run']!r}, not of its folder's"
-    return None
+@contextmanager
+def skipping(path: Path) -> Iterator[None]:
+    """Name a run that the block cannot read, whatever its file holds, and go on without it."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        fault = f"it has no {error}" if isinstance(error, KeyError) else error
+        log.warning("warning: %s cannot be read (%s): that run is left out. The file was not changed", path, fault)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}")
 
 
 def read(output_dir: Path, dataset: str | None = None) -> list[Run]:
@@ -142,15 +81,13 @@ def read(output_dir: Path, dataset: str | None = None) -> list[Run]:
     """
     found = []
     for path in sorted(output_dir.glob("[!.]*/metrics.json")):
-        try:
-            metrics = json.loads(path.read_bytes())
-            fault = _fault(metrics, path.parent)
-        except (OSError, ValueError, LookupError, RecursionError) as error:
-            fault = str(error)
-        if fault:
-            log.warning("warning: %s cannot be read (%s): that run is left out. The file was not changed", path, fault)
-        elif dataset is None or metrics["dataset"]["name"] == dataset:
-            found.append(Run(path.parent, metrics))
+        with skipping(path):
+            run = Run(path.parent, json.loads(path.read_bytes(), parse_constant=_refuse))
+            if safe_name(run.name) != path.parent.name:
+                raise ValueError(f"it is of the run {run.name!r}, not of its folder's")
+            _row(0, run), _cells(0, run)  # all that a list shows is there
+            if dataset is None or run.metrics["dataset"]["name"] == dataset:
+                found.append(run)
     return sorted(found, key=_order)
 
 
@@ -194,18 +131,17 @@ def to_text(runs: Sequence[Run]) -> str:
     if not runs:
         return "There is no run yet. 'python -m pipeline train' makes one.\n"
     header = ("rank", "run", "classifier", "taps", "px", "columns", "val", "test", "log loss", "seconds", "date", "")
-    rows = [
-        (
-            str(rank), run.name, str(m["classifier"]["name"]), describe_taps(m["features"]["taps"]),
-            str(m["features"]["image_size"]), f"{m['features']['columns']:,}", f"{m['accuracy']['validation']:.2%}",
-            run_folder.number(m["accuracy"]["test"], ".2%"), run_folder.number(m["log_loss"]["test"], ".4f"),
-            f"{m['seconds']['total']:.0f}",
-            str(m["created"])[:10], "" if run.converged else "not converged",
-        )
-        for rank, run in enumerate(runs, 1)
-        for m in [run.metrics]
-    ]  # fmt: skip
-    return text_table(header, rows)
+    return text_table(header, [_cells(rank, run) for rank, run in enumerate(runs, 1)])
+
+
+def _cells(rank: int, run: Run) -> tuple[str, ...]:
+    m = run.metrics
+    return (
+        str(rank), run.name, str(m["classifier"]["name"]), describe_taps(m["features"]["taps"]),
+        str(m["features"]["image_size"]), f"{m['features']['columns']:,}", f"{m['accuracy']['validation']:.2%}",
+        run_folder.number(m["accuracy"]["test"], ".2%"), run_folder.number(m["log_loss"]["test"], ".4f"),
+        f"{m['seconds']['total']:.0f}", m["created"][:10], "" if run.converged else "not converged",
+    )  # fmt: skip
 
 
 def write_csv(output_dir: Path, runs: Sequence[Run]) -> Path:

@@ -2,81 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binom, binomtest
 
 BINS = 15  # of confidence, equally wide, as Guo et al. 2017 have them
-Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution: 95 % lie within plus and minus it
 
 
-def wilson_interval(right: int, rows: int, z: float = Z95) -> tuple[float, float]:
-    """Interval of an accuracy: Wilson's score interval, 95 % by default.
+def wilson_interval(right: int, rows: int) -> tuple[float, float]:
+    """95 % interval of an accuracy, of which ``right`` of ``rows`` are right: Wilson's score interval.
 
     It covers what it says also near 0 and 1, where the usual ``p ± z·s.e.`` does not.
-
-    Parameters
-    ----------
-    right, rows : int
-        How many rows are right, of how many.
-    z : float
-        Quantile of the normal distribution.
-
-    Returns
-    -------
-    low, high : float
-        Between 0 and 1.
-
-    References
-    ----------
-    E. B. Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953.
     """
-    if rows == 0:
-        return 0.0, 1.0
-    share = right / rows
-    centre = share + z * z / (2 * rows)
-    spread = z * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    scale = 1 + z * z / rows
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    interval = binomtest(right, rows).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Confidence against accuracy, bin by bin.
-
-    Attributes
-    ----------
-    ece : float
-        Expected calibration error: the mean over all rows of the distance between confidence and accuracy of
-        their bin, between 0 and 1.
-    counts : list of int
-        Rows in each bin.
-    confidence, accuracy : list of float
-        Means of each bin; 0 where it is empty.
-    """
-
-    ece: float
-    counts: list[int]
-    confidence: list[float]
-    accuracy: list[float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, rounded to what a few thousand rows can tell."""
-        return {
-            "ece": self.ece,
-            "bins": len(self.counts),
-            "counts": self.counts,
-            "confidence": [round(value, 6) for value in self.confidence],
-            "accuracy": [round(value, 6) for value in self.accuracy],
-        }
-
-
-def calibration(confidences: NDArray[Any], right: NDArray[np.bool_], bins: int = BINS) -> Calibration:
-    """Compare confidences with how often they are right.
+def calibration(confidences: NDArray[Any], right: NDArray[np.bool_], bins: int = BINS) -> dict[str, Any]:
+    """Compare confidences with how often they are right, in equally wide bins, the upper edge in each.
 
     Parameters
     ----------
@@ -85,7 +32,13 @@ def calibration(confidences: NDArray[Any], right: NDArray[np.bool_], bins: int =
     right : ndarray, bool (n,)
         Whether the prediction is right.
     bins : int
-        Equally wide bins of confidence, each open on the left: (0, 1/bins], and so on.
+
+    Returns
+    -------
+    dict
+        ``ece``, the expected calibration error: the mean over all rows of the distance between confidence and
+        accuracy of their bin, between 0 and 1; and of each bin its ``counts`` of rows and its means of ``confidence``
+        and ``accuracy``, 0 where it is empty, rounded to what a few thousand rows can tell.
 
     References
     ----------
@@ -99,34 +52,36 @@ def calibration(confidences: NDArray[Any], right: NDArray[np.bool_], bins: int =
     accuracy = np.bincount(places, weights=right, minlength=bins) / safe
     total = max(len(right), 1)
     ece = float((counts * np.abs(confidence - accuracy)).sum() / total)
-    return Calibration(ece, counts.tolist(), confidence.tolist(), accuracy.tolist())
+    return {
+        "ece": ece, "bins": bins, "counts": counts.tolist(), "confidence": confidence.round(6).tolist(),
+        "accuracy": accuracy.round(6).tolist(),
+    }  # fmt: skip
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Probability of so unequal counts, or more so, if two classifiers were equally good: McNemar's test, mid-p.
+def mcnemar(right: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Compare classifiers two by two on the same rows: McNemar's test, two-sided, mid-p.
 
     Parameters
     ----------
-    only_first, only_second : int
-        Rows that only the one, or only the other classifier has right. Rows that both have right or wrong say
-        nothing about which is better.
+    right : ndarray, bool (classifiers, rows)
+        Whether each is right on each row.
 
     Returns
     -------
-    float
-        Two-sided p-value: small when the difference is unlikely to be chance.
+    only : ndarray, int (classifiers, classifiers)
+        Rows that the first is right on and the second is not; rows that both have right or wrong say nothing.
+    p : ndarray, float (classifiers, classifiers)
+        Probability of so unequal counts, or more so, if both were equally good.
 
     References
     ----------
     Q. McNemar 1947, https://doi.org/10.1007/BF02295996. The mid-p variant, nearer to the level it states than the
     exact test: Fagerland, Lydersen & Laake 2013, https://doi.org/10.1186/1471-2288-13-91.
     """
-    rows, fewer = only_first + only_second, min(only_first, only_second)
-    if rows == 0:
-        return 1.0
-    logs = [math.lgamma(rows + 1) - math.lgamma(k + 1) - math.lgamma(rows - k + 1) for k in range(fewer + 1)]
-    chances = [math.exp(value - rows * math.log(2)) for value in logs]
-    return min(1.0, 2 * sum(chances) - chances[-1])
+    counts = right.astype(np.float64)
+    only = (counts @ (1 - counts).T).astype(np.int64)
+    fewer, rows = np.minimum(only, only.T), only + only.T
+    return only, np.minimum(1.0, 2 * binom.cdf(fewer, rows, 0.5) - binom.pmf(fewer, rows, 0.5))
 
 
 @dataclass(frozen=True)
@@ -141,7 +96,7 @@ class TestScores:
     accuracy: float | None
     loss: float | None
     interval: tuple[float, float] | None
-    calibration: Calibration
+    calibration: dict[str, Any]
     confusions: NDArray[np.int64]
     per_class: dict[str, dict[str, float | None]]
     text: str

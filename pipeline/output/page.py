@@ -13,17 +13,17 @@ import csv
 import hashlib
 import io
 import logging
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.common import atomic
@@ -34,18 +34,21 @@ from pipeline.common.text import printable
 from pipeline.data import datasets
 from pipeline.models import classifiers
 from pipeline.network.taps import describe_taps
-from pipeline.output import charts, leaderboard, metrics, run_folder
-from pipeline.output.charts import Point, Series
+from pipeline.output import leaderboard, metrics, run_folder, templating
 from pipeline.output.leaderboard import Run
+from pipeline.output.templating import TEMPLATES, percent
 
 log = logging.getLogger("pipeline")
 
-TEMPLATES = Path(__file__).parent / "templates"
 GALLERY_MISTAKES = 12  # most confident mistakes shown of a run
 GALLERY_PAIRS, GALLERY_OF_A_PAIR = 4, 6  # most confused pairs of classes, and images of each
 THUMBNAIL = 64  # pixels a side at most; smaller images stay as they are
 WEBP_QUALITY = 88  # of 100: no visible artefacts at this size
-HISTORY_COLUMNS = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+PICTURES = {
+    "history": "loss and accuracy, training and validation, over the steps of the fit",
+    "learning_curve": "accuracy against training-set size",
+    "calibration": "accuracy against confidence, and how many rows have which",
+}
 # For an image that cannot be had any more: a grey square with a stroke through it.
 PLACEHOLDER = "data:image/svg+xml;base64," + base64.b64encode(
     b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><path fill="#8884" d="M0 0h64v64H0z"/>'
@@ -70,15 +73,15 @@ class Predictions:
         return hashlib.sha256("\n".join(map("{},{}".format, self.indices, self.labels)).encode()).hexdigest()[:16]
 
     @property
-    def bits(self) -> str:
-        """Which rows are right, a bit for each, the first row the highest bit of the first byte, in base64."""
-        right = np.array([a == b for a, b in zip(self.labels, self.predicted, strict=True)], bool)
-        return base64.b64encode(np.packbits(right).tobytes()).decode("ascii")
+    def right(self) -> NDArray[np.bool_]:
+        """Whether each row is right, bool (n,)."""
+        return np.array([a == b for a, b in zip(self.labels, self.predicted, strict=True)], bool)
 
 
 def _read_predictions(path: Path) -> Predictions | None:
     try:
-        header, rows = _read_csv(path)
+        with open(path, encoding="utf-8", newline="") as stream:
+            header, *rows = csv.reader(stream)
         return Predictions(
             [int(row[0]) for row in rows], [row[1] for row in rows], [row[2] for row in rows],
             [float(row[3]) for row in rows], [row[4] for row in rows] if header[4:] == ["file"] else [],
@@ -86,27 +89,6 @@ def _read_predictions(path: Path) -> Predictions | None:
     except (OSError, ValueError, IndexError, csv.Error) as error:
         log.warning("warning: %s cannot be read (%s): the page does without it", path, error)
         return None
-
-
-def _read_columns(path: Path, needed: Sequence[str]) -> tuple[str, dict[str, list[float]]] | None:
-    """A CSV file of numbers: the name of its first column, and all columns by name, those needed among them."""
-    try:
-        header, rows = _read_csv(path)
-        columns = {name: [float(row[index]) for row in rows] for index, name in enumerate(header)}
-        if missing := [name for name in needed if not columns.get(name)]:
-            raise ValueError(f"it has no {', '.join(missing)}")
-        if not all(math.isfinite(value) for values in columns.values() for value in values):
-            raise ValueError("it holds values that are not finite")
-    except (OSError, ValueError, IndexError, csv.Error) as error:
-        log.warning("warning: %s cannot be read (%s): the page does without it", path, error)
-        return None
-    return header[0], columns
-
-
-def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    with open(path, encoding="utf-8", newline="") as stream:
-        header, *rows = csv.reader(stream)
-    return header, rows
 
 
 # --- images -----------------------------------------------------------------------------------
@@ -160,7 +142,7 @@ class _TestImages:
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         buffer = io.BytesIO()
         picture.save(buffer, "WEBP", quality=WEBP_QUALITY, method=4)
-        return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+        return _data_uri("webp", buffer.getvalue())
 
 
 @dataclass
@@ -247,66 +229,24 @@ def _galleries(run: Run, predictions: Predictions, images: _Images) -> dict[str,
     }
 
 
-# --- drawings ---------------------------------------------------------------------------------
+# --- the page ---------------------------------------------------------------------------------
 
 
-def _history_charts(run: Run) -> list[Markup]:
-    read = _read_columns(run.folder / "history.csv", HISTORY_COLUMNS)
-    if read is None:
-        return []
-    unit, columns = read
-    found = []
-    lowest = columns["validation_loss"].index(min(columns["validation_loss"]))
-    stopped = unit != "iteration"  # an iterative solver keeps its last step
-    for what, say, label in (
-        ("loss", charts.plain, "mean cross-entropy (nats)"),
-        ("accuracy", charts.percent, "accuracy"),
-    ):
-        series = [
-            Series({"train": "training"}.get(split, split), columns[unit], columns[f"{split}_{what}"], style)
-            for style, split in enumerate(("train", "validation"))
-        ]
-        drawing = charts.lines(
-            f"{what} against {unit}, training and validation", series, x_label=unit, y_label=label, say_y=say,
-            log_x=unit not in ("iteration", "epoch"), kept=columns[unit][lowest] if stopped else None,
-        )  # fmt: skip
-        found.append(Markup(drawing))  # noqa: S704 - drawn by us, every text in it escaped
+def _pictures(folder: Path) -> list[tuple[str, str]]:
+    """A data URI of each picture of a run, and what it shows; runs of earlier versions have them as PNG only."""
+    found: list[tuple[str, str]] = []
+    for stem, shows in PICTURES.items():
+        svg, png = folder / f"{stem}.svg", folder / f"{stem}.png"
+        if svg.is_file():
+            plain = quote(svg.read_bytes().replace(b'"', b"'"), safe=" !$'()*+,-./:;<=>?@[]^_{|}~")
+            found.append((Markup(f"data:image/svg+xml,{plain}"), shows))  # noqa: S704 - what would end it is quoted
+        elif png.is_file():
+            found.append((_data_uri("png", png.read_bytes()), shows))
     return found
 
 
-def _learning_chart(run: Run) -> list[Markup]:
-    read = _read_columns(run.folder / "learning_curve.csv", ("rows", "train_accuracy", "validation_accuracy"))
-    if read is None:
-        return []
-    columns = read[1]
-    sizes = sorted(set(columns["rows"]))
-    series = []
-    for style, split in enumerate(("train", "validation")):
-        means = [
-            float(np.mean([v for n, v in zip(columns["rows"], columns[f"{split}_accuracy"], strict=True) if n == size]))
-            for size in sizes
-        ]
-        series.append(Series({"train": "training"}.get(split, split), sizes, means, style))
-    drawing = charts.lines(
-        "accuracy against training-set size", series, x_label="training rows (mean of the seeds)",
-        y_label="accuracy", say_y=charts.percent, log_x=True,
-    )  # fmt: skip
-    return [Markup(drawing)]  # noqa: S704
-
-
-def _calibration_chart(run: Run) -> list[Markup]:
-    bins = run.metrics.get("calibration")
-    if not bins:
-        return []
-    filled = [index for index, count in enumerate(bins["counts"]) if count]
-    series = Series(
-        "accuracy of a bin", [bins["confidence"][i] for i in filled], [bins["accuracy"][i] for i in filled], 0
-    )
-    drawing = charts.lines(
-        "reliability diagram: accuracy against confidence", [series], x_label="confidence",
-        y_label="accuracy", say_x=charts.percent, say_y=charts.percent, diagonal=True,
-    )  # fmt: skip
-    return [Markup(drawing)]  # noqa: S704
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _confusions(predictions: Predictions, names: Sequence[str]) -> list[tuple[str, list[tuple[int, float]]]] | None:
@@ -319,9 +259,6 @@ def _confusions(predictions: Predictions, names: Sequence[str]) -> list[tuple[st
         total = max(1, sum(counts[label, other] for other in names))
         table.append((label, [(counts[label, other], counts[label, other] / total) for other in names]))
     return table
-
-
-# --- the page ---------------------------------------------------------------------------------
 
 
 def _settings(run: Run) -> list[tuple[str, str]]:
@@ -346,16 +283,15 @@ def _settings(run: Run) -> list[tuple[str, str]]:
     return pairs
 
 
-def _view(rank: int, run: Run, images: _Images) -> dict[str, Any]:
+def _view(run: Run, images: _Images) -> dict[str, Any]:
     m = run.metrics
     predictions = _read_predictions(run.folder / "predictions.csv")
-    names = list(m["per_class"])
     interval = m.get("interval", {}).get("test")
     if interval is None and predictions and m["accuracy"]["test"] is not None:
-        right = round(m["accuracy"]["test"] * len(predictions.labels))
-        interval = metrics.wilson_interval(right, len(predictions.labels))
+        interval = metrics.wilson_interval(int(predictions.right.sum()), len(predictions.labels))
+    splits = ("train", "validation", "test")
+    classes = list(m["per_class"])
     return {
-        "rank": rank,
         "id": f"run-{safe_name(run.name)}",
         "name": run.name,
         "folder": run.folder.name,
@@ -365,14 +301,19 @@ def _view(rank: int, run: Run, images: _Images) -> dict[str, Any]:
         "taps": describe_taps(m["features"]["taps"]),
         "interval": interval,
         "ece": (m.get("calibration") or {}).get("ece"),
-        "charts": [*_history_charts(run), *_learning_chart(run), *_calibration_chart(run)],
-        "classes": names,
-        "per_class": [(name, m["per_class"][name]) for name in names],
-        "confusions": _confusions(predictions, names) if predictions else None,
+        "scores": [
+            ("accuracy", [percent(m["accuracy"][split]) for split in splits]),
+            ("log loss", [run_folder.number(m["log_loss"][split], ".4f") for split in splits]),
+        ],
+        "pictures": _pictures(run.folder),
+        "classes": classes,
+        "per_class": [
+            (name, [percent(scores[what], 1) for what in ("precision", "recall", "f1")], f"{scores['support']:,}")
+            for name, scores in m["per_class"].items()
+        ],
+        "confusions": _confusions(predictions, classes) if predictions else None,
         "settings": _settings(run),
-        "bits": predictions.bits if predictions else "",
-        "test_rows": len(predictions.labels) if predictions else 0,
-        "rows_key": predictions.rows if predictions else "",
+        "predictions": predictions,
         "galleries": _galleries(run, predictions, images) if predictions else None,
         "files": [
             name for name in (*run_folder.RUN_FILES, *run_folder.OPTIONAL_FILES) if (run.folder / name).is_file()
@@ -380,27 +321,35 @@ def _view(rank: int, run: Run, images: _Images) -> dict[str, Any]:
     }
 
 
-def _cost_chart(runs: Sequence[Run]) -> Markup:
-    names = sorted({run.metrics["classifier"]["name"] for run in runs})
-    points = [
-        Point(
-            max(run.metrics["seconds"]["total"], 0.01),
-            run.metrics["accuracy"]["test"],
-            names.index(run.metrics["classifier"]["name"]),
-            f"{run.name}: {run.metrics['accuracy']['test']:.2%} in {run.metrics['seconds']['total']:.0f} s",
-            f"run-{safe_name(run.name)}",
-        )
-        for run in runs
-    ]
-    drawing = charts.scatter(
-        "test accuracy against seconds of computing", points, names, x_label="seconds of computing (logarithmic scale)",
-        y_label="test accuracy",
-    )  # fmt: skip
-    return Markup(drawing)  # noqa: S704
+def _comparisons(views: Sequence[Mapping[str, Any]]) -> dict[int, dict[int, tuple[int, int, float]]]:
+    """Of each two runs on the same rows: how many only the one and only the other has right, and McNemar's p."""
+    groups: dict[str, list[int]] = {}
+    for number, view in enumerate(views):
+        if view["predictions"] and view["predictions"].labels:
+            groups.setdefault(view["predictions"].rows, []).append(number)
+    pairs: dict[int, dict[int, tuple[int, int, float]]] = {}
+    for numbers in groups.values():
+        only, chances = metrics.mcnemar(np.array([views[number]["predictions"].right for number in numbers]))
+        for a, b in zip(*np.triu_indices(len(numbers), 1), strict=True):
+            found = int(only[a, b]), int(only[b, a]), float(chances[a, b])
+            pairs.setdefault(numbers[a], {})[numbers[b]] = found
+    return pairs
 
 
-def render(runs: Sequence[Run], data_dir: Path, *, dataset: str | None = None) -> bytes:
-    """Make the page.
+def _cost(runs: Sequence[Run]) -> Markup:
+    from pipeline.output import figures  # late: it loads matplotlib
+
+    drawing = figures.cost(
+        [run.metrics["classifier"]["name"] for run in runs],
+        [run.metrics["seconds"]["total"] for run in runs],
+        [run.metrics["accuracy"]["test"] for run in runs],
+        [f"#run-{safe_name(run.name)}" for run in runs],
+    )
+    return Markup(drawing)  # noqa: S704 - drawn by us, every text in it escaped
+
+
+def render(runs: Sequence[Run], data_dir: Path, *, dataset: str | None = None) -> tuple[list[Run], bytes]:
+    """Make the page; return the runs that it shows, and its bytes.
 
     Parameters
     ----------
@@ -411,31 +360,27 @@ def render(runs: Sequence[Run], data_dir: Path, *, dataset: str | None = None) -
     dataset : str, optional
         Said in the title when only its runs are shown.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["percent"] = lambda value, digits=2: (
-        "–" if value is None else f"{100 * value:.{digits}f}\u00a0%"
-    )
-    environment.filters["number"] = run_folder.number
     images = _Images(data_dir)
-    views = []
+    shown, views = [], []
     with Progress("page", len(runs), "runs") as progress:
-        for rank, run in enumerate(runs, 1):
-            views.append(_view(rank, run, images))
+        for run in runs:
+            with leaderboard.skipping(run.folder / "metrics.json"):
+                views.append(_view(run, images))
+                shown.append(run)
             progress.update(1)
-    tested = [run for run in runs if run.metrics["accuracy"]["test"] is not None]
-    text = environment.get_template("index.html").render(
+    tested = [run for run in shown if run.metrics["accuracy"]["test"] is not None]
+    text = templating.render(
+        "index.html",
         runs=views,
+        pairs=_comparisons(views),
         dataset=dataset,
-        several=len({run.metrics["dataset"]["name"] for run in runs}) > 1,
-        cost=_cost_chart(tested) if tested else "",
+        several=len({run.metrics["dataset"]["name"] for run in shown}) > 1,
+        cost=_cost(tested) if tested else "",
         # Ours, and meant to be markup: escaped, neither would work.
         style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),  # noqa: S704
         script=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),  # noqa: S704
     )
-    return text.encode("utf-8")
+    return shown, text.encode("utf-8")
 
 
 @dataclass(frozen=True)
@@ -465,9 +410,8 @@ def rebuild(output_dir: Path, data_dir: Path, *, dataset: str | None = None) -> 
     """
     with file_errors("write the leaderboard", output_dir):
         atomic.make_folder(output_dir)
-        runs = leaderboard.read(output_dir, dataset)
+        runs, content = render(leaderboard.read(output_dir, dataset), data_dir, dataset=dataset)
         page = output_dir / leaderboard.PAGE_NAME
-        content = render(runs, data_dir, dataset=dataset)
         atomic.write_atomically(page, content)
         return Rebuilt(runs, leaderboard.write_csv(output_dir, runs), page)
 

@@ -24,8 +24,9 @@ RUN_FILES = (
     "calibration.png",
     "predictions.csv",
 )
-OPTIONAL_FILES = ("skipped.csv",)  # of data sets that are folders
 PICTURES = tuple(name for name in RUN_FILES if name.endswith(".png"))
+DRAWINGS = tuple(name.replace(".png", ".svg") for name in PICTURES)  # the same for the page; earlier runs have none
+OPTIONAL_FILES = ("skipped.csv", *DRAWINGS)  # the first of data sets that are folders
 
 
 @dataclass(frozen=True)

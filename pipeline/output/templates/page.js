@@ -36,56 +36,29 @@
   if (first.options.length < 2) return;
   section.hidden = false;
 
-  const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const ones = (byte) => {
-    let count = 0;
-    for (; byte; byte &= byte - 1) count += 1;
-    return count;
-  };
-  const logFactorials = [0];
-  const logFactorial = (n) => {
-    while (logFactorials.length <= n) {
-      logFactorials.push(logFactorials[logFactorials.length - 1] + Math.log(logFactorials.length));
-    }
-    return logFactorials[n];
-  };
-  // McNemar's test, mid-p: the same as pipeline.certainty.mcnemar.
-  const mcnemar = (onlyFirst, onlySecond) => {
-    const rows = onlyFirst + onlySecond, fewer = Math.min(onlyFirst, onlySecond);
-    if (rows === 0) return 1;
-    let sum = 0, chance = 0;
-    for (let k = 0; k <= fewer; k += 1) {
-      chance = Math.exp(logFactorial(rows) - logFactorial(k) - logFactorial(rows - k) - rows * Math.LN2);
-      sum += chance;
-    }
-    return Math.min(1, 2 * sum - chance);
-  };
+  // Of each run and each one after it: rows that only the one and only the other has right, and McNemar's mid-p.
+  const pairs = JSON.parse(document.getElementById("pairs").textContent);
   const say = (p) => (p < 0.0001 ? "p < 0.0001" : `p = ${p.toFixed(4)}`);
 
   const verdict = document.getElementById("verdict"), both = document.getElementById("both");
   const compare = () => {
     const one = document.getElementById(first.value), two = document.getElementById(second.value);
+    const [low, high] = [first.selectedIndex, second.selectedIndex].sort((a, b) => a - b);
     both.replaceChildren();
-    if (one === two) {
+    if (low === high) {
       verdict.textContent = "These are the same run. Choose two.";
       return;
     }
-    if (!one.dataset.bits || one.dataset.key !== two.dataset.key) {
+    const pair = pairs[low]?.[high];
+    if (!pair) {
       verdict.textContent = "These runs were not tested on the same rows, so no test can compare them row by row.";
     } else {
-      const a = bytes(one.dataset.bits), b = bytes(two.dataset.bits);
-      let onlyFirst = 0, onlySecond = 0;
-      a.forEach((byte, index) => {
-        onlyFirst += ones(byte & ~b[index] & 255);
-        onlySecond += ones(b[index] & ~byte & 255);
-      });
-      const p = mcnemar(onlyFirst, onlySecond);
-      verdict.dataset.p = String(p);
-      verdict.dataset.first = String(onlyFirst);
-      verdict.dataset.second = String(onlySecond);
+      const p = pair[2], only = pair.slice(0, 2);
+      if (low !== first.selectedIndex) only.reverse();
+      Object.assign(verdict.dataset, {p, first: only[0], second: only[1]});
       verdict.textContent =
         `Of ${Number(one.dataset.rows).toLocaleString("en")} test rows the first alone is right on ` +
-        `${onlyFirst.toLocaleString("en")}, the second alone on ${onlySecond.toLocaleString("en")}: ` +
+        `${only[0].toLocaleString("en")}, the second alone on ${only[1].toLocaleString("en")}: ` +
         `McNemar's test (mid-p) ${say(p)}. ` +
         (p < 0.05 ? "The difference is unlikely to be chance." : "The difference may well be chance.");
     }
