@@ -22,7 +22,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.common import atomic
-from pipeline.features import checksum, extract, parts, store
+from pipeline.features import checksum, extract, parts
 from pipeline.features.options import ComputeOptions
 
 IMAGE_SIZE = 64
@@ -43,7 +43,7 @@ def unsafe() -> Iterator[None]:
     with (
         mock.patch.object(atomic, "fsync", nothing),
         mock.patch.object(atomic, "sync_directory", nothing),
-        mock.patch.object(store, "array_digest", return_value=empty),
+        mock.patch.object(checksum, "array_digest", return_value=empty),
         mock.patch.object(checksum, "file_digest", return_value=empty),
         mock.patch.object(parts, "hashlib", mock.Mock(sha256=NoDigest)),
     ):

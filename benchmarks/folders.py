@@ -26,7 +26,7 @@ from PIL import Image
 
 from pipeline.data import datasets
 from pipeline.data.dataset import Split
-from pipeline.features import store
+from pipeline.features import layout, store
 
 
 def write_files(folder: Path, split: Split, rows: range) -> None:
@@ -52,8 +52,8 @@ def differing_rows(folder_cache: Path, reference_cache: Path) -> tuple[int, int]
     """How many rows there are of the files, and how many differ in a bit from the data set's row."""
     total = wrong = 0
     with store.open(folder_cache) as cache, store.open(reference_cache) as reference:
-        expected = {split: reference.features(split, reference.spec.taps) for split in store.SPLITS}
-        for split in store.SPLITS:
+        expected = {split: reference.features(split, reference.spec.taps) for split in layout.SPLITS}
+        for split in layout.SPLITS:
             for name, row in zip(cache.members(split).names, cache.features(split, cache.spec.taps), strict=True):
                 total += 1
                 wrong += row.tobytes() != expected[Path(name).parts[0]][int(Path(name).stem)].tobytes()

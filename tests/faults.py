@@ -27,7 +27,7 @@ import pictures
 
 from pipeline import cli
 from pipeline.common import atomic
-from pipeline.features import extract, parts, store
+from pipeline.features import extract, layout, parts, store
 from pipeline.network import compile as compiling
 from pipeline.network import weights
 from pipeline.network.taps import TAP_COLUMNS
@@ -328,7 +328,7 @@ def arrays_in(path: Path) -> dict[str, np.ndarray]:
     with store.open(path) as found:
         if found.has_members:
             read["skipped"] = np.array([f"{item.file}: {item.reason}".encode() for item in found.skipped])
-        for split in store.SPLITS:
+        for split in layout.SPLITS:
             if found.has_members:
                 members = found.members(split)
                 read[f"{split}/names"] = np.array([os.fsencode(name) for name in members.names])

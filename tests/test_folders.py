@@ -23,7 +23,7 @@ from pipeline import cli
 from pipeline.common.errors import UserError
 from pipeline.data import datasets
 from pipeline.data.dataset import Dataset, Skipped, Unusable
-from pipeline.features import store
+from pipeline.features import layout, store
 
 
 def load(folder: Path, **options: bool) -> Dataset:
@@ -352,7 +352,7 @@ def test_rows_of_the_cache_are_named_and_faults_leave_no_gap(folder: Path, tmp_p
         assert f"  {item.file}: {item.reason}" in outcome.said, "the closing lines list it"
     network = faults._cheap_network(cache.spec.taps)
     assert sum(cache.rows.values()) == 20
-    for split in store.SPLITS:
+    for split in layout.SPLITS:
         with store.open(cache.path) as file:
             members, labels = file.members(split), file.labels(split)
             features = file.features(split, cache.spec.taps)

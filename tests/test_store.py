@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pipeline.commands import inspect
 from pipeline.common.errors import UserError
-from pipeline.features import checksum, parts, reuse, store
+from pipeline.features import checksum, layout, parts, reuse, store
 from pipeline.features.options import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.network.taps import ALL_TAPS, TAP_COLUMNS, order_taps
@@ -119,7 +119,7 @@ def test_round_trip(
         assert found.class_names == tuple(classes)
         assert found.rows == {"train": train, "test": test}
         assert found.size == making.target.stat().st_size
-        for split in store.SPLITS:
+        for split in layout.SPLITS:
             read = found.labels(split)
             assert read.dtype == dtype
             np.testing.assert_array_equal(read, labels[split])
@@ -367,7 +367,7 @@ def test_what_takes_the_name_of_an_open_file_does_not_matter(cache: Path, tmp_pa
     with store.open(cache) as found:
         other = build(tmp_path / "other", make_spec(limit=5), {"train": 5, "test": 5})[0].target
         other.replace(cache)
-        for split in store.SPLITS:
+        for split in layout.SPLITS:
             assert found.labels(split).tobytes() == expected[f"{split}/labels"].tobytes()
             for tap in found.spec.taps:
                 assert found.features(split, [tap]).tobytes() == expected[f"{split}/{tap}"].tobytes()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError
 from pipeline.common.progress import Progress
-from pipeline.features import store
+from pipeline.features import layout, store
 from pipeline.network.taps import columns_of, parse_taps
 
 
@@ -44,8 +44,8 @@ def load_features(
     UserError
         When there is no such file, it does not verify, or has not what was asked for.
     """
-    if split not in store.SPLITS:
-        raise UserError(f"The split parameter must be one of {', '.join(store.SPLITS)}. Got {split!r}.")
+    if split not in layout.SPLITS:
+        raise UserError(f"The split parameter must be one of {', '.join(layout.SPLITS)}. Got {split!r}.")
     with store.open(Path(file)) as cache:
         wanted = cache.spec.taps if taps is None else parse_taps(taps if isinstance(taps, str) else ",".join(taps))
         return cache.features(split, wanted), cache.labels(split)
@@ -59,7 +59,7 @@ def class_names(file: str | Path) -> tuple[str, ...]:
 
 def load_split(cache: store.Cache, split: str, taps: tuple[str, ...]) -> tuple[NDArray[np.float32], NDArray[Any]]:
     """Features, float32 (n, columns), and labels (n,) of a split, read with progress."""
-    size = cache.rows[split] * columns_of(taps) * store.FEATURE_DTYPE.itemsize
+    size = cache.rows[split] * columns_of(taps) * layout.FEATURE_DTYPE.itemsize
     with Progress(f"reading {split}", size, "B", scale=True) as progress:
         features = cache.features(split, taps, progress=progress.update)
     return features, cache.labels(split)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.common import atomic
 from pipeline.data.dataset import Members, Skipped
-from pipeline.features import store
+from pipeline.features import layout, store
 from pipeline.features.spec import FORMAT_VERSION, FeatureSpec
 from pipeline.network.taps import TAP_COLUMNS
 
@@ -78,9 +78,9 @@ class Build:
         self.folder, self.spec, self.rows = folder, spec, dict(rows)
         self.target = folder / f"{spec.stem}.h5"
         self.parts_folder = folder / f"{spec.stem}.parts"
-        self._digests = {(split, tap): hashlib.sha256() for split in store.SPLITS for tap in spec.taps}
-        self._filled = dict.fromkeys(store.SPLITS, 0)
-        self.dropped: dict[str, dict[int, str]] = {split: {} for split in store.SPLITS}  # row of the split: why
+        self._digests = {(split, tap): hashlib.sha256() for split in layout.SPLITS for tap in spec.taps}
+        self._filled = dict.fromkeys(layout.SPLITS, 0)
+        self.dropped: dict[str, dict[int, str]] = {split: {} for split in layout.SPLITS}  # row of the split: why
         self.seconds = 0.0  # of computing, in this run and those before it
         self.computed = 0  # rows that went through the network, in this run and those before it
 
@@ -89,7 +89,7 @@ class Build:
         """All parts, in order: fixed by the numbers of rows alone."""
         return [
             Part(split, start, min(start + PART_ROWS, self.rows[split]))
-            for split in store.SPLITS
+            for split in layout.SPLITS
             for start in range(0, self.rows[split], PART_ROWS)
         ]
 
@@ -97,7 +97,7 @@ class Build:
     def feature_bytes(self) -> int:
         """Size of all features together, in bytes."""
         columns = sum(TAP_COLUMNS[tap] for tap in self.spec.taps)
-        return sum(self.rows.values()) * columns * store.FEATURE_DTYPE.itemsize
+        return sum(self.rows.values()) * columns * layout.FEATURE_DTYPE.itemsize
 
     @property
     def kept(self) -> int:
@@ -164,18 +164,11 @@ class Build:
         rows = part.stop - part.start - len(content.dropped)
         arrays = {tap: content.features[tap] for tap in self.spec.taps}
         for tap, array in arrays.items():
-            if array.shape != (rows, TAP_COLUMNS[tap]) or array.dtype != store.FEATURE_DTYPE:
+            if array.shape != (rows, TAP_COLUMNS[tap]) or array.dtype != layout.FEATURE_DTYPE:
                 raise AssertionError(f"{tap}: {array.shape} {array.dtype} is not what {part} needs")
-        path = self.parts_folder / part.file_name
         arrays[_DROPPED] = np.frombuffer(json.dumps(content.dropped).encode("ascii"), np.uint8)
-        plan = [store.plan(name, array) for name, array in arrays.items()]
-
-        def fill(writer: store.Writer) -> None:
-            for name, array in arrays.items():
-                writer.rows(name, 0, array)
-
         attributes = {**self._part_attributes(part), "seconds": content.seconds, "computed": content.computed}
-        store.write_file(path, atomic.temporary_path(path), attributes, plan, fill)
+        layout.write_file(self.parts_folder / part.file_name, attributes, arrays)
         self._account(part, content)
 
     def finish(
@@ -206,22 +199,18 @@ class Build:
         if self._filled != self.rows:
             raise AssertionError(f"rows filled {self._filled}, rows wanted {self.rows}")
         small = self._small_arrays(labels, class_names, members, skipped)
-        plan = [store.plan(name, array) for name, array in small.items()]
-        for split in store.SPLITS:
-            for tap in self.spec.taps:
-                shape = (self.rows[split] - len(self.dropped[split]), TAP_COLUMNS[tap])
-                digest = self._digests[split, tap].hexdigest()
-                plan.append(store.Planned(f"{split}/{tap}", shape, store.FEATURE_DTYPE, digest))
+        features = []
+        for (split, tap), digest in self._digests.items():
+            shape = (self.rows[split] - len(self.dropped[split]), TAP_COLUMNS[tap])
+            features.append(layout.ArrayLayout(f"{split}/{tap}", shape, layout.FEATURE_DTYPE, digest.hexdigest()))
 
-        def fill(writer: store.Writer) -> None:
-            for name, array in small.items():
-                writer.rows(name, 0, array)
-            start = dict.fromkeys(store.SPLITS, 0)
+        def fill(write_rows: layout.WriteRows) -> None:
+            start = dict.fromkeys(layout.SPLITS, 0)
             for part in self.parts:
                 # Verified once more: hours may lie between a part's writing and this.
                 content = self._read_part(part)
                 for tap, array in content.features.items():
-                    writer.rows(f"{part.split}/{tap}", start[part.split], array)
+                    write_rows(f"{part.split}/{tap}", start[part.split], array)
                 start[part.split] += part.stop - part.start - len(content.dropped)
                 joined(part.stop - part.start)
 
@@ -235,7 +224,7 @@ class Build:
             "provenance": json.dumps(attributes["provenance"]),
         }
         temporary = self.parts_folder / atomic.temporary_path(self.target).name
-        store.write_file(self.target, temporary, final, plan, fill)
+        layout.write_file(self.target, final, small, features, fill, temporary)
         self.discard()
 
     def _small_arrays(
@@ -246,22 +235,22 @@ class Build:
         skipped: Sequence[Skipped],
     ) -> dict[str, NDArray[Any]]:
         """Everything but the features, by its place in the final file."""
-        arrays: dict[str, NDArray[Any]] = {"class_names": store.encode_names(class_names)}
+        arrays: dict[str, NDArray[Any]] = {"class_names": layout.encode_texts([name.encode() for name in class_names])}
         found = list(skipped)
-        for split in store.SPLITS:
-            if labels[split].shape != (self.rows[split],) or labels[split].dtype not in store.LABEL_DTYPES:
+        for split in layout.SPLITS:
+            if labels[split].shape != (self.rows[split],) or labels[split].dtype not in layout.LABEL_DTYPES:
                 raise AssertionError(f"{split} labels: {labels[split].shape} {labels[split].dtype}")
             dropped = list(self.dropped[split])
             arrays[f"{split}/labels"] = np.delete(labels[split], dropped)
             if members is not None:
                 kept = members[split].without(dropped)
-                arrays[f"{split}/names"] = store.encode_texts([os.fsencode(name) for name in kept.names])
+                arrays[f"{split}/names"] = layout.encode_texts([os.fsencode(name) for name in kept.names])
                 arrays[f"{split}/digests"] = kept.digests
                 found += [Skipped(members[split].names[row], why) for row, why in self.dropped[split].items()]
         if members is not None:
             found.sort(key=lambda item: os.fsencode(item.file))
-            arrays["skipped/files"] = store.encode_texts([os.fsencode(item.file) for item in found])
-            arrays["skipped/reasons"] = store.encode_texts([item.reason.encode("utf-8", "replace") for item in found])
+            arrays["skipped/files"] = layout.encode_texts([os.fsencode(item.file) for item in found])
+            arrays["skipped/reasons"] = layout.encode_texts([item.reason.encode("utf-8", "replace") for item in found])
         return arrays
 
     def _account(self, part: Part, content: PartContent) -> None:
@@ -288,27 +277,24 @@ class Build:
         with store.verified(path) as file:
             found = {name: file.attrs.get(name) for name in self._part_attributes(part)}
             if found != self._part_attributes(part):
-                raise store.refuse(path, f"it holds other rows or another run's: {found}")
-            store.check_members(path, file, {_DROPPED, *self.spec.taps})
-            dropped = _read_dropped(path, file, part.stop - part.start)
+                raise store.Unfit(f"it holds other rows or another run's: {found}")
+            store.check_members(file, {_DROPPED, *self.spec.taps})
+            dropped = _read_dropped(file, part.stop - part.start)
             arrays = {}
             for tap in self.spec.taps:
                 shape = (part.stop - part.start - len(dropped), TAP_COLUMNS[tap])
-                dataset = store.array_dataset(path, file, tap, shape)
-                store.expect_dtype(path, dataset, (store.FEATURE_DTYPE,))
-                arrays[tap] = store.read_proven(path, dataset)
+                arrays[tap] = store.read_proven(store.array_dataset(file, tap, shape, (layout.FEATURE_DTYPE,)))
             seconds, computed = float(file.attrs.get("seconds", 0.0)), int(file.attrs.get("computed", 0))
         return PartContent(arrays, dropped, seconds, computed)
 
 
-def _read_dropped(path: Path, file: Any, rows: int) -> tuple[tuple[int, str], ...]:
-    dataset = store.array_dataset(path, file, _DROPPED, (None,))
-    store.expect_dtype(path, dataset, (np.dtype("u1"),))
+def _read_dropped(file: Any, rows: int) -> tuple[tuple[int, str], ...]:
+    listed = store.read_proven(store.array_dataset(file, _DROPPED, (None,), (np.dtype("u1"),)))
     try:
-        dropped = tuple((int(row), str(why)) for row, why in json.loads(store.read_proven(path, dataset).tobytes()))
+        dropped = tuple((int(row), str(why)) for row, why in json.loads(listed.tobytes()))
     except (ValueError, TypeError) as error:
-        raise store.refuse(path, f"its list of dropped rows is not valid ({error})") from error
+        raise store.Unfit(f"its list of dropped rows is not valid ({error})") from error
     positions = [row for row, _ in dropped]
     if positions != sorted(set(positions)) or not all(0 <= row < rows for row in positions):
-        raise store.refuse(path, "its list of dropped rows names rows that it cannot have")
+        raise store.Unfit("its list of dropped rows names rows that it cannot have")
     return dropped

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError
-from pipeline.features import store
+from pipeline.features import layout, store
 from pipeline.features.spec import FeatureSpec, relatives
 from pipeline.network.taps import TAP_COLUMNS
 
@@ -84,7 +84,7 @@ def known_rows(folder: Path, spec: FeatureSpec, digests: NDArray[np.uint8]) -> I
                     cache = opened.enter_context(store.open(path))
                     if not cache.has_members or not cache.spec.same_rows(spec):
                         continue
-                    found = {split: cache.members(split).digests for split in store.SPLITS}
+                    found = {split: cache.members(split).digests for split in layout.SPLITS}
                 except UserError as error:
                     log.warning("warning: no rows are taken over from %s: %s", path, error)
                     continue

@@ -1,31 +1,7 @@
-"""The feature cache: one HDF5 file, built from parts that survive a crash, verified when it is read.
-
-Layout of a finished file (any HDF5 tool reads it)::
-
-    bytes 0 to 511                     a text line: format version, sha256 of all bytes from 512 on
-    /                                  attributes: spec (JSON), key, format_version, created,
-                                       images_per_second, versions (JSON), provenance (JSON)
-    /class_names                       (classes,) fixed-length UTF-8
-    /{train,test}/labels               (n,) uint8 or int64
-    /{train,test}/<tap>                (n, columns of the tap) float16
-                                       every data set: contiguous, with attribute sha256 of its bytes
-
-and, where the rows are images of one's own (a folder, or arrays)::
-
-    /{train,test}/names                (n,) fixed-length text: each row's file, as the bytes of its name
-    /{train,test}/digests              (n, 32) uint8: sha256 of each row's image
-    /skipped/files, /skipped/reasons   (m,) fixed-length text: what was not used, and why
-
-The line in front is an HDF5 user block, which HDF5 tools skip. It is what makes every single byte of the
-file verifiable *before* the HDF5 library parses it.
-
-Neither libhdf5 nor a crash in the middle of its writes can spoil a file: the library only lays out metadata
-in memory, and all bytes reach the disk through `common.atomic`. How a cache is built is in `features.parts`.
-"""
+"""Reading a feature cache, each byte verified before HDF5 sees it; `pipeline.features.layout` says what it holds."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,238 +14,27 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
 from pipeline.data.dataset import Members, Skipped
 from pipeline.features import checksum
-from pipeline.features.checksum import HEADER_SIZE
-from pipeline.features.layout import SparseMemory
+from pipeline.features.checksum import unusable
+from pipeline.features.layout import (
+    DIGEST_DTYPE,
+    DIGEST_SIZE,
+    FEATURE_DTYPE,
+    LABEL_DTYPES,
+    SKIPPED,
+    SPLITS,
+)
 from pipeline.features.spec import FORMAT_VERSION, FeatureSpec
 from pipeline.network.taps import TAP_COLUMNS
 
 CacheError = checksum.CacheError
-refuse = checksum.refuse
-peek_spec = checksum.peek_spec
+Unfit = checksum.Unfit
 
-SPLITS = ("train", "test")
-FEATURE_DTYPE = np.dtype("<f2")
-LABEL_DTYPES = (np.dtype("u1"), np.dtype("<i8"))
-DIGEST_DTYPE, DIGEST_SIZE = np.dtype("u1"), 32  # of one image: the bytes of a sha256
-SKIPPED = ("files", "reasons")
 PROVENANCE = ("dataset_source", "official", "weights", "weights_source")  # what every file says of its origin
-
+_FRONT = 1 << 16  # bytes at the beginning of a file, in which its attributes are
 _BLOCK = 4096  # rows that are read together at most
-_LIBVER = ("v110", "v110")  # metadata with checksums, and the same layout whichever HDF5 comes next
-
-
-# --- writing one file -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A data set to be: where, how large, and the sha256 its bytes will have."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    sha256: str
-
-
-def plan(name: str, array: NDArray[Any]) -> Planned:
-    """Plan a data set for an array that is in memory."""
-    return Planned(name, array.shape, array.dtype, array_digest(array))
-
-
-def encode_names(names: Sequence[str]) -> NDArray[Any]:
-    """Class names as fixed-length UTF-8, which needs no object type and no heap in the file."""
-    if any("\0" in name for name in names):
-        raise UserError("A class name must not hold the character U+0000, which HDF5 text ends at. Rename the class.")
-    return encode_texts([name.encode("utf-8") for name in names])
-
-
-def encode_texts(texts: Sequence[bytes]) -> NDArray[Any]:
-    """Texts without U+0000 as fixed-length text. File names need not be UTF-8: their bytes are kept as they are."""
-    return np.array(texts, dtype=h5py.string_dtype("utf-8", max([len(text) for text in texts] + [1])))
-
-
-def array_digest(array: NDArray[Any]) -> str:
-    """sha256, in hex, of an array's bytes in C order."""
-    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"").hexdigest()
-
-
-def _lay_out(attributes: Mapping[str, Any], plan: Sequence[Planned]) -> tuple[SparseMemory, dict[str, int]]:
-    """Build a file's metadata in memory; return it and the byte offset of each data set."""
-    memory = SparseMemory()
-    offsets: dict[str, int] = {}
-    with h5py.File(memory, "w", userblock_size=HEADER_SIZE, libver=_LIBVER) as file:
-        file.attrs.update(attributes)
-        creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        creation.set_layout(h5py.h5d.CONTIGUOUS)
-        creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # so that the offset is known now
-        creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # every byte will be written, none twice
-        for item in plan:
-            group, _, leaf = item.name.rpartition("/")
-            parent = file.require_group(group) if group else file
-            identifier = h5py.h5d.create(
-                parent.id,
-                leaf.encode(),
-                h5py.h5t.py_create(item.dtype, logical=True),
-                h5py.h5s.create_simple(item.shape),
-                creation,
-            )
-            h5py.Dataset(identifier).attrs["sha256"] = item.sha256
-            if 0 not in item.shape:
-                offsets[item.name] = identifier.get_offset()
-    return memory, offsets
-
-
-class Writer:
-    """Puts rows of planned data sets at their place in an open file."""
-
-    def __init__(self, descriptor: int, plan: Sequence[Planned], offsets: Mapping[str, int]) -> None:
-        self._descriptor, self._offsets = descriptor, offsets
-        self._plan = {item.name: item for item in plan}
-
-    def rows(self, name: str, start: int, array: NDArray[Any]) -> None:
-        """Write rows ``start`` and following of a data set."""
-        item = self._plan[name]
-        if array.dtype != item.dtype or array.shape[1:] != item.shape[1:] or start + len(array) > item.shape[0]:
-            raise AssertionError(f"{name}: rows {start}+{array.shape} {array.dtype} do not fit {item}")
-        if array.size:
-            data = np.ascontiguousarray(array)
-            atomic.write(self._descriptor, data.view(np.uint8).data, self._offsets[name] + start * data[0].nbytes)
-
-
-def write_file(
-    target: Path,
-    temporary: Path,
-    attributes: Mapping[str, Any],
-    plan: Sequence[Planned],
-    fill: Callable[[Writer], None],
-) -> None:
-    """Write a complete file under a temporary name, seal it, and give it its name."""
-    memory, offsets = _lay_out(attributes, plan)
-
-    def write(descriptor: int) -> None:
-        atomic.reserve(descriptor, memory.size)
-        for page, content in sorted(memory.pages.items()):
-            start = page * memory.PAGE
-            atomic.write(descriptor, bytes(content[: memory.size - start]), start)
-        fill(Writer(descriptor, plan, offsets))
-        atomic.truncate(descriptor, memory.size)
-        atomic.write(descriptor, checksum.header(checksum.file_digest(descriptor)), 0)
-
-    atomic.commit(target, write, temporary)
-
-
-# --- reading one file -------------------------------------------------------------------------
-
-
-@contextmanager
-def verified(path: Path) -> Iterator[h5py.File]:
-    """Open a file for reading after every byte of it has been verified.
-
-    The verification, the parsing and the reading use one descriptor, so a file renamed over this one
-    in between changes nothing.
-    """
-    with read_errors(path), path.open("rb") as stream:
-        checksum.check_bytes(path, stream.fileno())
-        with h5py.File(stream, "r") as file:
-            yield file
-
-
-@contextmanager
-def read_errors(path: Path) -> Iterator[None]:
-    """Turn what opening, parsing and reading a file raises into `UserError`; the block must do nothing else."""
-    with file_errors("read the features", path):
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise CacheError(f"There is no feature file {path}. Check the path.") from error
-        except IsADirectoryError as error:
-            raise CacheError(f"{path} is a folder, not a feature file. Name a file that ends in .h5.") from error
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # whatever h5py makes of odd files
-            if isinstance(error, OSError) and error.errno:
-                raise
-            raise refuse(path, f"HDF5 cannot read it ({error})") from error
-
-
-def check_members(path: Path, group: h5py.Group, expected: set[str]) -> None:
-    """Refuse a group whose members are not exactly the expected ones, or not plain links into this file."""
-    found = set(group)
-    if found != expected:
-        odd = ", ".join(sorted(found ^ expected))
-        raise refuse(path, f"{group.name} has missing or unexpected members: {odd}")
-    for name in sorted(found):
-        kind = type(group.get(name, getlink=True)).__name__
-        if kind != "HardLink":
-            raise refuse(path, f"{group.name.rstrip('/')}/{name} is a link of the kind {kind}, which is never followed")
-
-
-def array_dataset(path: Path, parent: h5py.Group, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
-    """Return a member that is a plain array of the expected shape (None: any length), or refuse."""
-    dataset = parent[name]
-    where = f"{parent.name.rstrip('/')}/{name}"
-    if not isinstance(dataset, h5py.Dataset):
-        raise refuse(path, f"{where} is a group, not an array")
-    layout = dataset.id.get_create_plist().get_layout()
-    if dataset.is_virtual or dataset.external or layout != h5py.h5d.CONTIGUOUS:
-        raise refuse(path, f"{where} is not stored in one piece in this file (virtual, external or chunked)")
-    if len(dataset.shape) != len(shape) or any(
-        want is not None and want != have for want, have in zip(shape, dataset.shape, strict=True)
-    ):
-        raise refuse(path, f"{where} has the shape {dataset.shape}; expected {shape}")
-    if dataset.dtype.hasobject or dataset.dtype.fields is not None:
-        raise refuse(path, f"{where} has the type {dataset.dtype}, which is never read")
-    if dataset.size and dataset.id.get_storage_size() != dataset.size * dataset.dtype.itemsize:
-        raise refuse(path, f"{where} declares more than the file holds")
-    _text_attribute(path, dataset, "sha256")
-    return dataset
-
-
-def expect_dtype(path: Path, dataset: h5py.Dataset, allowed: Sequence[np.dtype[Any]]) -> None:
-    """Refuse a data set of any other type."""
-    if dataset.dtype not in allowed:
-        raise refuse(path, f"{dataset.name} has the type {dataset.dtype}; expected {' or '.join(map(str, allowed))}")
-
-
-def _text_attribute(path: Path, item: h5py.Group | h5py.Dataset, name: str) -> str:
-    value = item.attrs.get(name)
-    if not isinstance(value, str):
-        raise refuse(path, f"the attribute {name!r} of {item.name} is missing or no text")
-    return value
-
-
-def _json_attribute(path: Path, item: h5py.Group, name: str, fields: Sequence[str] = ()) -> dict[str, Any]:
-    text = _text_attribute(path, item, name)
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise refuse(path, f"the attribute {name!r} is not JSON: {error}") from error
-    if not isinstance(value, dict) or not value.keys() >= set(fields):
-        raise refuse(path, f"the attribute {name!r} is no JSON object{' with ' * bool(fields)}{', '.join(fields)}")
-    return value
-
-
-def read_proven(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
-    """Read a whole data set and prove it by its digest."""
-    array: NDArray[Any] = dataset[()]
-    if array_digest(array) != dataset.attrs["sha256"]:
-        raise refuse(path, f"{dataset.name} does not have the sha256 recorded with it")
-    return array
-
-
-def _read_spec(path: Path, file: h5py.File) -> FeatureSpec:
-    fields = _json_attribute(path, file, "spec")
-    try:
-        spec = FeatureSpec.from_dict(fields)
-    except (UserError, TypeError) as error:
-        raise refuse(path, f"its spec is not valid ({error})") from error
-    if _text_attribute(path, file, "key") != spec.key():
-        raise refuse(path, "its key is not the key of its spec")
-    if file.attrs.get("format_version") != FORMAT_VERSION or spec.format_version != FORMAT_VERSION:
-        raise refuse(path, f"its format_version is {file.attrs.get('format_version')!r}; expected {FORMAT_VERSION}")
-    return spec
 
 
 # --- the finished cache -----------------------------------------------------------------------
@@ -332,7 +97,7 @@ class Cache:
         """
         labels = self._proven(split, "labels")
         if labels.size and not 0 <= labels.min() <= labels.max() < len(self.class_names):
-            raise refuse(self.path, f"a label of {split} is outside 0 to {len(self.class_names) - 1}")
+            raise unusable(self.path, f"a label of {split} is outside 0 to {len(self.class_names) - 1}")
         return labels
 
     def members(self, split: str) -> Members:
@@ -384,7 +149,7 @@ class Cache:
 
     def _proven(self, split: str, name: str) -> NDArray[Any]:
         with read_errors(self.path):
-            return read_proven(self.path, self._file[split][name])
+            return read_proven(self._file[split][name])
 
 
 def open(path: Path, expected: FeatureSpec | None = None) -> Cache:  # noqa: A001 - as in store.open
@@ -402,12 +167,10 @@ def open(path: Path, expected: FeatureSpec | None = None) -> Cache:  # noqa: A00
         When the file is absent, damaged, edited, of another format, or of another spec than expected.
     """
     with ExitStack() as stack:
-        cache = describe(path, stack.enter_context(verified(path)))
+        cache = _describe(path, stack.enter_context(verified(path)))
         if expected is not None and not cache.spec.serves(expected):
             differences = "; ".join(expected.differences(cache.spec))
-            raise refuse(
-                path, f"it holds other features than asked for ('here' is asked, 'there' the file): {differences}"
-            )
+            raise Unfit(f"it holds other features than asked for ('here' is asked, 'there' the file): {differences}")
         return replace(cache, close=stack.pop_all().close)
 
 
@@ -427,48 +190,42 @@ def verify(path: Path, progress: Callable[[int], None] = lambda count: None) -> 
     return cache
 
 
-def describe(path: Path, file: h5py.File) -> Cache:
+def _describe(path: Path, file: h5py.File) -> Cache:
     """Say what an open file holds, and refuse it where its structure is not a feature file's."""
-    spec = _read_spec(path, file)
+    spec = _read_spec(file)
     has_members = "skipped" in file
-    check_members(path, file, {"class_names", *SPLITS, *({"skipped"} if has_members else ())})
+    check_members(file, {"class_names", *SPLITS, *({"skipped"} if has_members else ())})
     rows: dict[str, int] = {}
-    dtypes = set()
     for split in SPLITS:
-        group = _group(path, file, split)
-        check_members(path, group, set(_members_of_split(spec, has_members)))
-        labels = array_dataset(path, group, "labels", (None,))
-        expect_dtype(path, labels, LABEL_DTYPES)
-        rows[split] = len(labels)
-        dtypes.add(labels.dtype)
+        group = file[split]
+        check_members(group, set(_members_of_split(spec, has_members)))
+        rows[split] = len(array_dataset(group, "labels", (None,), LABEL_DTYPES))
         for tap in spec.taps:
-            features = array_dataset(path, group, tap, (rows[split], TAP_COLUMNS[tap]))
-            expect_dtype(path, features, (FEATURE_DTYPE,))
+            array_dataset(group, tap, (rows[split], TAP_COLUMNS[tap]), (FEATURE_DTYPE,))
         if has_members:
-            _text_dataset(path, group, "names", rows[split])
-            expect_dtype(path, array_dataset(path, group, "digests", (rows[split], DIGEST_SIZE)), (DIGEST_DTYPE,))
-    if len(dtypes) != 1:
-        raise refuse(path, "the labels of its splits have different types")
-    names = _text_dataset(path, file, "class_names", None)
+            array_dataset(group, "names", (rows[split],))
+            array_dataset(group, "digests", (rows[split], DIGEST_SIZE), (DIGEST_DTYPE,))
+    if len({file[split]["labels"].dtype for split in SPLITS}) != 1:
+        raise Unfit("the labels of its splits have different types")
     try:
-        class_names = tuple(name.decode("utf-8") for name in read_proven(path, names))
+        class_names = tuple(name.decode("utf-8") for name in read_proven(array_dataset(file, "class_names", (None,))))
     except UnicodeDecodeError as error:
-        raise refuse(path, f"/class_names is not UTF-8: {error}") from error
+        raise Unfit(f"/class_names is not UTF-8: {error}") from error
     rate = file.attrs.get("images_per_second")
     if not isinstance(rate, (float, np.floating)):
-        raise refuse(path, "the attribute 'images_per_second' is missing or no number")
+        raise Unfit("the attribute 'images_per_second' is missing or no number")
     return Cache(
         path=path,
         spec=spec,
         class_names=class_names,
         rows=rows,
-        created=_text_attribute(path, file, "created"),
+        created=_text_attribute(file, "created"),
         images_per_second=float(rate),
-        versions=_json_attribute(path, file, "versions"),
-        provenance=_json_attribute(path, file, "provenance", PROVENANCE),
+        versions=_json_attribute(file, "versions"),
+        provenance=_json_attribute(file, "provenance", PROVENANCE),
         size=file.id.get_filesize(),
         has_members=has_members,
-        skipped=_read_skipped(path, file) if has_members else (),
+        skipped=_read_skipped(file) if has_members else (),
         _file=file,
     )
 
@@ -477,28 +234,51 @@ def _members_of_split(spec: FeatureSpec, has_members: bool) -> tuple[str, ...]:
     return ("labels", *(("names", "digests") if has_members else ()), *spec.taps)
 
 
-def _group(path: Path, file: h5py.File, name: str) -> h5py.Group:
-    if not isinstance(file[name], h5py.Group):
-        raise refuse(path, f"/{name} is an array, not a group")
-    return file[name]
+def _read_spec(file: h5py.File) -> FeatureSpec:
+    try:
+        spec = FeatureSpec.from_dict(_json_attribute(file, "spec"))
+    except UserError as error:
+        raise Unfit(f"its spec is not valid ({error})") from error
+    if _text_attribute(file, "key") != spec.key():
+        raise Unfit("its key is not the key of its spec")
+    if file.attrs.get("format_version") != FORMAT_VERSION or spec.format_version != FORMAT_VERSION:
+        raise Unfit(f"its format_version is {file.attrs.get('format_version')!r}; expected {FORMAT_VERSION}")
+    return spec
 
 
-def _text_dataset(path: Path, parent: h5py.Group, name: str, rows: int | None) -> h5py.Dataset:
-    dataset = array_dataset(path, parent, name, (rows,))
-    if dataset.dtype.kind != "S":
-        raise refuse(path, f"{dataset.name} has the type {dataset.dtype}; expected fixed-length text")
-    return dataset
-
-
-def _read_skipped(path: Path, file: h5py.File) -> tuple[Skipped, ...]:
-    group = _group(path, file, "skipped")
-    check_members(path, group, set(SKIPPED))
-    count = len(_text_dataset(path, group, "files", None))
-    columns = [read_proven(path, _text_dataset(path, group, name, count)) for name in SKIPPED]
+def _read_skipped(file: h5py.File) -> tuple[Skipped, ...]:
+    group = file["skipped"]
+    check_members(group, set(SKIPPED))
+    names, reasons = (read_proven(array_dataset(group, name, (None,))) for name in SKIPPED)
+    if len(names) != len(reasons):
+        raise Unfit(f"/skipped has {len(names)} files and {len(reasons)} reasons")
     return tuple(
-        Skipped.stored(os.fsdecode(file), reason.decode("utf-8", "replace"))
-        for file, reason in zip(*columns, strict=True)
+        Skipped.stored(os.fsdecode(name), reason.decode("utf-8", "replace"))
+        for name, reason in zip(names, reasons, strict=True)
     )
+
+
+def peek_spec(path: Path) -> FeatureSpec:
+    """Read the spec that a file claims to have: enough to choose a file, never to trust one.
+
+    Nothing is verified yet, so HDF5 is not let near it: one flipped bit can make it read for ever. The attributes
+    come first in a file, as plain text, and the key tells whether the spec was read as it was written.
+
+    Raises
+    ------
+    CacheError
+        When not even that can be read.
+    """
+    with path.open("rb") as stream:
+        text = stream.read(_FRONT).decode("latin-1")
+    start = text.find('{"dataset": ')
+    try:
+        spec = FeatureSpec.from_dict(json.JSONDecoder().raw_decode(text, max(start, 0))[0])
+    except (ValueError, TypeError, RecursionError, UserError) as error:
+        raise unusable(path, f"its spec cannot be read ({error})") from error
+    if spec.key() not in text:
+        raise unusable(path, "its key is not the key of its spec")
+    return spec
 
 
 def find_cache(folder: Path, asked: FeatureSpec) -> Path | None:
@@ -513,3 +293,101 @@ def find_cache(folder: Path, asked: FeatureSpec) -> Path | None:
         except (CacheError, OSError):
             continue  # a file that cannot be read, of unknown content, is no reason not to look further
     return None
+
+
+# --- any file of ours: a cache or a part ---------------------------------------------------------
+
+
+@contextmanager
+def verified(path: Path) -> Iterator[h5py.File]:
+    """Open a file for reading after every byte of it has been verified.
+
+    The verification, the parsing and the reading use one descriptor, so a file renamed over this one
+    in between changes nothing.
+    """
+    with read_errors(path), path.open("rb") as stream:
+        checksum.check_bytes(stream.fileno())
+        with h5py.File(stream, "r") as file:
+            yield file
+
+
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn what opening, parsing and reading a file raises into `UserError`; the block must do nothing else."""
+    with file_errors("read the features", path):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise CacheError(f"There is no feature file {path}. Check the path.") from error
+        except IsADirectoryError as error:
+            raise CacheError(f"{path} is a folder, not a feature file. Name a file that ends in .h5.") from error
+        except Unfit as error:
+            raise unusable(path, error) from error
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # whatever h5py makes of odd files
+            if isinstance(error, OSError) and error.errno:
+                raise
+            raise unusable(path, f"HDF5 cannot read it ({error})") from error
+
+
+def check_members(group: h5py.Group, expected: set[str]) -> None:
+    """Refuse a group whose members are not exactly the expected ones, or not plain links into this file."""
+    if not isinstance(group, h5py.Group):
+        raise Unfit(f"{group.name} is an array, not a group")
+    found = set(group)
+    if found != expected:
+        odd = ", ".join(sorted(found ^ expected))
+        raise Unfit(f"{group.name} has missing or unexpected members: {odd}")
+    for name in sorted(found):
+        kind = type(group.get(name, getlink=True)).__name__
+        if kind != "HardLink":
+            raise Unfit(f"{group.name.rstrip('/')}/{name} is a link of the kind {kind}, which is never followed")
+
+
+def array_dataset(
+    parent: h5py.Group, name: str, shape: tuple[int | None, ...], dtypes: Sequence[np.dtype[Any]] = ()
+) -> h5py.Dataset:
+    """Return a member that is a plain array as expected, or refuse: None is any length, no type fixed-length text."""
+    dataset = parent[name]
+    where = f"{parent.name.rstrip('/')}/{name}"
+    if not isinstance(dataset, h5py.Dataset):
+        raise Unfit(f"{where} is a group, not an array")
+    layout = dataset.id.get_create_plist().get_layout()
+    if dataset.is_virtual or dataset.external or layout != h5py.h5d.CONTIGUOUS:
+        raise Unfit(f"{where} is not stored in one piece in this file (virtual, external or chunked)")
+    if len(dataset.shape) != len(shape) or any(
+        want not in (None, have) for want, have in zip(shape, dataset.shape, strict=True)
+    ):
+        raise Unfit(f"{where} has the shape {dataset.shape}; expected {shape}")
+    if dataset.dtype not in dtypes if dtypes else dataset.dtype.kind != "S":
+        expected = " or ".join(map(str, dtypes)) or "fixed-length text"
+        raise Unfit(f"{where} has the type {dataset.dtype}; expected {expected}")
+    if dataset.size and dataset.id.get_storage_size() != dataset.size * dataset.dtype.itemsize:
+        raise Unfit(f"{where} declares more than the file holds")
+    _text_attribute(dataset, "sha256")
+    return dataset
+
+
+def _text_attribute(item: h5py.Group | h5py.Dataset, name: str) -> str:
+    value = item.attrs.get(name)
+    if not isinstance(value, str):
+        raise Unfit(f"the attribute {name!r} of {item.name} is missing or no text")
+    return value
+
+
+def _json_attribute(item: h5py.Group, name: str, fields: Sequence[str] = ()) -> dict[str, Any]:
+    text = _text_attribute(item, name)
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise Unfit(f"the attribute {name!r} is not JSON: {error}") from error
+    if not isinstance(value, dict) or not value.keys() >= set(fields):
+        raise Unfit(f"the attribute {name!r} is no JSON object{' with ' * bool(fields)}{', '.join(fields)}")
+    return value
+
+
+def read_proven(dataset: h5py.Dataset) -> NDArray[Any]:
+    """Read a whole data set and prove it by its digest."""
+    array: NDArray[Any] = dataset[()]
+    if checksum.array_digest(array) != dataset.attrs["sha256"]:
+        raise Unfit(f"{dataset.name} does not have the sha256 recorded with it")
+    return array
