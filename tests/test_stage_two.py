@@ -373,19 +373,19 @@ def contents(created: str) -> dict[str, bytes]:
 
 
 def test_a_run_is_found_only_when_it_is_whole(tmp_path: Path) -> None:
-    place = run_folder.RunPlace("r-1", tmp_path / "output", tmp_path / "models")
-    assert run_folder.find(place) is None
-    run_folder.prepare(place)
-    run_folder.save(place, contents("now"), b"model", {"created": "now"})
-    found = run_folder.find(place)
+    place = run_folder.RunFolder("r-1", tmp_path / "output", tmp_path / "models")
+    assert place.load() is None
+    place.prepare()
+    place.save(contents("now"), b"model", {"created": "now"})
+    found = place.load()
     assert found is not None
     assert found["created"] == "now"
     description = json.loads(place.description.read_text())
     assert description["run"] == "r-1"
     assert len(description["sha256"]) == 64
 
-    run_folder.save(place, contents("later"), b"another model", {"created": "later"})
-    assert run_folder.find(place)["created"] == "later"  # type: ignore[index]
+    place.save(contents("later"), b"another model", {"created": "later"})
+    assert place.load()["created"] == "later"  # type: ignore[index]
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(
         [*run_folder.RUN_FILES, "r-1.joblib", "r-1.json", "r-1.md"]
     )
@@ -393,16 +393,16 @@ def test_a_run_is_found_only_when_it_is_whole(tmp_path: Path) -> None:
     for path in (place.model, place.folder / "history.csv", place.description, place.folder / "metrics.json"):
         good = path.read_bytes()
         path.write_bytes(b"{}") if path != place.folder / "history.csv" else path.unlink()
-        assert run_folder.find(place) is None, path
+        assert place.load() is None, path
         path.write_bytes(good)
-        assert run_folder.find(place) is not None
+        assert place.load() is not None
 
 
 def test_halves_of_two_runs_are_no_run(tmp_path: Path) -> None:
-    place = run_folder.RunPlace("r-1", tmp_path / "output", tmp_path / "models")
-    run_folder.prepare(place)
-    run_folder.save(place, contents("now"), b"model", {"created": "now"})
+    place = run_folder.RunFolder("r-1", tmp_path / "output", tmp_path / "models")
+    place.prepare()
+    place.save(contents("now"), b"model", {"created": "now"})
     old = (place.folder / "metrics.json").read_bytes()
-    run_folder.save(place, contents("later"), b"model 2", {"created": "later"})
+    place.save(contents("later"), b"model 2", {"created": "later"})
     (place.folder / "metrics.json").write_bytes(old)
-    assert run_folder.find(place) is None
+    assert place.load() is None

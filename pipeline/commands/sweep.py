@@ -20,8 +20,7 @@ from pipeline.features.options import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import columns_of, describe_taps, parse_taps
-from pipeline.output import run_folder
-from pipeline.output.run_folder import RunPlace
+from pipeline.output.run_folder import RunFolder
 from pipeline.selection import grid as grids
 from pipeline.selection import search
 from pipeline.selection.options import SweepOptions
@@ -43,13 +42,13 @@ class Result:
         Every candidate with its last record, best first.
     path : Path
         The same table, as CSV.
-    winner : RunPlace
+    winner : RunFolder
         The run of the best one.
     """
 
     table: list[tuple[Place, Record]]
     path: Path
-    winner: RunPlace
+    winner: RunFolder
 
 
 def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
@@ -74,7 +73,7 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
         if features.strict:
             compute.refuse_skipped(cache.skipped, features.dataset)
         with file_errors("write the results", options.training.output_dir):
-            run_folder.prepare(RunPlace("sweep", options.training.output_dir, options.training.models_dir))
+            RunFolder("sweep", options.training.output_dir, options.training.models_dir).prepare()
         table, target = search.compare(cache, asked, options)
         best = table[0][0].candidate
         log.info("best on validation: %s", says(best))

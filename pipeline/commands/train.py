@@ -27,8 +27,8 @@ from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import columns_of
 from pipeline.network.weights import weights_digest
-from pipeline.output import report, run_folder
-from pipeline.output.run_folder import RunPlace
+from pipeline.output import report
+from pipeline.output.run_folder import RunFolder
 from pipeline.selection.options import TrainOptions
 from pipeline.selection.trials import PROTOCOL, RunSpec
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("pipeline")
 
 
-def train(features: FeatureOptions, options: TrainOptions) -> RunPlace:
+def train(features: FeatureOptions, options: TrainOptions) -> RunFolder:
     """Make sure that the run asked for is there, and return where.
 
     Parameters
@@ -67,7 +67,7 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunPlace:
         return train_on(cache, asked, options, start)
 
 
-def train_on(cache: store.Cache, asked: FeatureSpec, options: TrainOptions, start: float) -> RunPlace:
+def train_on(cache: store.Cache, asked: FeatureSpec, options: TrainOptions, start: float) -> RunFolder:
     """Do as `train` does, on an open cache that holds the features asked for; ``start`` is by `time.monotonic`."""
     place = place_of(asked, options)
     if _is_there(place, options):
@@ -76,20 +76,20 @@ def train_on(cache: store.Cache, asked: FeatureSpec, options: TrainOptions, star
     if cache.provenance["official"] is not True:
         log.warning("warning: these features come from files that are not the official %s", asked.dataset)
     with file_errors("write the results", place.output_dir):
-        run_folder.prepare(place)  # now, not after minutes of computing
+        place.prepare()  # now, not after minutes of computing
     from pipeline.output import model_card  # late: a run that is there is shown without its template
 
     contents, model, description = _compute(cache, asked, place, options, start)
     with file_errors("write the results", place.output_dir, "The feature cache is as it was."):
         contents, description = _with_members(cache, contents, description)
         metrics = json.loads(contents["metrics.json"])
-        run_folder.save(place, contents, model, description, model_card.render(metrics, description, cache))
+        place.save(contents, model, description, model_card.render(metrics, description, cache))
     return place
 
 
-def _is_there(place: RunPlace, options: TrainOptions) -> bool:
+def _is_there(place: RunFolder, options: TrainOptions) -> bool:
     """Whether a run need not be computed, which is said."""
-    there = not options.force and run_folder.find(place) is not None
+    there = not options.force and place.load() is not None
     if there:
         log.info("%s is there already: nothing to compute (--force computes it again)", place.folder)
     return there
@@ -112,11 +112,11 @@ def _with_members(
     }, described
 
 
-def place_of(asked: FeatureSpec, options: TrainOptions) -> RunPlace:
+def place_of(asked: FeatureSpec, options: TrainOptions) -> RunFolder:
     """Where the results of a run are, or will be."""
     resolved = classifiers.resolve(options.classifier, options.options)
     run = RunSpec(asked.key(), asked.dataset, options.classifier, resolved, options.seed, PROTOCOL)
-    return RunPlace(run.name, options.output_dir, options.models_dir)
+    return RunFolder(run.name, options.output_dir, options.models_dir)
 
 
 # --- finding the features ---------------------------------------------------------------------
@@ -189,7 +189,7 @@ def _no_cache(options: FeatureOptions) -> UserError:
 def _compute(
     cache: store.Cache,
     asked: FeatureSpec,
-    place: RunPlace,
+    place: RunFolder,
     options: TrainOptions,
     start: float,
 ) -> tuple[dict[str, bytes], bytes, dict[str, Any]]:

@@ -47,3 +47,8 @@ def printable(name: str) -> str:
 def count_of_files(number: int) -> str:
     """``1 file``, ``2 files``."""
     return f"{number:,} {'file' if number == 1 else 'files'}"
+
+
+def number(value: float | None, form: str, without: str = "–") -> str:
+    """A score as ``form`` has it, or what stands for one that there is not: where no test row is left."""
+    return without if value is None else format(value, form)

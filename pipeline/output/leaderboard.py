@@ -18,9 +18,8 @@ from typing import Any
 
 from pipeline.common import atomic
 from pipeline.common.keys import safe_name
-from pipeline.common.text import text_table, to_csv
+from pipeline.common.text import number, text_table, to_csv
 from pipeline.network.taps import describe_taps
-from pipeline.output import run_folder
 
 log = logging.getLogger("pipeline")
 
@@ -115,11 +114,11 @@ def _row(rank: int, run: Run) -> tuple[Any, ...]:
         metrics["features"]["image_size"],
         metrics["features"]["columns"],
         f"{metrics['accuracy']['validation']:.6f}",
-        run_folder.number(metrics["accuracy"]["test"], ".6f", ""),
-        run_folder.number(low, ".6f", ""),
-        run_folder.number(high, ".6f", ""),
-        run_folder.number(metrics["log_loss"]["test"], ".6f", ""),
-        run_folder.number((metrics.get("calibration") or {}).get("ece"), ".6f", ""),
+        number(metrics["accuracy"]["test"], ".6f", ""),
+        number(low, ".6f", ""),
+        number(high, ".6f", ""),
+        number(metrics["log_loss"]["test"], ".6f", ""),
+        number((metrics.get("calibration") or {}).get("ece"), ".6f", ""),
         metrics["seconds"]["total"],
         "yes" if run.converged else "no",
         metrics["created"],
@@ -139,7 +138,7 @@ def _cells(rank: int, run: Run) -> tuple[str, ...]:
     return (
         str(rank), run.name, str(m["classifier"]["name"]), describe_taps(m["features"]["taps"]),
         str(m["features"]["image_size"]), f"{m['features']['columns']:,}", f"{m['accuracy']['validation']:.2%}",
-        run_folder.number(m["accuracy"]["test"], ".2%"), run_folder.number(m["log_loss"]["test"], ".4f"),
+        number(m["accuracy"]["test"], ".2%"), number(m["log_loss"]["test"], ".4f"),
         f"{m['seconds']['total']:.0f}", m["created"][:10], "" if run.converged else "not converged",
     )  # fmt: skip
 

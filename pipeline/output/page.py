@@ -30,7 +30,7 @@ from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.keys import safe_name
 from pipeline.common.progress import Progress
-from pipeline.common.text import printable
+from pipeline.common.text import number, printable
 from pipeline.data import datasets
 from pipeline.models import classifiers
 from pipeline.network.taps import describe_taps
@@ -303,7 +303,7 @@ def _view(run: Run, images: _Images) -> dict[str, Any]:
         "ece": (m.get("calibration") or {}).get("ece"),
         "scores": [
             ("accuracy", [percent(m["accuracy"][split]) for split in splits]),
-            ("log loss", [run_folder.number(m["log_loss"][split], ".4f") for split in splits]),
+            ("log loss", [number(m["log_loss"][split], ".4f") for split in splits]),
         ],
         "pictures": _pictures(run.folder),
         "classes": classes,
@@ -324,15 +324,15 @@ def _view(run: Run, images: _Images) -> dict[str, Any]:
 def _comparisons(views: Sequence[Mapping[str, Any]]) -> dict[int, dict[int, tuple[int, int, float]]]:
     """Of each two runs on the same rows: how many only the one and only the other has right, and McNemar's p."""
     groups: dict[str, list[int]] = {}
-    for number, view in enumerate(views):
+    for row, view in enumerate(views):
         if view["predictions"] and view["predictions"].labels:
-            groups.setdefault(view["predictions"].rows, []).append(number)
+            groups.setdefault(view["predictions"].rows, []).append(row)
     pairs: dict[int, dict[int, tuple[int, int, float]]] = {}
-    for numbers in groups.values():
-        only, chances = metrics.mcnemar(np.array([views[number]["predictions"].right for number in numbers]))
-        for a, b in zip(*np.triu_indices(len(numbers), 1), strict=True):
+    for rows in groups.values():
+        only, chances = metrics.mcnemar(np.array([views[row]["predictions"].right for row in rows]))
+        for a, b in zip(*np.triu_indices(len(rows), 1), strict=True):
             found = int(only[a, b]), int(only[b, a]), float(chances[a, b])
-            pairs.setdefault(numbers[a], {})[numbers[b]] = found
+            pairs.setdefault(rows[a], {})[rows[b]] = found
     return pairs
 
 

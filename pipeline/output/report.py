@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.common.progress import format_seconds
+from pipeline.common.text import number
 from pipeline.data.dataset import Skipped, listing
 from pipeline.features import store
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import columns_of
 from pipeline.output import run_folder
-from pipeline.output.run_folder import RunPlace, number
+from pipeline.output.run_folder import RunFolder
 
 NO_TEST = "no test scores: every image of the test split was left out"
 
@@ -74,14 +75,14 @@ def report_text(metrics: Mapping[str, Any], table: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def summary(place: RunPlace) -> str:
+def summary(place: RunFolder) -> str:
     """A run's report and the paths of its pictures, for the terminal."""
     text = (place.folder / "report.txt").read_text(encoding="utf-8")
     pictures = "\n".join(f"  {place.folder / name}" for name in run_folder.PICTURES)
     return f"{text}\npictures:\n{pictures}\nmodel:\n  {place.model}\n  {place.card}\n{_skipped_lines(place)}"
 
 
-def _skipped_lines(place: RunPlace) -> str:
+def _skipped_lines(place: RunFolder) -> str:
     """What of a folder of images was not used, from the run's own list."""
     path = place.folder / "skipped.csv"
     if not path.is_file():

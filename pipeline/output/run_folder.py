@@ -13,32 +13,15 @@ from pipeline.common import atomic
 from pipeline.common.keys import safe_name
 from pipeline.common.text import to_json
 
-RUN_FILES = (
-    "report.txt",
-    "metrics.json",
-    "history.csv",
-    "history.png",
-    "learning_curve.csv",
-    "learning_curve.png",
-    "confusion_matrix.png",
-    "calibration.png",
-    "predictions.csv",
-)
-PICTURES = tuple(name for name in RUN_FILES if name.endswith(".png"))
+PICTURES = ("history.png", "learning_curve.png", "confusion_matrix.png", "calibration.png")
+RUN_FILES = ("report.txt", "metrics.json", "history.csv", "learning_curve.csv", "predictions.csv", *PICTURES)
 DRAWINGS = tuple(name.replace(".png", ".svg") for name in PICTURES)  # the same for the page; earlier runs have none
 OPTIONAL_FILES = ("skipped.csv", *DRAWINGS)  # the first of data sets that are folders
 
 
 @dataclass(frozen=True)
-class RunPlace:
-    """Where a run's results are.
-
-    Attributes
-    ----------
-    name : str
-        The run's name.
-    output_dir, models_dir : Path
-    """
+class RunFolder:
+    """A run by its name: where its results are, or will be, in the folders of outputs and of models."""
 
     name: str
     output_dir: Path
@@ -64,79 +47,68 @@ class RunPlace:
         """What a person must know before using the model."""
         return self.model.with_suffix(".md")
 
+    def load(self) -> dict[str, Any] | None:
+        """Metrics of a run that is complete; None when anything of it is missing or was changed."""
+        try:
+            metrics = json.loads((self.folder / "metrics.json").read_bytes())
+            description = json.loads(self.description.read_bytes())
+            with open(self.model, "rb") as stream:
+                intact = hashlib.file_digest(stream, "sha256").hexdigest() == description["sha256"]
+            complete = all((self.folder / name).is_file() for name in RUN_FILES)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        same_run = metrics.get("run") == description.get("run") == self.name
+        # --force replaces model and folder one after the other: a crash in between leaves two runs' halves.
+        if not (intact and complete and same_run and metrics.get("created") == description.get("created")):
+            return None
+        return dict(metrics)
 
-def number(value: float | None, form: str, without: str = "–") -> str:
-    """A score as ``form`` has it, or what stands for one that there is not: where no test row is left."""
-    return without if value is None else format(value, form)
+    def prepare(self) -> None:
+        """Make both folders, prove that they can be written to, and clear away what killed runs left unfinished.
 
+        Raises
+        ------
+        OSError
+            When one cannot be made or written to.
+        """
+        for folder in (self.models_dir, self.output_dir):
+            atomic.make_folder(folder)
+            probe = atomic.temporary_path(folder / safe_name(self.name))
+            atomic.write_atomically(probe, b"")
+            atomic.unlink(probe)
+            for entry in folder.glob(f".{safe_name(self.name)}.*"):
+                if entry.is_dir():
+                    atomic.remove_folder(entry)
+                else:
+                    atomic.unlink(entry)
 
-def find(place: RunPlace) -> Mapping[str, Any] | None:
-    """Metrics of a run that is complete; None when anything of it is missing or was changed."""
-    try:
-        metrics = json.loads((place.folder / "metrics.json").read_bytes())
-        description = json.loads(place.description.read_bytes())
-        with open(place.model, "rb") as stream:
-            intact = hashlib.file_digest(stream, "sha256").hexdigest() == description["sha256"]
-        complete = all((place.folder / name).is_file() for name in RUN_FILES)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    same_run = metrics.get("run") == description.get("run") == place.name
-    # --force replaces model and folder one after the other: a crash in between leaves two runs' halves.
-    if not (intact and complete and same_run and metrics.get("created") == description.get("created")):
-        return None
-    return dict(metrics)
+    def save(self, contents: Mapping[str, bytes], model: bytes, description: Mapping[str, Any], card: str = "") -> None:
+        """Write a run into folders that `prepare` has made: the model, its description, then the folder, complete.
 
+        A run is found by its folder, so one that was killed on the way here does not exist.
 
-def prepare(place: RunPlace) -> None:
-    """Make both folders, prove that they can be written to, and clear away what killed runs left unfinished.
+        Parameters
+        ----------
+        contents : mapping
+            Bytes of each of `RUN_FILES`.
+        model : bytes
+            The fitted pipeline, as joblib writes it.
+        description : mapping
+            Goes beside the model; the model's sha256 and the run's name are added.
+        card : str
+            Markdown for people, beside both.
 
-    Raises
-    ------
-    OSError
-        When one cannot be made or written to.
-    """
-    for folder in (place.models_dir, place.output_dir):
-        atomic.make_folder(folder)
-        probe = atomic.temporary_path(folder / safe_name(place.name))
-        atomic.write_atomically(probe, b"")
-        atomic.unlink(probe)
-        for entry in folder.glob(f".{safe_name(place.name)}.*"):
-            if entry.is_dir():
-                atomic.remove_folder(entry)
-            else:
-                atomic.unlink(entry)
-
-
-def save(
-    place: RunPlace, contents: Mapping[str, bytes], model: bytes, description: Mapping[str, Any], card: str = ""
-) -> None:
-    """Write a run into folders that `prepare` has made: the model, its description, then the folder, complete.
-
-    A run is found by its folder, so one that was killed on the way here does not exist.
-
-    Parameters
-    ----------
-    place : RunPlace
-    contents : mapping
-        Bytes of each of `RUN_FILES`.
-    model : bytes
-        The fitted pipeline, as joblib writes it.
-    description : mapping
-        Goes beside the model; the model's sha256 and the run's name are added.
-    card : str
-        Markdown for people, beside both.
-
-    Raises
-    ------
-    OSError
-        When the file system refuses.
-    """
-    if set(contents) - set(OPTIONAL_FILES) != set(RUN_FILES):
-        raise AssertionError(f"a run leaves {RUN_FILES}, not {tuple(contents)}")
-    digest = hashlib.sha256(model).hexdigest()
-    atomic.write_atomically(place.model, model)
-    atomic.write_atomically(place.card, card.encode("utf-8"))
-    atomic.write_atomically(place.description, to_json({"run": place.name, **description, "sha256": digest}))
-    with atomic.new_folder(place.folder) as folder:
-        for name, content in contents.items():
-            atomic.write_atomically(folder / name, content)
+        Raises
+        ------
+        OSError
+            When the file system refuses.
+        """
+        if set(contents) - set(OPTIONAL_FILES) != set(RUN_FILES):
+            raise AssertionError(f"a run leaves {RUN_FILES}, not {tuple(contents)}")
+        digest = hashlib.sha256(model).hexdigest()
+        atomic.write_atomically(self.model, model)
+        atomic.write_atomically(self.card, card.encode("utf-8"))
+        atomic.write_atomically(self.description, to_json({"run": self.name, **description, "sha256": digest}))
+        with atomic.new_folder(self.folder) as folder:
+            for name, content in contents.items():
+                atomic.write_atomically(folder / name, content)

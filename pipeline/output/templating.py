@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from pipeline.output.run_folder import number
+from pipeline.common.text import number
 
 TEMPLATES = Path(__file__).parent / "templates"
 
