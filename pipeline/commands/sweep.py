@@ -24,8 +24,8 @@ from pipeline.output.run_folder import RunFolder
 from pipeline.selection import grid as grids
 from pipeline.selection import search
 from pipeline.selection.options import SweepOptions
-from pipeline.selection.trials import Record
-from pipeline.selection.warm_start import Place, says
+from pipeline.selection.search import Table
+from pipeline.selection.warm_start import describe
 
 log = logging.getLogger("pipeline")
 
@@ -38,15 +38,15 @@ class Result:
 
     Attributes
     ----------
-    table : list of (Place, Record)
-        Every candidate with its last record, best first.
+    table : list of (Trial, TrialResult)
+        Every candidate with its last result, best first.
     path : Path
         The same table, as CSV.
     winner : RunFolder
         The run of the best one.
     """
 
-    table: list[tuple[Place, Record]]
+    table: Table
     path: Path
     winner: RunFolder
 
@@ -75,8 +75,8 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
         with file_errors("write the results", options.training.output_dir):
             RunFolder("sweep", options.training.output_dir, options.training.models_dir).prepare()
         table, target = search.compare(cache, asked, options)
-        best = table[0][0].candidate
-        log.info("best on validation: %s", says(best))
+        best = table[0][0]
+        log.info("best on validation: %s", describe(best))
         winner = train.train_on(
             cache,
             dataclasses.replace(asked, taps=best.taps),
@@ -109,17 +109,15 @@ def _find(features: FeatureOptions, options: SweepOptions) -> tuple[Path, Featur
 def summary(result: Result) -> str:
     """A sweep's table and where its winner is, for the terminal."""
     header = ("rank", "classifier", "taps", "columns", "parameters", "rows", "val acc", "val loss", "")
-    lines = []
-    for rank, (place, record) in enumerate(result.table[:SHOWN], 1):
-        candidate = place.candidate
-        lines.append(
-            (
-                str(rank), candidate.classifier, describe_taps(candidate.taps), f"{columns_of(candidate.taps):,}",
-                classifiers.describe(candidate.params), f"{place.rows:,}", f"{record.accuracy:.2%}",
-                f"{record.log_loss:.4f}", "not converged" if record.reason else "",
-            )
-        )  # fmt: skip
-    spent = sum(record.seconds for _, record in result.table)
+    lines = [
+        (
+            str(rank), trial.classifier, describe_taps(trial.taps), f"{columns_of(trial.taps):,}",
+            classifiers.describe(trial.params), f"{trial.rows:,}", f"{found.accuracy:.2%}", f"{found.log_loss:.4f}",
+            "not converged" if found.reason else "",
+        )
+        for rank, (trial, found) in enumerate(result.table[:SHOWN], 1)
+    ]  # fmt: skip
+    spent = sum(found.seconds for _, found in result.table)
     more = len(result.table) - len(lines)
     return (
         text_table(header, lines)

@@ -19,6 +19,7 @@ from pipeline.common.errors import UserError, file_errors
 from pipeline.common.options import Option
 from pipeline.models import classifiers
 from pipeline.network.taps import ALL_TAPS, TOP_TAPS, columns_of, parse_taps
+from pipeline.selection.trials import Trial
 
 MANY = 200  # candidates from which on a person is asked: by far the most grids are smaller, or slips
 MOST = 10_000_000  # candidates that are not even listed
@@ -33,26 +34,6 @@ BUILT_IN_TAPS: tuple[tuple[str, ...], ...] = (
     tuple(tap for tap in ALL_TAPS if tap[len("block")] in "45"),
     TOP_TAPS,
 )
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One set of everything that is varied.
-
-    Attributes
-    ----------
-    classifier : str
-    taps : tuple of str
-        In network order.
-    params : dict
-        Every option of the classifier, none left to choose.
-    seed : int
-    """
-
-    classifier: str
-    taps: tuple[str, ...]
-    params: Mapping[str, Any]
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -324,7 +305,7 @@ def count(grids: Sequence[Grid], defaults: Defaults) -> int:
     )
 
 
-def expand(grids: Sequence[Grid], defaults: Defaults, *, sure: bool) -> list[Candidate]:
+def expand(grids: Sequence[Grid], defaults: Defaults, *, sure: bool) -> list[Trial]:
     """List all candidates, each once.
 
     Parameters
@@ -346,13 +327,13 @@ def expand(grids: Sequence[Grid], defaults: Defaults, *, sure: bool) -> list[Can
         if total > MOST:
             raise UserError(f"{says}; {MOST:,} is the most that a sweep takes. Make the grid smaller.")
         raise UserError(f"{says}. Add --yes if that is meant, or make the grid smaller.")
-    found: dict[str, Candidate] = {}
+    found: dict[str, Trial] = {}
     for grid in grids:
         _check("", "seed", grid.get("seed", []), "The seed")
         for classifier, taps, varied in _parts(grid, defaults):
             for seed in grid.get("seed", [defaults.seed]):
                 for values in itertools.product(*varied.values()):
                     params = classifiers.resolve(classifier, dict(zip(varied, values, strict=True)))
-                    candidate = Candidate(classifier, taps, params, seed)
+                    candidate = Trial(classifier, taps, params, seed)
                     found.setdefault(repr(candidate), candidate)
     return list(found.values())

@@ -1,11 +1,11 @@
-"""What a sweep remembers: one small file for each candidate, written at once and whole.
+"""What a sweep tries and remembers: one small file for each trial, written at once and whole.
 
-output/candidates/<data set>-<classifier>-<key>.json    scores of a candidate
+output/candidates/<data set>-<classifier>-<key>.json    what came of a trial
 output/candidates/<data set>-<classifier>-<key>.npy     where the next one on its path may start
 
-The key covers all that a candidate's outcome depends on: the features, the classifier and all its parameters, the
-seed, the rows it was fitted on and the protocol. Where a solver started is not in it: the objective is strictly
-convex, so that the start moves the end by no more than the tolerance, which is a parameter, allows.
+The key covers all that a trial's outcome depends on: the features, the classifier and all its parameters, the seed,
+the rows it was fitted on and the protocol. Where a solver started is not in it: the objective is strictly convex, so
+that the start moves the end by no more than the tolerance, which is a parameter, allows.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from pipeline.common import atomic
 from pipeline.common.keys import digest_of, safe_name
+from pipeline.common.text import from_json, to_json
+from pipeline.features.spec import FeatureSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 log = logging.getLogger("pipeline")
 
@@ -32,8 +35,31 @@ PROTOCOL = 2  # part of a run's key: raise it when the same inputs give another 
 
 
 @dataclass(frozen=True)
-class Record:
-    """Outcome of a candidate on validation.
+class Trial:
+    """One set of everything that is varied.
+
+    Attributes
+    ----------
+    classifier : str
+    taps : tuple of str
+        In network order.
+    params : mapping
+        Every option of the classifier, none left to choose.
+    seed : int
+    rows : int
+        How many rows to fit on, from the beginning; 0 until that is known.
+    """
+
+    classifier: str
+    taps: tuple[str, ...]
+    params: Mapping[str, Any]
+    seed: int
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """Outcome of a trial.
 
     Attributes
     ----------
@@ -55,52 +81,66 @@ class Record:
     seconds: float
 
 
-def place(output_dir: Path, run: RunSpec, rows: int) -> Path:
-    """Where the record of a candidate, fitted on so many rows, is or will be."""
-    key = digest_of([run.key(), rows])
-    return output_dir / FOLDER / f"{safe_name(run.dataset)}-{run.classifier}-{key[:16]}.json"
+@dataclass(frozen=True)
+class TrialRecords:
+    """The records of trials on the features of one data set, whatever their taps."""
 
+    output_dir: Path
+    features: FeatureSpec
 
-def read(path: Path) -> Record | None:
-    """Read a record; None when there is none, or none that can be used, which is said."""
-    try:
-        fields = json.loads(path.read_bytes())
-        outcome = fields["outcome"]
-        found = Record(**outcome)
-        numbers = (found.log_loss, found.accuracy, found.train_log_loss, found.train_accuracy, found.seconds)
-        if not all(isinstance(number, (int, float)) for number in numbers) or fields["name"] != path.stem:
-            raise ValueError("it is not what was written under that name")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("warning: the record %s cannot be used (%s): that candidate is fitted again", path, error)
-        return None
-    return found
+    def path(self, trial: Trial) -> Path:
+        """Where the record of a trial is or will be."""
+        features = dataclasses.replace(self.features, taps=trial.taps)
+        run = RunSpec(features.key(), features.dataset, trial.classifier, trial.params, trial.seed, PROTOCOL)
+        key = digest_of([run.key(), trial.rows])
+        return self.output_dir / FOLDER / f"{safe_name(run.dataset)}-{run.classifier}-{key[:16]}.json"
 
+    def read(self, trial: Trial) -> TrialResult | None:
+        """Read a record; None when there is none, or none that can be used, which is said."""
+        path = self.path(trial)
+        try:
+            fields = json.loads(path.read_bytes())
+            if fields["name"] != path.stem:
+                raise ValueError("it is not what was written under that name")
+            return from_json(TrialResult, fields["outcome"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            log.warning("warning: the record %s cannot be used (%s): that candidate is fitted again", path, error)
+            return None
 
-def write(path: Path, record: Record, candidate: Mapping[str, Any], state: NDArray[np.float32] | None) -> None:
-    """Write a record, durably; where the next one may start comes first, so that a record never lacks it."""
-    atomic.make_folder(path.parent)
-    if state is not None:
-        buffer = io.BytesIO()
-        np.save(buffer, state, allow_pickle=False)
-        atomic.write_atomically(path.with_suffix(".npy"), buffer.getvalue())
-    fields = {"name": path.stem, "candidate": dict(candidate), "outcome": record.__dict__}
-    atomic.write_atomically(path, (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode("utf-8"))
+    def write(
+        self, trial: Trial, params: Mapping[str, Any], result: TrialResult, state: NDArray[np.float32] | None
+    ) -> None:
+        """Write a record, durably; where the next one may start comes first, so that a record never lacks it.
 
+        ``params`` are the trial's, and what was found besides.
+        """
+        import numpy as np  # late: what there is to try is told, and refused, without it
 
-def read_state(path: Path) -> NDArray[np.float32] | None:
-    """Where the candidate of a record ended, float32; None when that is not there any more."""
-    try:
-        state = np.load(path.with_suffix(".npy"), allow_pickle=False)
-    except (OSError, ValueError):
-        return None
-    return state if state.dtype == np.float32 and state.ndim == 2 else None
+        path = self.path(trial)
+        atomic.make_folder(path.parent)
+        if state is not None:
+            buffer = io.BytesIO()
+            np.save(buffer, state, allow_pickle=False)
+            atomic.write_atomically(path.with_suffix(".npy"), buffer.getvalue())
+        described = {**dataclasses.asdict(trial), "params": dict(params)}
+        fields = {"name": path.stem, "candidate": described, "outcome": dataclasses.asdict(result)}
+        atomic.write_atomically(path, to_json(fields))
 
+    def read_state(self, trial: Trial) -> NDArray[np.float32] | None:
+        """Where a trial ended, float32; None when that is not there any more."""
+        import numpy as np
 
-def drop_state(path: Path) -> None:
-    """Remove where a candidate ended, once nothing will start there."""
-    atomic.unlink(path.with_suffix(".npy"))
+        try:
+            state = np.load(self.path(trial).with_suffix(".npy"), allow_pickle=False)
+        except (OSError, ValueError):
+            return None
+        return state if state.dtype == np.float32 and state.ndim == 2 else None
+
+    def drop_state(self, trial: Trial) -> None:
+        """Remove where a trial ended, once nothing will start there."""
+        atomic.unlink(self.path(trial).with_suffix(".npy"))
 
 
 @dataclass(frozen=True)
