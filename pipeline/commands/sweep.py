@@ -21,7 +21,6 @@ from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import columns_of, describe_taps, parse_taps
 from pipeline.output.run_folder import RunFolder
-from pipeline.selection import grid as grids
 from pipeline.selection import search
 from pipeline.selection.options import SweepOptions
 from pipeline.selection.search import Table
@@ -91,13 +90,7 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
 def _find(features: FeatureOptions, options: SweepOptions) -> tuple[Path, FeatureSpec]:
     """A cache that serves: of all taps wanted, else of the fewest that any choice could need."""
     wanted = {tap for text in options.taps for tap in parse_taps(text)}
-    if options.file is not None:
-        wanted |= {
-            tap
-            for grid in grids.read_file(options.file, options.training.classifier)
-            for taps in grid.get("taps", ())
-            for tap in taps
-        }
+    wanted |= {tap for grid in options.grids() for taps in grid.get("taps", ()) for tap in taps}
     for taps in [",".join(sorted(wanted))] if wanted else ["all", "top"]:
         try:
             return train.find_features(dataclasses.replace(features, taps=taps))

@@ -2,15 +2,17 @@
 
 python -m pipeline sweep --grid C=1e-4..1,log,9 --taps top --taps all
 python -m pipeline sweep --file experiments.toml
+
+Either is a table of names and values, read by `_read_table`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,9 @@ from pipeline.network.taps import ALL_TAPS, TOP_TAPS, columns_of, parse_taps
 from pipeline.selection.trials import Trial
 
 MANY = 200  # candidates from which on a person is asked: by far the most grids are smaller, or slips
-MOST = 10_000_000  # candidates that are not even listed
-_SEED = Option("seed", int, 0, "", least=0, most=classifiers.MAX_SEED)
+MOST = 1_000_000  # candidates that are not even listed
 COMMON = ("classifier", "taps", "seed")  # keys that every classifier has
+SEED = Option("seed", int, 0, "of the split and the shuffling", least=0, most=classifiers.MAX_SEED)
 
 # Where the built-in search looks: everything, the convolutions, the later layers, the classic pooled output.
 BUILT_IN_TAPS: tuple[tuple[str, ...], ...] = (
@@ -35,125 +37,50 @@ BUILT_IN_TAPS: tuple[tuple[str, ...], ...] = (
     TOP_TAPS,
 )
 
-
-@dataclass(frozen=True)
-class Range:
-    """Equal steps, or equal ratios, from ``low`` to ``high``: nothing is listed before it is wanted.
-
-    ``whole`` rounds every value to a whole number.
-    """
-
-    low: float
-    high: float
-    ratios: bool
-    count: int
-    whole: bool = False
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[int | float]:
-        for index in range(self.count):
-            share = index / (self.count - 1) if self.count > 1 else 0.0
-            if self.ratios:
-                value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
-            else:
-                value = self.low + share * (self.high - self.low)
-            yield round(value) if self.whole else float(f"{value:.6g}")  # 0.001, not 0.0010000000000000002
+Grid = Mapping[str, Sequence[Any]]  # the values of each name
 
 
-Values = Sequence[Any] | Range
-Grid = Mapping[str, Any]  # of Values
+# --- reading ----------------------------------------------------------------------------------
 
 
-# --- the command line -------------------------------------------------------------------------
+def read_flags(texts: Sequence[str], classifier: str) -> Grid:
+    """Read ``NAME=VALUES``, each of another name, as one grid.
 
+    ``C=1e-4..1,log,9``, ``C=0.001,0.01``, ``hidden_layer_sizes=256,512x128``.
 
-def parse_grids(texts: Sequence[str]) -> dict[str, Values]:
-    """Read grids, each as `parse_grid` does, of different options; raises UserError."""
-    parsed = [parse_grid(text) for text in texts]
-    names = [name for name, _ in parsed]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"The grid over {twice[0]} was given twice. Join its values: {twice[0]}=VALUE,VALUE,….")
-    return dict(parsed)
-
-
-def parse_grid(text: str) -> tuple[str, Values]:
-    """Read ``NAME=VALUES``: ``C=1e-4..1,log,9``, ``C=0.001,0.01``, ``hidden_layer_sizes=256,512x128``.
+    Parameters
+    ----------
+    texts : sequence of str
+    classifier : str
+        The one that is varied where the grid names none.
 
     Raises
     ------
     UserError
-        When it is not of that form.
+        When one is not of that form, or a value is not allowed.
     """
-    name, sign, values = text.partition("=")
-    name = name.strip().replace("-", "_")
-    if not sign or not name:
-        raise UserError(f"The grid parameter must be NAME=VALUES, for example C=1e-4..1,log,9. Got {text!r}.")
-    if name not in classifiers.all_options() and name not in ("classifier", "seed"):
-        raise UserError(
-            f"The grid parameter names {name!r}, which is no option. The options are classifier, seed, "
-            f"{', '.join(classifiers.all_options())}; taps are varied by giving --taps more than once."
-        )
-    return name, parse_values(name, values)
-
-
-def parse_values(name: str, text: str) -> Values:
-    """Read ``LOW..HIGH,log,COUNT``, ``LOW..HIGH,lin,COUNT`` or ``VALUE,VALUE,…``.
-
-    Raises
-    ------
-    UserError
-        When it is not of that form, or empty.
-    """
-    if ".." in text:
-        return _parse_range(name, text)
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise UserError(
-            f"The grid over {name} is empty. Give its values, as in {name}=0.001,0.01 or {name}=1e-4..1,log,9."
-        )
-    if name == "classifier":
-        return parts
-    return [_parse_value(name, part) for part in parts]
-
-
-def _parse_range(name: str, text: str) -> Range:
-    ends, _, rest = text.partition(",")
-    low, _, high = ends.partition("..")
-    scale, _, count = rest.partition(",")
+    table: dict[str, Any] = {}
+    for text in texts:
+        name, sign, values = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not sign or not name:
+            raise UserError(f"The grid parameter must be NAME=VALUES, for example C=1e-4..1,log,9. Got {text!r}.")
+        if name in table:
+            raise UserError(f"The grid over {name} was given twice. Join its values: {name}=VALUE,VALUE,….")
+        parts = [part.strip() for part in values.split(",") if part.strip()]
+        table[name] = values if ".." in values else [_plain(part) for part in parts]
     try:
-        found = Range(float(low), float(high), scale.strip() == "log", int(count), _is_whole(name))
-    except ValueError:
-        found = None
-    if found is None or scale.strip() not in ("log", "lin") or not math.isfinite(found.low + found.high):
-        raise UserError(
-            f"The grid over {name} must be LOW..HIGH,log,COUNT or LOW..HIGH,lin,COUNT, as in 1e-4..1,log,9. "
-            f"Got {text!r}."
-        )
-    if found.count < 1:
-        raise UserError(f"The grid over {name} is empty: it asks for {found.count} values. Ask for at least 1.")
-    if found.ratios and min(found.low, found.high) <= 0:
-        raise UserError(f"The grid over {name} goes in equal ratios, so both ends must be above 0. Got {text!r}.")
-    return found
+        return _read_table(table, True, classifier)
+    except UserError as error:
+        raise UserError(f"The grid parameter {' '.join(texts)}: {error}") from error
 
 
-def _is_whole(name: str) -> bool:
-    """Whether the values of an option, or the seed, are whole numbers."""
-    return name == "seed" or any(option.kind is not float for _, option in classifiers.all_options().get(name, ()))
-
-
-def _parse_value(name: str, text: str) -> Any:
-    try:
-        if name == "hidden_layer_sizes":
-            return tuple(int(part) for part in text.split("x"))
-        return int(text) if text.lstrip("+-").isdigit() else float(text)
-    except ValueError:
-        raise UserError(f"The grid over {name} must hold numbers. Got {text!r}.") from None
-
-
-# --- experiment files -------------------------------------------------------------------------
+def _plain(text: str) -> Any:
+    """A value as TOML would have it: a number, a list of whole ones (``512x128``), else a text."""
+    for read in (int, float, lambda text: [int(part) for part in text.split("x")]):
+        with suppress(ValueError):
+            return read(text)
+    return text
 
 
 def read_file(path: Path, classifier: str = "logistic") -> list[Grid]:
@@ -199,64 +126,60 @@ def read_file(path: Path, classifier: str = "logistic") -> list[Grid]:
 
 
 def _read_table(table: Mapping[str, Any], many: bool, classifier: str) -> Grid:
-    names = _read_classifiers(table.get("classifier", classifier), many)
-    options = [{option.name: option for option in classifiers.get(name).options} for name in names]
-    for key in table:
-        for name, own in zip(names, options, strict=True):
-            if key not in COMMON and key not in own:
-                allowed = ", ".join((*COMMON, *own))
-                raise UserError(f"the key {key!r} is not known for the classifier {name}. Allowed are {allowed}.")
-    grid: dict[str, Any] = {}
-    for key, value in table.items():
-        if key == "classifier":
-            grid[key] = names
-        elif key == "taps":
-            grid[key] = _read_taps(value, many)
-        else:
-            grid[key] = _read_values(key, value, many)
+    """A table's values, checked and in their types; ``many`` allows lists and ranges of them."""
+    grid: dict[str, Sequence[Any]] = {"classifier": [classifier], **{key: [value] for key, value in table.items()}}
+    if many:
+        grid |= {key: value for key, value in table.items() if isinstance(value, list)}
+        grid |= {key: _range(key, value) for key, value in table.items() if isinstance(value, str) and ".." in value}
+    for key, values in grid.items():
+        if not values:
+            raise UserError(f"the key {key!r} is an empty list. Give at least one value, or leave it out.")
+    names = grid["classifier"]
+    if not all(isinstance(name, str) and name in classifiers.REGISTRY for name in names):
+        raise UserError(f"the key 'classifier' must be one of {', '.join(classifiers.REGISTRY)}. Got {names}.")
+    for key, values in grid.items():
+        subject = f"the key {key!r}"
+        if key == "taps":
+            grid[key] = [_read_taps(value) for value in values]
+        elif key == "seed":
+            grid[key] = [SEED.check(value, subject) for value in values]
+        elif key != "classifier":
             for name in names:
-                _check(name, key, grid[key], f"the key {key!r}")
+                own = {option.name: option for option in classifiers.get(name).options}
+                if key not in own:
+                    allowed = ", ".join((*COMMON, *own))
+                    raise UserError(f"{subject} is not known for the classifier {name}. Allowed are {allowed}.")
+                grid[key] = [own[key].check(value, subject) for value in values]
     return grid
 
 
-def _read_classifiers(value: Any, many: bool) -> list[str]:
-    names = value if many and isinstance(value, list) else [value]
+def _range(name: str, text: str) -> list[float]:
+    """The values of ``LOW..HIGH,log,COUNT`` (equal ratios) or ``LOW..HIGH,lin,COUNT`` (equal steps)."""
+    import numpy as np  # late: most commands have no grid
+
+    whole = any(option.kind is int for _, option in classifiers.all_options().get(name, [("", SEED)]))
+    try:
+        ends, scale, count = (part.strip() for part in text.split(","))
+        low, high = map(float, ends.split(".."))
+        if not 1 <= int(count) <= MOST or not math.isfinite(low + high) or (scale == "log" and min(low, high) <= 0):
+            raise ValueError
+        spaced: Any = {"log": np.geomspace, "lin": np.linspace}[scale]
+        values = spaced(low, high, int(count))
+    except (ValueError, KeyError):
+        raise UserError(
+            f"the key {name!r} must be LOW..HIGH,log,COUNT, in equal ratios, or LOW..HIGH,lin,COUNT, in equal steps, "
+            f"as in 1e-4..1,log,9: with log, LOW and HIGH are above 0, and COUNT is 1 to {MOST:,}, the most that a "
+            f"sweep takes. Got {text!r}."
+        ) from None
+    # 0.001, not 0.0010000000000000002.
+    return [round(value) if whole else float(f"{value:.6g}") for value in values.tolist()]
+
+
+def _read_taps(choice: Any) -> tuple[str, ...]:
+    names = choice if isinstance(choice, list) else [choice]
     if not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"the key 'classifier' must be one of {', '.join(classifiers.REGISTRY)}. Got {value!r}.")
-    return names
-
-
-def _read_values(key: str, value: Any, many: bool) -> Values:
-    if many and isinstance(value, str) and ".." in value:
-        return _parse_range(key, value)
-    values = list(value) if many and isinstance(value, list) else [value]
-    if not values:
-        raise UserError(f"the key {key!r} is an empty list. Give at least one value, or leave it out.")
-    return values
-
-
-def _check(classifier: str, name: str, values: Values, subject: str) -> None:
-    """Raise UserError when an option of a classifier, or the seed, cannot have these values."""
-    if isinstance(values, Range):  # all others lie between its ends
-        values = list(dataclasses.replace(values, count=min(values.count, 2)))
-    for value in values:
-        if name == "seed":
-            _SEED.check(value, subject)
-        else:
-            classifiers.check_option(classifier, name, value, subject)
-
-
-def _read_taps(value: Any, many: bool) -> Values:
-    choices = value if many and isinstance(value, list) else [value]
-    if not choices:
-        raise UserError("the key 'taps' is an empty list. Give at least one choice, or leave it out.")
-    found = []
-    for choice in choices:
-        names = choice if isinstance(choice, list) else [choice]
-        if not names or not all(isinstance(name, str) for name in names):
-            raise UserError(f"the key 'taps' must be text, or a list of names. Got {choice!r}.")
-        found.append(parse_taps(",".join(names)))
-    return found
+        raise UserError(f"the key 'taps' must be text, or a list of names. Got {choice!r}.")
+    return parse_taps(",".join(names))
 
 
 # --- what they expand to ----------------------------------------------------------------------
@@ -272,37 +195,17 @@ class Defaults:
     taps: Sequence[tuple[str, ...]]
 
 
-def _parts(grid: Grid, defaults: Defaults) -> Iterator[tuple[str, tuple[str, ...], dict[str, Values]]]:
-    """Each classifier and choice of taps of a grid, with the values of every option."""
+def _parts(grid: Grid, defaults: Defaults) -> Iterator[tuple[str, tuple[str, ...], Grid]]:
+    """Each classifier and choice of taps of a grid, with the values of the seed and of every option."""
     for classifier in grid.get("classifier", [defaults.classifier]):
-        known = classifiers.get(classifier)
         given = defaults.options if classifier == defaults.classifier else {}
         base = classifiers.resolve(classifier, given)
         for taps in grid.get("taps", defaults.taps):
-            varied: dict[str, Values] = {}
+            varied = {"seed": grid.get("seed", [defaults.seed])}
             for name, value in base.items():
-                if name in grid:
-                    varied[name] = grid[name]
-                elif value is None:
-                    varied[name] = known.space(columns_of(taps))
-                else:
-                    varied[name] = [value]
-            for name in set(grid) - set(COMMON) - set(base):
-                classifiers.check_option(classifier, name, next(iter(grid[name])))  # says that it is not its own
+                left_out = [value] if value is not None else classifiers.get(classifier).space(columns_of(taps))
+                varied[name] = grid.get(name, left_out)
             yield classifier, taps, varied
-
-
-def _size(values: Values) -> int:
-    return values.count if isinstance(values, Range) else len(values)  # len() of a range is bounded by the machine
-
-
-def count(grids: Sequence[Grid], defaults: Defaults) -> int:
-    """Number of candidates, without listing them."""
-    return sum(
-        math.prod(map(_size, (*varied.values(), grid.get("seed", [defaults.seed]))))
-        for grid in grids
-        for _, _, varied in _parts(grid, defaults)
-    )
 
 
 def expand(grids: Sequence[Grid], defaults: Defaults, *, sure: bool) -> list[Trial]:
@@ -319,21 +222,18 @@ def expand(grids: Sequence[Grid], defaults: Defaults, *, sure: bool) -> list[Tri
     Raises
     ------
     UserError
-        When there are too many, or a value is not allowed.
+        When there are too many.
     """
-    total = count(grids, defaults)
+    parts = [part for grid in grids for part in _parts(grid, defaults)]
+    total = sum(math.prod(map(len, varied.values())) for _, _, varied in parts)
     if total > MOST or (total > MANY and not sure):
         says = f"That makes {total:,} candidates, each of them a fit"
         if total > MOST:
             raise UserError(f"{says}; {MOST:,} is the most that a sweep takes. Make the grid smaller.")
         raise UserError(f"{says}. Add --yes if that is meant, or make the grid smaller.")
-    found: dict[str, Trial] = {}
-    for grid in grids:
-        _check("", "seed", grid.get("seed", []), "The seed")
-        for classifier, taps, varied in _parts(grid, defaults):
-            for seed in grid.get("seed", [defaults.seed]):
-                for values in itertools.product(*varied.values()):
-                    params = classifiers.resolve(classifier, dict(zip(varied, values, strict=True)))
-                    candidate = Trial(classifier, taps, params, seed)
-                    found.setdefault(repr(candidate), candidate)
-    return list(found.values())
+    found = (
+        Trial(classifier, taps, dict(zip(list(varied)[1:], values, strict=True)), seed)
+        for classifier, taps, varied in parts
+        for seed, *values in itertools.product(*varied.values())
+    )
+    return list({repr(trial): trial for trial in found}.values())

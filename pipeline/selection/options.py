@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.common.options import Options, option
 from pipeline.models import classifiers
-from pipeline.selection import grid
+from pipeline.selection.grid import SEED, Grid, read_file, read_flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class TrainOptions(Options):
     )
     models_dir: Path = option(Path("models"), "fitted classifiers", metavar="DIR")
     output_dir: Path = option(Path("output"), "reports and figures", metavar="DIR")
-    seed: int = option(0, "of the split and the shuffling", least=0, most=classifiers.MAX_SEED)
+    seed: int = option(0, SEED.help, least=0, most=classifiers.MAX_SEED)
     force: bool = option(False, "compute a run again that is there")
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -49,4 +49,10 @@ class SweepOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        grid.parse_grids(self.grid)
+        self.grids()
+
+    def grids(self) -> list[Grid]:
+        """All grids that were asked for; one that names nothing where there was none."""
+        name = self.training.classifier
+        asked = [] if self.file is None else read_file(self.file, name)
+        return asked + ([read_flags(self.grid, name)] if self.grid or self.file is None else [])

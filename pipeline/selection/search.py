@@ -66,17 +66,10 @@ def expand_candidates(options: SweepOptions, held: Sequence[str]) -> list[Trial]
     """
     training = options.training
     choices = [parse_taps(text) for text in options.taps]
-    if not choices:
-        choices = [taps for taps in grids.BUILT_IN_TAPS if set(taps) <= set(held)] or [tuple(held)]
-    if (options.grid or options.file) and not options.taps:
-        choices = [tuple(held)]
-    defaults = grids.Defaults(training.classifier, training.options, training.seed, choices)
-    asked: list[grids.Grid] = []
-    if options.file is not None:
-        asked += grids.read_file(options.file, training.classifier)
-    if options.grid or options.file is None:
-        asked.append(grids.parse_grids(options.grid))
-    candidates = grids.expand(asked, defaults, sure=options.yes)
+    if not choices and options.grid == () and options.file is None:
+        choices = [taps for taps in grids.BUILT_IN_TAPS if set(taps) <= set(held)]
+    defaults = grids.Defaults(training.classifier, training.options, training.seed, choices or [tuple(held)])
+    candidates = grids.expand(options.grids(), defaults, sure=options.yes)
     missing = sorted({tap for candidate in candidates for tap in candidate.taps} - set(held))
     if missing:
         raise UserError(
