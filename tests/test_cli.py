@@ -233,7 +233,7 @@ def test_inspect(run: Run, copied: Path) -> None:
         "random: untrained",
         "1,442 train, 355 test",
         "block5_pool.avg (512)",
-        "32×32",
+        "image size 32, fit squash",
         "serves it",
     ):
         assert text in done.stdout

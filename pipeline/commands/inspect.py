@@ -63,7 +63,6 @@ def _of_valid(cache: store.Cache, asked: FeatureOptions) -> dict[str, str]:
     setup = f"{made.get('processor')}, {made.get('cores')} cores, batches of {made.get('batch_size')}"
     digests = 2 * (len(spec.taps) + 1) + 2 + (6 if cache.has_members else 0)
     images, named = ("files of one's own", ", names") if cache.has_members else (official, "")
-    how = f"{spec.interpolation}, {spec.fit}"
     return {
         "file": f"{cache.path} ({format_bytes(cache.size)}, format {spec.format_version})",
         "key": spec.key(),
@@ -74,7 +73,7 @@ def _of_valid(cache: store.Cache, asked: FeatureOptions) -> dict[str, str]:
         "classes": names,
         "weights": f"{weights}, from {made.get('weights_source')}",
         " ": f"digest {spec.weights_digest}",
-        "images": f"{spec.image_size}×{spec.image_size} px, {how}; computed in {spec.precision}",
+        "images": _images(spec),
         "columns": f"{columns_of(spec.taps):,} float16: {taps}",
         "made": f"{cache.created}, {cache.images_per_second:.0f} images/s",
         "by": f"{setup}; {versions}",
@@ -91,10 +90,15 @@ def _of_damaged(path: Path, size: int, spec: FeatureSpec, fault: str, asked: Fea
         "data": f"it claims to hold features of {spec.dataset}" + (f", limit {spec.limit:,}" if spec.limit else ""),
         "": f"digest {spec.dataset_digest}",
         "weights": f"digest {spec.weights_digest}",
-        "images": f"{spec.image_size}×{spec.image_size} px, {spec.interpolation}, {spec.fit}; in {spec.precision}",
+        "images": _images(spec),
         "columns": f"{columns_of(spec.taps):,}: {', '.join(spec.taps)}",
         "asked for": _compare(spec, asked),
     }
+
+
+def _images(spec: FeatureSpec) -> str:
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in spec.image.items())
+    return f"{settings}, {spec.interpolation}; computed in {spec.precision}"
 
 
 def _lines(values: dict[str, str]) -> str:

@@ -250,7 +250,7 @@ def _compute(
         "features": {
             "file": str(cache.path),
             "key": cache.spec.key(),
-            "image_size": asked.image_size,
+            **asked.image,
             "precision": asked.precision,
             "taps": list(taps),
             "columns": columns_of(taps),

@@ -44,6 +44,8 @@ class Option:
         Bounds, included.
     many : bool
         Whether it has several values, as a tuple.
+    late : bool
+        Whether it is part of a key that there was before it: at its default, the key is what it was.
     advice : str
         What to do, to end a message about a value that cannot be.
     """
@@ -58,6 +60,7 @@ class Option:
     metavar: str | None = None
     many: bool = False
     positional: bool = False
+    late: bool = False
     advice: str = ""
 
     @property
@@ -94,7 +97,7 @@ class Option:
         return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
     def check(self, value: Any, subject: str | None = None) -> Any:
-        """Return a value that the setting may have, lists as tuples and numbers in its type.
+        """Return a value that the setting may have, in its type.
 
         Raises
         ------
@@ -108,19 +111,20 @@ class Option:
         if not all(map(self._allows, values)) or (not values and (self.has_commas or self.default is MISSING)):
             subject = subject or f"The {self.name.replace('_', ' ')} parameter"
             raise UserError(f"{subject} must be {self._allowed()}. Got {value!r} instead. {self.advice}".rstrip())
-        values = [float(item) if self.kind is float else item for item in values]
+        values = [self.kind(item) if self.kind in (float, Path) else item for item in values]
         return tuple(values) if self.many else values[0]
 
     def _allows(self, value: Any) -> bool:
         if self.kind in (int, float):  # a bool is no number, and a number must be one that a float can hold
             least = -sys.float_info.max if self.least is None else self.least
             return type(value) in (int, self.kind) and bool(least <= value <= (self.most or sys.float_info.max))
-        return isinstance(value, self.kind) and (not self.choices or value in self.choices)
+        kinds = (str, Path) if self.kind is Path else self.kind
+        return isinstance(value, kinds) and (not self.choices or value in self.choices)
 
     def _allowed(self) -> str:
         if self.choices:
             return f"one of {', '.join(self.choices)}"
-        what = f"{_WORDS[self.kind].removeprefix('a ')}s" if self.has_commas else _WORDS[self.kind]
+        what = f"{_WORDS[self.kind].removeprefix('a ')}s" if self.many else _WORDS[self.kind]
         if self.most is not None:
             return f"{what} between {self.least:.10g} and {self.most:.10g}"
         return what if self.least is None else f"{what} of at least {self.least:g}"

@@ -29,8 +29,6 @@ from pipeline.network.weights import load_weights, weights_digest
 
 log = logging.getLogger("pipeline")
 
-INTERPOLATION = "bicubic"
-
 
 @dataclass(frozen=True)
 class Extracted:
@@ -109,18 +107,18 @@ def candidate_specs(
         precisions = ["bfloat16", "float32"] if device.has_bfloat16() else ["float32", "bfloat16"]
     else:
         precisions = [options.precision]
+    image = options.image
+    if name in datasets.NAMES:  # their images are square: however they are made to fit, the features are the same
+        image["fit"] = "squash"
     return [
         FeatureSpec(
             dataset=name,
             dataset_digest=dataset_digest,
             weights_digest=weights_digest,
-            image_size=options.image_size,
-            interpolation=INTERPOLATION,
-            # The images of the named data sets are square: however they are made to fit, the features are the same.
-            fit="squash" if name in datasets.NAMES else options.fit,
             taps=parse_taps(options.taps),
             precision=precision,
             limit=limit,
+            **image,
         )
         for precision in precisions
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.options import Options, option
 from pipeline.network.device import MAX_THREADS
@@ -12,7 +13,10 @@ from pipeline.network.taps import parse_taps
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(Options):
-    """What is done to an image before the network sees it: part of the key as it is given."""
+    """What is done to an image before the network sees it: part of the key, the record and the card as it is given.
+
+    A field that is added is ``late``, so that the keys of what is there stay.
+    """
 
     image_size: int = option(
         64,
@@ -25,6 +29,11 @@ class ImageOptions(Options):
     fit: str = option(
         "squash", "images not square: squash, crop or pad them", metavar="NAME", choices=("squash", "crop", "pad")
     )
+
+    @property
+    def image(self) -> dict[str, Any]:
+        """What is done to an image, by name, whatever else a subclass holds."""
+        return {item.name: getattr(self, item.name) for item in ImageOptions.declared()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,70 +9,44 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.keys import digest_of, safe_name
+from pipeline.common.options import option
 from pipeline.features.options import ImageOptions
 from pipeline.network.taps import order_taps
 
 FORMAT_VERSION = 2  # of the feature file; another number means another meaning of the bytes
 
-INTERPOLATIONS = ("bicubic",)
-PRECISIONS = ("float32", "bfloat16")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureSpec(ImageOptions):
-    """Every input that changes a feature's value, and nothing else; of `ImageOptions` all.
+    """Every input that changes a feature's value, and nothing else."""
 
-    Attributes
-    ----------
-    dataset : str
-        The data set's name.
-    dataset_digest : str
-        sha256, in hex, over the data set's images, labels and class names.
-    weights_digest : str
-        sha256, in hex, over the network's kernels and biases.
-    interpolation : str
-        How an image gets to that size.
-    taps : tuple of str
-        The layers and poolings kept, in network order.
-    precision : str
-        ``float32`` or ``bfloat16``: what the convolutions compute in.
-    limit : int or None
-        Only the first so many rows of each split; None for all.
-    format_version : int
-        Of the feature file.
-    """
-
-    dataset: str
-    dataset_digest: str
-    weights_digest: str
-    interpolation: str
-    taps: tuple[str, ...]
-    precision: str
-    limit: int | None
-    format_version: int = FORMAT_VERSION
+    dataset: str = option(MISSING, "the data set's name")
+    dataset_digest: str = option(MISSING, "sha256, in hex, over the data set's images, labels and class names")
+    weights_digest: str = option(MISSING, "sha256, in hex, over the network's kernels and biases")
+    interpolation: str = option("bicubic", "how an image gets to its size", choices=("bicubic",))
+    taps: tuple[str, ...] = option(MISSING, "the layers and poolings kept, in network order")
+    precision: str = option(MISSING, "what the convolutions compute in", choices=("float32", "bfloat16"))
+    limit: int | None = option(None, "only the first so many rows of each split; None for all", least=1)
+    format_version: int = option(FORMAT_VERSION, "of the feature file")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value, allowed in (
-            ("interpolation", self.interpolation, INTERPOLATIONS),
-            ("precision", self.precision, PRECISIONS),
-        ):
-            if value not in allowed:
-                raise UserError(f"The {name} parameter must be one of {', '.join(allowed)}. Got {value!r}.")
-        if not self.taps or self.taps != order_taps(self.taps):
-            raise UserError(f"The taps parameter must name known taps in network order. Got {self.taps!r}.")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"The limit parameter must be at least 1 row. Got {self.limit}.")
+        if self.taps != order_taps(self.taps):
+            raise UserError(f"The taps parameter must name known taps in network order. Got {self.taps!r} instead.")
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as plain JSON values."""
-        first = {"dataset": self.dataset}  # by which `checksum.peek_spec` finds it in a file
-        return {**first, **dataclasses.asdict(self), "taps": list(self.taps)}
+        """All fields, as plain JSON values; those that came later are left out at their defaults, so that keys stay."""
+        fields: dict[str, Any] = {
+            "dataset": self.dataset
+        }  # the first in a file, by which `checksum.peek_spec` finds it
+        fields |= {**dataclasses.asdict(self), "taps": list(self.taps)}
+        late = [item.name for item in self.declared() if item.late and fields[item.name] == item.default]
+        return {name: value for name, value in fields.items() if name not in late}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> FeatureSpec:
@@ -83,25 +57,13 @@ class FeatureSpec(ImageOptions):
         UserError
             When a field is missing, unknown or of another type.
         """
-        types = {
-            "dataset": str,
-            "dataset_digest": str,
-            "weights_digest": str,
-            "image_size": int,
-            "interpolation": str,
-            "fit": str,
-            "taps": list,
-            "precision": str,
-            "limit": (int, type(None)),
-            "format_version": int,
-        }
-        if set(fields) != set(types):
-            odd = ", ".join(sorted(set(fields) ^ set(types)))
-            raise UserError(f"A feature spec must have the fields {', '.join(types)}. Missing or unknown: {odd}.")
-        for name, kind in types.items():
-            if not isinstance(fields[name], kind) or isinstance(fields[name], bool):  # type: ignore[arg-type]
-                raise UserError(f"The {name} field of a feature spec has the wrong type: {fields[name]!r}.")
-        return cls(**{**fields, "taps": tuple(str(tap) for tap in fields["taps"])})
+        known = {item.name for item in cls.declared()}
+        odd = set(fields) - known | {item.name for item in cls.declared() if not item.late} - set(fields)
+        if odd:
+            raise UserError(
+                f"A feature spec must have the fields {', '.join(known)}. Missing or unknown: {', '.join(sorted(odd))}."
+            )
+        return cls(**fields)
 
     def key(self) -> str:
         """sha256, in hex, over the canonical JSON of all fields."""

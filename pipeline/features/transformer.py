@@ -168,17 +168,10 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return parse_taps(self.taps if isinstance(self.taps, str) else ",".join(self.taps))
 
     def _options(self) -> ComputeOptions:
-        return ComputeOptions(
-            dataset=NAME,
-            data_dir=Path(self.data_dir),
-            features_dir=Path(self.features_dir),
-            image_size=self.image_size,
-            fit=self.fit_mode,
-            weights=self.weights,
-            precision=self.precision,
-            taps=",".join(self._taps()),
-            batch_size=self.batch_size,
-        )
+        given: dict[str, Any] = {**self.get_params(), "dataset": NAME, "fit": self.fit_mode}
+        given["taps"] = ",".join(self._taps())
+        names = {item.name for item in ComputeOptions.declared()} & set(given)
+        return ComputeOptions(**{name: given[name] for name in names})
 
     def _read_known(
         self, options: FeatureOptions, specs: Sequence[FeatureSpec], given: _Images
