@@ -83,7 +83,7 @@ def _report(given: argparse.Namespace) -> str:
     from pipeline.output import page
 
     options = ReportOptions.of(given)
-    return page.closing(page.rebuild(options.output_dir, options.data_dir, dataset=options.dataset))
+    return page.summary(page.rebuild(options.output_dir, options.data_dir, dataset=options.dataset))
 
 
 def _predict(given: argparse.Namespace) -> str:

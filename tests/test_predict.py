@@ -23,14 +23,14 @@ from pipeline.commands.predict import PredictOptions
 from pipeline.common.errors import UserError
 from pipeline.common.quiet import interrupts_later
 from pipeline.features.spec import FeatureSpec
-from pipeline.models import classifiers, history, persistence, sharing
+from pipeline.models import classifiers, history, persistence
 from pipeline.network import device
 from pipeline.selection import protocol
 
 pytestmark = pytest.mark.tensorflow
 
 FLAGS = ["--weights", "random", "--precision", "float32", "--image-size", "32", "--taps", "block3_pool.max"]
-FLAGS += ["--fit", "crop", "--batch-size", "16"]
+FLAGS += ["--fit", "crop"]
 
 
 def _pipeline(*arguments: object) -> None:
@@ -252,7 +252,7 @@ def test_other_weights_are_refused(model: Path, made: Path) -> None:
 
 def test_a_shared_model_predicts_the_same(model: Path, made: Path) -> None:
     before = predict.predict(options(model, made / "tones"))
-    assert "share it together with" in sharing.export(model)
+    assert "share it together with" in persistence.export(model)
     assert predict.predict(options(model.with_suffix(".skops"), made / "tones")) == before
     assert predict.predict(options(model, made / "tones")) == before, "the .joblib file is as it was"
 

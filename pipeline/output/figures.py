@@ -38,6 +38,7 @@ WIDE_FONTS = (
 )  # fmt: skip
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
+SPLITS = (("train", "training", BLUE, "-", "o"), ("validation", "validation", ORANGE, "--", "s"))
 COLOURS, MARKS = (BLUE, ORANGE, "#007A5A", "#B3568A", "#8A6D00", GREY), "os^DPv"
 STYLE: Any = {  # matplotlib types the keys of such a mapping one by one
     "font.family": ["DejaVu Sans", *(font for font in WIDE_FONTS if font in get_font_names())],
@@ -133,17 +134,11 @@ def history(
         marker = "o" if len(steps) <= 12 else None
         in_time = unit in ("iteration", "epoch")
         for axis, what in zip(axes, ("loss", "accuracy"), strict=True):
-            for split, colour, line in (("train", BLUE, "-"), ("validation", ORANGE, "--")):
+            for split, label, colour, line, _ in SPLITS:
                 axis.plot(
-                    steps,
-                    curves[f"{split}_{what}"],
-                    color=colour,
-                    linestyle=line,
-                    linewidth=1.8,
-                    marker=marker,
-                    markersize=3,
-                    label={"train": "training", "validation": "validation"}[split],
-                )
+                    steps, curves[f"{split}_{what}"], color=colour, linestyle=line, linewidth=1.8, marker=marker,
+                    markersize=3, label=label,
+                )  # fmt: skip
             if kept != steps[-1] or not in_time:
                 axis.axvline(kept, color=GREY, linewidth=1, linestyle=":", label=f"kept: {unit} {kept:g}")
             if in_time:
@@ -157,15 +152,12 @@ def history(
         # Below both, not in them: curves leave no corner free for certain.
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         axes[0].set_ylabel("mean cross-entropy (nats)")
-        axes[0].set_ylim(0, 1.05 * min(np.log(chance) * 1.3, _highest(curves, "loss")))
+        highest = max(*curves["train_loss"], *curves["validation_loss"])
+        axes[0].set_ylim(0, 1.05 * min(np.log(chance) * 1.3, highest))
         axes[1].set_ylabel("accuracy")
         axes[1].yaxis.set_major_formatter(_PERCENT)
         figure.suptitle(_wrapped(title, 9.0), fontsize=11)
         return _files(figure)
-
-
-def _highest(curves: Mapping[str, Sequence[float]], what: str) -> float:
-    return max(max(values) for name, values in curves.items() if name.endswith(what))
 
 
 def learning_curve(
@@ -184,10 +176,7 @@ def learning_curve(
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(6.4, 4.6))
         seeds = train.shape[1]
-        for values, colour, line, marker, label in (
-            (train, BLUE, "-", "o", "training"),
-            (validation, ORANGE, "--", "s", "validation"),
-        ):
+        for values, (_, label, colour, line, marker) in zip((train, validation), SPLITS, strict=True):
             mean, spread = values.mean(axis=1), values.std(axis=1, ddof=1 if seeds > 1 else 0)
             axis.fill_between(sizes, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
             axis.plot(
@@ -249,19 +238,16 @@ def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], titl
     # Shortened in the middle: names that begin alike mostly end otherwise.
     labels = [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in class_names]
     with_numbers = classes <= 25
-    inches = (
-        float(np.clip(0.44 * classes + 1.8, 4.2, 14)) if with_numbers else float(np.clip(0.16 * classes + 2, 7, 24))
-    )
+    inches = float(np.clip(0.44 * classes + 1.8, 4.2, 14) if with_numbers else np.clip(0.16 * classes + 2, 7, 24))
     inches += 0.06 * max(map(len, labels))
     with plt.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
         figure, axis = plt.subplots(figsize=(inches + 1.0, inches))
         image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-        small = 6 if not with_numbers else 9
+        size = 9 if with_numbers else 6
         turned: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, labels)) > 3 else {}
-        axis.set_xticks(range(classes), labels, fontsize=small, **turned)
-        axis.set_yticks(range(classes), labels, fontsize=small)
-        axis.set_xlabel("predicted class")
-        axis.set_ylabel("true class")
+        axis.set_xticks(range(classes), labels, fontsize=size, **turned)
+        axis.set_yticks(range(classes), labels, fontsize=size)
+        axis.set(xlabel="predicted class", ylabel="true class")
         figure.suptitle(_wrapped(title, inches + 1), fontsize=11)
         if with_numbers:
             _annotate(axis, shares)

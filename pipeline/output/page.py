@@ -176,55 +176,30 @@ class _Images:
         return _TestImages(dataset.splits["test"].images, rows)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An image of a gallery."""
-
-    uri: str
-    label: str
-    predicted: str
-    confidence: float
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Rows of one class that were taken for another."""
-
-    label: str
-    predicted: str
-    count: int
-    pictures: list[Picture]
-
-
 def _galleries(run: Run, predictions: Predictions, images: _Images) -> dict[str, Any]:
+    """The most confident mistakes, and those of the most confused pairs of classes, with their images."""
+    labels, predicted, source = predictions.labels, predictions.predicted, images.of(run)
     order = np.argsort(-np.array(predictions.confidences), kind="stable")
-    mistakes = [int(row) for row in order if predictions.labels[row] != predictions.predicted[row]]
-    pairs = Counter((predictions.labels[row], predictions.predicted[row]) for row in mistakes)
-    source = images.of(run)
+    mistakes = [int(row) for row in order if labels[row] != predicted[row]]
+    pairs = Counter((labels[row], predicted[row]) for row in mistakes)
 
-    def pictures(rows: Sequence[int]) -> list[Picture]:
+    def pictures(rows: Sequence[int]) -> list[tuple[str, str, str, float]]:
         if isinstance(source, str):
             return []
         return [
-            Picture(
-                source.uri(predictions, row),
-                predictions.labels[row],
-                predictions.predicted[row],
-                predictions.confidences[row],
-            )
-            for row in rows
+            (source.uri(predictions, row), labels[row], predicted[row], predictions.confidences[row]) for row in rows
         ]
 
-    confused = []
-    for (label, predicted), count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:GALLERY_PAIRS]:
-        rows = [row for row in mistakes if (predictions.labels[row], predictions.predicted[row]) == (label, predicted)][
-            :GALLERY_OF_A_PAIR
-        ]
-        confused.append(Pair(label, predicted, count, pictures(rows)))
     return {
         "mistakes": pictures(mistakes[:GALLERY_MISTAKES]),
-        "pairs": confused,
-        "number_of_mistakes": len(mistakes),
+        "pairs": [
+            (
+                *pair,
+                count,
+                pictures([row for row in mistakes if (labels[row], predicted[row]) == pair][:GALLERY_OF_A_PAIR]),
+            )
+            for pair, count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:GALLERY_PAIRS]
+        ],
         "why_no_images": source if isinstance(source, str) else "",
     }
 
@@ -416,6 +391,6 @@ def rebuild(output_dir: Path, data_dir: Path, *, dataset: str | None = None) -> 
         return Rebuilt(runs, leaderboard.write_csv(output_dir, runs), page)
 
 
-def closing(rebuilt: Rebuilt) -> str:
+def summary(rebuilt: Rebuilt) -> str:
     """The leaderboard and where it is, for the terminal."""
     return f"{leaderboard.to_text(rebuilt.runs)}\ntable: {rebuilt.table}\npage:  {rebuilt.page}\n"

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.common.progress import format_seconds
-from pipeline.common.text import number
 from pipeline.data.dataset import Skipped, listing
 from pipeline.features import store
 from pipeline.features.spec import FeatureSpec
@@ -37,42 +36,17 @@ def title(cache: store.Cache, asked: FeatureSpec, name: str) -> str:
 
 def report_text(metrics: Mapping[str, Any], table: str) -> str:
     """scikit-learn's classification report of the test split, under what it is a report of."""
-    features, accuracy, loss = metrics["features"], metrics["accuracy"], metrics["log_loss"]
-    notes = caveats(metrics["dataset"]["official"] is True, features["weights"])
+    from pipeline.output import templating  # late: a run that is there is shown as it was written
+
+    notes = caveats(metrics["dataset"]["official"] is True, metrics["features"]["weights"])
     if not metrics["converged"]:
         notes.append(f"did not converge: {metrics['convergence']}")
-    tested = ["Train and validation are scores of the model fitted on 90 % of the training rows."]
-    if accuracy["test"] is None:
+    if metrics["accuracy"]["test"] is None:
         notes.append(NO_TEST)
-    else:
-        low, high = metrics["interval"]["test"]
-        tested = [
-            f"test accuracy, 95 % interval (Wilson)  {low:.2%} to {high:.2%}",
-            f"expected calibration error             {metrics['calibration']['ece']:.4f}",
-            "",
-            "Train and validation are scores of the model fitted on 90 % of the training rows; test is scored once, by",
-            "the chosen model refitted on all of them. The classes of the test split:",
-            "",
-            table.rstrip(),
-        ]
-    lines = [
-        f"{metrics['run']}  ({metrics['created']})",
-        f"data        {metrics['dataset']['name']}"
-        + (f", first {features['limit']:,} rows" if features["limit"] else ""),
-        f"features    VGG16 at {features['image_size']} px, {features['precision']}, {features['columns']:,} columns "
-        f"of {len(features['taps'])} {'tap' if len(features['taps']) == 1 else 'taps'}",
-        f"classifier  {metrics['classifier']['name']}: {classifiers.describe(metrics['classifier']['params'])}",
-        *([f"NOTE        {'; '.join(notes)}"] if notes else []),
-        "",
-        "            train  validation    test",
-        f"accuracy   {accuracy['train']:6.2%}      {accuracy['validation']:6.2%}  {number(accuracy['test'], '.2%'):>6}",
-        f"log loss   {loss['train']:6.4f}      {loss['validation']:6.4f}  {number(loss['test'], '.4f'):>6}",
-        "",
-        *tested,
-        "",
-        f"computed in {format_seconds(metrics['seconds']['total'])}",
-    ]
-    return "\n".join(lines) + "\n"
+    return templating.render(
+        "report.txt", m=metrics, table=table, notes=notes, params=classifiers.describe(metrics["classifier"]["params"]),
+        seconds=format_seconds(metrics["seconds"]["total"]),
+    )  # fmt: skip
 
 
 def summary(place: RunFolder) -> str:
