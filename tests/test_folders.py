@@ -301,7 +301,7 @@ TAPS = ["--taps", "block1_conv1.avg,block2_conv1.avg"]
 
 
 def arguments(folder: Path, features_dir: Path, *more: str) -> list[str]:
-    own = ["--weights", "random", "--precision", "float32", "--image-size", "64", "--batch-size", "6"]
+    own = ["--weights", "random", "--precision", "float32", "--image-size", "64"]
     return ["features", "--dataset", str(folder), *own, *TAPS, "--features-dir", str(features_dir), *more]
 
 
@@ -330,7 +330,7 @@ def extract(folder: Path, features_dir: Path, *more: str) -> faults.Outcome:
             return forward
 
         stage.make_extractor = counting
-        return cli.main(arguments(folder, features_dir, *more))
+        return cli.main([*arguments(folder, features_dir, *more), "--batch-size", "6"])
 
     return faults.in_child(work)
 
@@ -479,7 +479,7 @@ def test_killed_on_the_way_a_folder_goes_on(folder: Path, tmp_path: Path) -> Non
 
         def work(number: int = number, target: Path = target) -> int:
             faults.install(faults.kill_at(number))
-            return cli.main(arguments(folder, target))
+            return cli.main([*arguments(folder, target), "--batch-size", "6"])
 
         assert faults.in_child(work).status == -9
         outcome = extract(folder, target)
@@ -532,7 +532,6 @@ def test_train_lists_what_was_left_out_and_names_every_row(folder: Path, tmp_pat
     assert extract(folder, tmp_path / "f").status == 0
     where = ["--features-dir", tmp_path / "f", "--models-dir", tmp_path / "m", "--output-dir", tmp_path / "o"]
     flags = [*arguments(folder, tmp_path / "f")[1:-2], *where, "--C", "0.1"]
-    del flags[(batch := flags.index("--batch-size")) : batch + 2]  # which stage two has no use for
     done = run("train", *flags)
     assert done.returncode == 0, done.stderr
     assert "1 file was not used:\n  ant/text.jpg: no image" in done.stdout
