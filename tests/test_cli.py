@@ -390,6 +390,11 @@ def test_a_run_takes_the_digest_of_its_cache_once(features_dir: Path, tmp_path: 
     """However often it reads from it: one descriptor stays open."""
     asked = [*DIGITS, *TAPS, "--features-dir", str(features_dir)]
     assert digests_taken("features", *asked) == 1
+    both = make_cache(tmp_path / "both", "--taps", "block5_pool.avg").parent  # beside one with more taps
+    for path in features_dir.glob("*.h5"):
+        (both / path.name).write_bytes(path.read_bytes())
+    for taps in ("block5_pool.avg", "block1_conv1.avg"):
+        assert digests_taken("features", *DIGITS, "--taps", taps, "--features-dir", str(both)) == 1
     train = ["train", *asked, *places(tmp_path), "--classifier", "ridge", "--alpha", "1"]
     assert digests_taken(*train) == 1
     assert digests_taken(*train) == 0, "a run that is there has no use for it"

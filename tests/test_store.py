@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pipeline.commands import inspect
 from pipeline.common.errors import UserError
 from pipeline.features import checksum, layout, parts, reuse, store
+from pipeline.features.find import find_specs
 from pipeline.features.options import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.network.taps import ALL_TAPS, TAP_COLUMNS, order_taps
@@ -154,10 +155,10 @@ def test_reading_joins_taps_in_the_order_asked(cache: Path) -> None:
 
 def test_a_cache_with_more_taps_serves(cache: Path) -> None:
     asked = make_spec(("block5_pool.avg",))
-    assert store.find_cache(cache.parent, asked) == cache
+    assert find_specs(cache.parent, [asked]) == [(cache, asked)]
     with store.open(cache, asked) as found:
         assert found.spec == make_spec()
-    assert store.find_cache(cache.parent, make_spec(precision="bfloat16")) is None
+    assert find_specs(cache.parent, [make_spec(precision="bfloat16")]) == []
 
 
 def test_another_spec_is_refused_and_named(cache: Path) -> None:
@@ -347,7 +348,7 @@ def test_hdf5_never_sees_a_byte_that_was_not_verified(cache: Path, monkeypatch: 
         damaged = bytearray(good)
         damaged[position // 8] ^= 1 << (position % 8)
         cache.write_bytes(damaged)
-        assert store.find_cache(cache.parent, make_spec(precision="bfloat16")) is None
+        assert find_specs(cache.parent, [make_spec(precision="bfloat16")]) == []
         with reuse.known_rows(cache.parent, make_spec(limit=5), np.zeros((1, 32), np.uint8)) as known:
             assert not len(known)
         with pytest.raises(store.CacheError):

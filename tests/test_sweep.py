@@ -244,6 +244,7 @@ import sys
 from pathlib import Path
 from pipeline.commands import train
 from pipeline.features import store
+from pipeline.features.find import find
 from pipeline.features.options import FeatureOptions
 from pipeline.selection import search
 from pipeline.selection.options import SweepOptions, TrainOptions
@@ -256,7 +257,7 @@ features = FeatureOptions(
 training = TrainOptions(options={"tol": 1e-4}, output_dir=folder / "output", models_dir=folder / "models")
 grid = "C=" + ",".join(f"{10 ** (-3 + power / 4):.3g}" for power in range(11))
 taps = ("top", "block1_conv1.avg")
-path, asked = train.find_features(features)
+path, asked = find(features)
 with store.open(path) as cache:
     options = SweepOptions(training=training, taps=taps, grid=(grid,), no_halving=True)
     search.compare(cache, asked, options)

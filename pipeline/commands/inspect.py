@@ -5,6 +5,7 @@ python -m pipeline inspect features/FILE.h5 --verify
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from pipeline.common.errors import UserError, file_errors
@@ -12,11 +13,11 @@ from pipeline.common.progress import Progress, format_bytes
 from pipeline.common.text import printable
 from pipeline.data import datasets
 from pipeline.data.dataset import listing
-from pipeline.features import extract, store
+from pipeline.features import store
+from pipeline.features.find import candidate_specs
 from pipeline.features.options import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.network.taps import TAP_COLUMNS, columns_of
-from pipeline.network.weights import weights_digest
 
 
 def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> str:
@@ -114,14 +115,14 @@ def _compare(held: FeatureSpec, asked: FeatureOptions) -> str:
     """How what the file holds differs from what the same options would ask of ``features``."""
     try:
         dataset = datasets.load(asked.dataset, asked.data_dir, download=False, follow_links=asked.follow_links)
-        digest, rows = dataset.digest, dataset.rows
         unknown = ""
     except UserError as error:
+        dataset = None
         absent = isinstance(error, datasets.NotFoundHere)
         why = f"{asked.dataset} is not in {asked.data_dir}" if absent else str(error).rstrip(".")
-        digest, rows = held.dataset_digest, {"train": 2**62, "test": 2**62}
         unknown = f" (the data's digest not compared: {why})"
-    specs = extract.candidate_specs(asked, digest, rows, weights_digest(asked.weights, asked.data_dir))
+    specs = candidate_specs(asked, dataset)
+    specs = [dataclasses.replace(spec, dataset_digest=spec.dataset_digest or held.dataset_digest) for spec in specs]
     if any(held.serves(spec) for spec in specs):
         return f"this file serves it{unknown}"
     differences = min((spec.differences(held) for spec in specs), key=len)

@@ -16,6 +16,7 @@ from pipeline.common.errors import UserError, file_errors
 from pipeline.common.progress import format_seconds
 from pipeline.common.text import text_table
 from pipeline.features import compute, store
+from pipeline.features.find import find
 from pipeline.features.options import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
@@ -66,8 +67,7 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
     Interrupted
         On SIGINT or SIGTERM; finished candidates are recorded then.
     """
-    with file_errors("look for features", features.features_dir):
-        path, asked = _find(features, options)
+    path, asked = _find(features, options)
     with store.open(path, asked) as cache:
         if features.strict:
             compute.refuse_skipped(cache.skipped, features.dataset)
@@ -93,7 +93,7 @@ def _find(features: FeatureOptions, options: SweepOptions) -> tuple[Path, Featur
     wanted |= {tap for grid in options.grids() for taps in grid.get("taps", ()) for tap in taps}
     for taps in [",".join(sorted(wanted))] if wanted else ["all", "top"]:
         try:
-            return train.find_features(dataclasses.replace(features, taps=taps))
+            return find(dataclasses.replace(features, taps=taps))
         except UserError as error:
             first = error
     raise first

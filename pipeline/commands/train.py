@@ -6,7 +6,6 @@ python -m pipeline train --classifier logistic --taps all
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import logging
@@ -15,18 +14,16 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.common.errors import UserError, file_errors
+from pipeline.common.errors import file_errors
 from pipeline.common.text import printable, to_csv, to_json
-from pipeline.data import datasets
 from pipeline.features import arrays, compute, extract, store
+from pipeline.features.find import find
 from pipeline.features.options import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import columns_of
-from pipeline.network.weights import weights_digest
 from pipeline.output import report
 from pipeline.output.run_folder import RunFolder
 from pipeline.selection.options import TrainOptions
@@ -56,8 +53,7 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunFolder:
         On SIGINT or SIGTERM; nothing has been written then.
     """
     start = time.monotonic()
-    with file_errors("look for features", features.features_dir):
-        path, asked = find_features(features)
+    path, asked = find(features)
     place = place_of(asked, options)
     if not features.strict and _is_there(place, options):
         return place
@@ -117,70 +113,6 @@ def place_of(asked: FeatureSpec, options: TrainOptions) -> RunFolder:
     resolved = classifiers.resolve(options.classifier, options.options)
     run = RunSpec(asked.key(), asked.dataset, options.classifier, resolved, options.seed, PROTOCOL)
     return RunFolder(run.name, options.output_dir, options.models_dir)
-
-
-# --- finding the features ---------------------------------------------------------------------
-
-
-def find_features(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
-    """Path of the cache that serves the options, and the spec of exactly what is asked of it.
-
-    Stage two needs the features, not the images: where the data set is not on this machine, the one
-    cache of its name is used.
-
-    Raises
-    ------
-    UserError
-        When there is no such cache, or more than one.
-    """
-    try:
-        dataset = datasets.load(options.dataset, options.data_dir, download=False, follow_links=options.follow_links)
-    except datasets.NotFoundHere:
-        return _find_without_data(options)
-    specs = extract.candidate_specs(
-        options, dataset.digest, dataset.rows, weights_digest(options.weights, options.data_dir)
-    )
-    for spec in specs:
-        path = store.find_cache(options.features_dir, spec)
-        if path is not None:
-            return path, spec
-    raise _no_cache(options)
-
-
-def _find_without_data(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
-    endless = {"train": 2**62, "test": 2**62}
-    found = []
-    for asked in extract.candidate_specs(options, "", endless, weights_digest(options.weights, options.data_dir)):
-        for path in sorted(options.features_dir.glob(f"{asked.family}*.h5")):
-            try:
-                held = store.peek_spec(path)
-            except store.CacheError as error:
-                log.warning("warning: %s", error)
-                continue
-            spec = dataclasses.replace(asked, dataset_digest=held.dataset_digest)
-            if held.serves(spec):
-                found.append((path, spec))
-    digests = {spec.dataset_digest for _, spec in found}
-    if len(digests) > 1:
-        names = ", ".join(path.name for path, _ in found)
-        raise UserError(
-            f"{options.dataset} itself is not in {options.data_dir}, and {options.features_dir} holds features of "
-            f"{len(digests)} different data sets of that name: {names}. Name the data's folder with --data-dir, or "
-            f"move the others away."
-        )
-    if not found:
-        raise _no_cache(options)
-    log.info("%s itself is not in %s: using the features that are there", options.dataset, options.data_dir)
-    return found[0]
-
-
-def _no_cache(options: FeatureOptions) -> UserError:
-    command = f"python -m pipeline features {options.command_line()}".rstrip()
-    return UserError(
-        f"There is no feature cache in {options.features_dir} for what was asked: {options.dataset} at "
-        f"{options.image_size} px, weights {options.weights}, precision {options.precision}, taps {options.taps}, "
-        f"limit {options.limit or 'none'}. Make it with '{command}' ('make train' does so by itself)."
-    )
 
 
 # --- computing a run --------------------------------------------------------------------------

@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.common.background import Aside
 from pipeline.common.errors import UserError, file_errors
-from pipeline.common.keys import safe_name
 from pipeline.common.progress import format_bytes
 from pipeline.data import datasets
 from pipeline.data.dataset import Dataset, listing
 from pipeline.features import compute as computing
 from pipeline.features import parts, store
+from pipeline.features.find import candidate_specs, find_specs
 from pipeline.features.options import ComputeOptions, FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.network import compile as compiling
 from pipeline.network import device
-from pipeline.network.taps import columns_of, parse_taps
-from pipeline.network.weights import load_weights, weights_digest
+from pipeline.network.taps import columns_of
+from pipeline.network.weights import load_weights
 
 log = logging.getLogger("pipeline")
 
@@ -56,18 +54,16 @@ def extract(options: ComputeOptions) -> Extracted:
         On SIGINT or SIGTERM.
     """
     _warn_of_threads(options.threads)
-    with Aside() as aside:  # both digests of a hit, of the images and of the features, are taken at once
-        likely = _likely_cache(options)
-        if likely is not None:
-            aside.do(_try_to_open, likely)
+    folder = options.features_dir
+    with ThreadPoolExecutor(1) as aside:  # both digests of a hit, of the images and of the features, are taken at once
+        likely = find_specs(folder, candidate_specs(options))[:1]
+        opening = [aside.submit(store.open, *guess) for guess in likely]
         dataset = datasets.load(options.dataset, options.data_dir, download=True, follow_links=options.follow_links)
-        specs = candidate_specs(
-            options, dataset.digest, dataset.rows, weights_digest(options.weights, options.data_dir)
-        )
-        hit = find(options.features_dir, specs, aside.wait())
-    if hit is not None:
-        with hit:
-            parts.Build(options.features_dir, hit.spec, hit.rows).tidy(say_waiting)
+        specs = candidate_specs(options, dataset)
+        found = find_specs(folder, specs)[:1]
+    if found:
+        with opening[0].result() if found == likely else store.open(*found[0]) as hit:
+            parts.Build(folder, hit.spec, hit.rows).tidy(say_waiting)
             return _found(hit, options)
     plan = compiling.make_plan(options.precision, image_size=options.image_size, batch_size=options.batch_size)
     (spec,) = (spec for spec in specs if spec.precision == plan.precision)
@@ -80,93 +76,6 @@ def extract(options: ComputeOptions) -> Extracted:
 def _warn_of_threads(threads: int | None) -> None:
     if threads is not None and threads > device.cores():
         log.warning("warning: %d threads on %d cores compute no faster, and usually slower", threads, device.cores())
-
-
-def candidate_specs(
-    options: FeatureOptions, dataset_digest: str, rows: Mapping[str, int], weights_digest: str
-) -> list[FeatureSpec]:
-    """Specs that satisfy the options, the one to compute first.
-
-    ``auto`` is satisfied by either precision, and computed in bfloat16 where the processor has it.
-
-    Raises
-    ------
-    UserError
-        When the limit does not fit the data set.
-    """
-    limit, name = options.limit, datasets.name_of(options.dataset)
-    if limit is not None:
-        if limit > max(rows.values()):
-            raise UserError(
-                f"The limit parameter must not go beyond the data set: {name} has {rows['train']:,} rows to "
-                f"train and {rows['test']:,} to test. Got {limit:,}. Leave it out to take all."
-            )
-        if limit == max(rows.values()):
-            limit = None  # nothing is left out, so these are the same features
-    if options.precision == "auto":
-        precisions = ["bfloat16", "float32"] if device.has_bfloat16() else ["float32", "bfloat16"]
-    else:
-        precisions = [options.precision]
-    image = options.image
-    if name in datasets.NAMES:  # their images are square: however they are made to fit, the features are the same
-        image["fit"] = "squash"
-    return [
-        FeatureSpec(
-            dataset=name,
-            dataset_digest=dataset_digest,
-            weights_digest=weights_digest,
-            taps=parse_taps(options.taps),
-            precision=precision,
-            limit=limit,
-            **image,
-        )
-        for precision in precisions
-    ]
-
-
-def _likely_cache(options: FeatureOptions) -> Path | None:
-    """Path of a cache that will serve if the data set and the weights are what they were; a guess, to be verified."""
-    with suppress(OSError):  # whoever needs the folder will say what is wrong with it
-        name = safe_name(datasets.name_of(options.dataset))
-        for path in sorted(options.features_dir.glob(f"{name}-vgg16-{options.image_size}px-*.h5")):
-            try:
-                spec = store.peek_spec(path)
-            except store.CacheError:
-                continue
-            if (
-                spec.limit == options.limit
-                and options.precision in ("auto", spec.precision)
-                and set(parse_taps(options.taps)) <= set(spec.taps)
-            ):
-                return path
-    return None
-
-
-def _try_to_open(path: Path) -> store.Cache | None:
-    """Open a cache; None when it does not verify, which is only of interest if it turns out to be the one asked for."""
-    with suppress(UserError, OSError):
-        return store.open(path)
-    return None
-
-
-def find(folder: Path, specs: list[FeatureSpec], opened: store.Cache | None = None) -> store.Cache | None:
-    """Open the first cache that serves one of the specs; None when there is none.
-
-    ``opened`` is one that has just been verified: it is not read again if it is the one.
-
-    Raises
-    ------
-    CacheError
-        When one has the right name but does not verify: it is refused, not replaced.
-    """
-    with file_errors("read the features", folder):
-        for spec in specs:
-            path = store.find_cache(folder, spec)
-            if path is not None:
-                if opened is not None and opened.path == path and opened.spec.serves(spec):
-                    return opened
-                return store.open(path, spec)
-    return None
 
 
 def _found(cache: store.Cache, options: FeatureOptions) -> Extracted:
@@ -210,10 +119,9 @@ def _build(options: ComputeOptions, dataset: Dataset, spec: FeatureSpec, plan: d
     build = parts.Build(options.features_dir, spec, rows)
     kept = f"The parts that are finished are kept in {build.parts_folder}."
     with file_errors("write the features", options.features_dir, kept), build.hold(say_waiting):
-        made_meanwhile = find(options.features_dir, [spec])
-        if made_meanwhile is not None:
-            with made_meanwhile:
-                return _found(made_meanwhile, options)
+        for made_meanwhile in find_specs(options.features_dir, [spec])[:1]:
+            with store.open(*made_meanwhile) as cache:
+                return _found(cache, options)
         if options.strict:
             computing.check_images(dataset, build, plan.batch_size)
         _check_space(build)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError
 from pipeline.features import layout, store
+from pipeline.features.find import claims
 from pipeline.features.spec import FeatureSpec, relatives
 from pipeline.network.taps import TAP_COLUMNS
 
@@ -103,10 +104,5 @@ def known_rows(folder: Path, spec: FeatureSpec, digests: NDArray[np.uint8]) -> I
 
 def _relatives(folder: Path, spec: FeatureSpec) -> list[Path]:
     """Caches that claim to hold such features, of any data set, newest first."""
-    found: list[tuple[int, Path]] = []
-    for path in folder.glob(f"*{relatives(spec.image_size)}*.h5"):
-        # No reason to warn: it may be of an older format, and nobody asked for it.
-        with suppress(store.CacheError, OSError):
-            if store.peek_spec(path).same_rows(spec):
-                found.append((path.stat().st_mtime_ns, path))
-    return [path for _, path in sorted(found, reverse=True)]
+    found = [path for path, held in claims(folder, f"*{relatives(spec.image_size)}*.h5") if held.same_rows(spec)]
+    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)

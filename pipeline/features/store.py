@@ -281,20 +281,6 @@ def peek_spec(path: Path) -> FeatureSpec:
     return spec
 
 
-def find_cache(folder: Path, asked: FeatureSpec) -> Path | None:
-    """Path of a cache that serves ``asked``: its own file, else one with more taps."""
-    own = folder / f"{asked.stem}.h5"
-    if own.exists():
-        return own
-    for path in sorted(folder.glob(f"{asked.family}*.h5")):
-        try:
-            if peek_spec(path).serves(asked):
-                return path
-        except (CacheError, OSError):
-            continue  # a file that cannot be read, of unknown content, is no reason not to look further
-    return None
-
-
 # --- any file of ours: a cache or a part ---------------------------------------------------------
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,12 @@ from pipeline.common.keys import digest_of
 from pipeline.data import decode, pixel_check
 from pipeline.data.dataset import Dataset, Image, Members, Split
 from pipeline.features import extract, parts, reuse, store
+from pipeline.features.find import candidate_specs
 from pipeline.features.options import ComputeOptions, FeatureOptions
 from pipeline.features.spec import FeatureSpec, relatives
 from pipeline.network import compile as compiling
 from pipeline.network.device import Plan
 from pipeline.network.taps import TAP_COLUMNS, columns_of, parse_taps
-from pipeline.network.weights import weights_digest
 
 NAME = "images"  # what the data set is called that new images make
 
@@ -124,7 +123,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         given = _Images.of(X, guarded=self.guard)
         if not len(given):
             return np.empty((0, columns_of(self.taps_)), np.float32)
-        specs = extract.candidate_specs(options, "", {"train": 1, "test": 0}, self._weights_digest(options))
+        specs = candidate_specs(options)
         with file_errors("use the features", options.features_dir):
             found = self._read_known(options, specs, given)
             if found is not None:
@@ -153,16 +152,6 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         tags.requires_fit = True
         tags.transformer_tags.preserves_dtype = []
         return tags
-
-    @staticmethod
-    def _weights_digest(options: FeatureOptions) -> str:
-        """Digest of the weights; those of a file are read again only when the file has changed."""
-        path = Path(options.weights)
-        stamp = None
-        if options.weights not in ("imagenet", "random") and path.is_file():
-            status = path.stat()
-            stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
-        return _digest_of_weights(options.weights, options.data_dir, stamp)
 
     def _taps(self) -> tuple[str, ...]:
         return parse_taps(self.taps if isinstance(self.taps, str) else ",".join(self.taps))
@@ -205,11 +194,6 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 f"{len(skipped):,} of the images cannot be used; the first is {first_fault.file}: "
                 f"{first_fault.reason}. Leave them out: every row must have its features. The others are kept."
             )
-
-
-@lru_cache(maxsize=16)
-def _digest_of_weights(choice: str, data_dir: Path, stamp: tuple[int, int, int] | None) -> str:
-    return weights_digest(choice, data_dir)
 
 
 class _Images:

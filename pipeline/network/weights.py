@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,18 @@ def load_weights(choice: str, data_dir: Path) -> VGGWeights:
 
 def weights_digest(choice: str, data_dir: Path) -> str:
     """Digest of the weights that ``--weights`` names. That of the ImageNet ones is known without having them."""
-    return IMAGENET_DIGEST if choice == "imagenet" else load_weights(choice, data_dir).digest
+    if choice == "imagenet":
+        return IMAGENET_DIGEST
+    path, stamp = Path(choice), None
+    if choice != "random" and path.is_file():  # read again only when the file has changed
+        status = path.stat()
+        stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
+    return _digest_of(choice, data_dir, stamp)
+
+
+@lru_cache(maxsize=16)
+def _digest_of(choice: str, data_dir: Path, stamp: tuple[int, int, int] | None) -> str:
+    return load_weights(choice, data_dir).digest
 
 
 def random_weights() -> VGGWeights:

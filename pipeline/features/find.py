@@ -1,0 +1,128 @@
+"""Which file serves: told by what each claims to hold, read as plain text, and verified when it is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+from pathlib import Path
+
+from pipeline.common.errors import UserError, file_errors
+from pipeline.data import datasets
+from pipeline.data.dataset import Dataset
+from pipeline.features.options import FeatureOptions
+from pipeline.features.spec import FeatureSpec
+from pipeline.features.store import CacheError, peek_spec
+from pipeline.network import device
+from pipeline.network.taps import parse_taps
+from pipeline.network.weights import weights_digest
+
+log = logging.getLogger("pipeline")
+
+
+def find(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
+    """Path of the cache that serves the options, and the spec of exactly what is asked of it.
+
+    Stage two needs the features, not the images: where the data set is not on this machine, the one
+    cache of its name is used.
+
+    Raises
+    ------
+    UserError
+        When there is no such cache, or more than one.
+    """
+    try:
+        dataset = datasets.load(options.dataset, options.data_dir, download=False, follow_links=options.follow_links)
+    except datasets.NotFoundHere:
+        dataset = None
+    found = find_specs(options.features_dir, candidate_specs(options, dataset))
+    if not found:
+        command = f"python -m pipeline features {options.command_line()}".rstrip()
+        raise UserError(
+            f"There is no feature cache in {options.features_dir} for what was asked: {options.dataset} at "
+            f"{options.image_size} px, weights {options.weights}, precision {options.precision}, taps {options.taps}, "
+            f"limit {options.limit or 'none'}. Make it with '{command}' ('make train' does so by itself)."
+        )
+    different = len({spec.dataset_digest for _, spec in found})
+    if different > 1:
+        names = ", ".join(path.name for path, _ in found)
+        raise UserError(
+            f"{options.dataset} itself is not in {options.data_dir}, and {options.features_dir} holds features of "
+            f"{different} different data sets of that name: {names}. Name the data's folder with --data-dir, or "
+            f"move the others away."
+        )
+    if dataset is None:
+        log.info("%s itself is not in %s: using the features that are there", options.dataset, options.data_dir)
+    return found[0]
+
+
+def candidate_specs(options: FeatureOptions, dataset: Dataset | None = None) -> list[FeatureSpec]:
+    """Specs that satisfy the options, the one to compute first; without a data set their digest of it is "".
+
+    ``auto`` is satisfied by either precision, and computed in bfloat16 where the processor has it.
+
+    Raises
+    ------
+    UserError
+        When the limit does not fit the data set.
+    """
+    limit, name = options.limit, datasets.name_of(options.dataset)
+    if limit is not None and dataset is not None:
+        rows = dataset.rows
+        if limit > max(rows.values()):
+            raise UserError(
+                f"The limit parameter must not go beyond the data set: {name} has {rows['train']:,} rows to "
+                f"train and {rows['test']:,} to test. Got {limit:,}. Leave it out to take all."
+            )
+        if limit == max(rows.values()):
+            limit = None  # nothing is left out, so these are the same features
+    if options.precision == "auto":
+        precisions = ["bfloat16", "float32"] if device.has_bfloat16() else ["float32", "bfloat16"]
+    else:
+        precisions = [options.precision]
+    image = options.image
+    if name in datasets.NAMES:  # their images are square: however they are made to fit, the features are the same
+        image["fit"] = "squash"
+    digest = weights_digest(options.weights, options.data_dir)
+    return [
+        FeatureSpec(
+            dataset=name,
+            dataset_digest="" if dataset is None else dataset.digest,
+            weights_digest=digest,
+            taps=parse_taps(options.taps),
+            precision=precision,
+            limit=limit,
+            **image,
+        )
+        for precision in precisions
+    ]
+
+
+def find_specs(folder: Path, specs: Sequence[FeatureSpec]) -> list[tuple[Path, FeatureSpec]]:
+    """Caches that claim to hold what a spec asks for, each with that spec, and those with more taps last.
+
+    A file that has a spec's very name is one whatever it claims, so that a damaged one is refused and not passed over.
+    A spec without a data set's digest is served by every data set of its name.
+    """
+    found: list[tuple[Path, FeatureSpec]] = []
+    with file_errors("look for features", folder):
+        for asked in specs:
+            own, fits = folder / f"{asked.stem}.h5", []
+            for path, held in claims(folder, f"{asked.family}*.h5"):
+                spec = dataclasses.replace(asked, dataset_digest=asked.dataset_digest or held.dataset_digest)
+                if path != own and held.serves(spec):
+                    fits.append((path, spec, held != spec))
+            found += [(own, asked)] if own.exists() else []
+            found += [(path, spec) for path, spec, _ in sorted(fits, key=itemgetter(2))]
+    return found
+
+
+def claims(folder: Path, pattern: str) -> Iterator[tuple[Path, FeatureSpec]]:
+    """Caches, by their names, and what each claims to hold; those of another format or unreadable are passed over."""
+    for path in sorted(folder.glob(pattern)):
+        try:
+            spec = peek_spec(path)
+        except (CacheError, OSError):
+            continue
+        yield path, spec
