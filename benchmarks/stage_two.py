@@ -37,13 +37,13 @@ from sklearn.preprocessing import StandardScaler
 
 from pipeline.features import store
 from pipeline.models import fit as fitting
-from pipeline.models.history import Data
+from pipeline.models.history import Samples
 from pipeline.selection import protocol
 
 VALUES = [float(value) for value in np.geomspace(1e-4, 1, 9)]
 
 
-def plain(data: Data, classes: tuple[str, ...]) -> tuple[float, list[float], int]:
+def plain(data: Samples, classes: tuple[str, ...]) -> tuple[float, list[float], int]:
     """Seconds, validation accuracies, and how many fits did not converge, of nine plain fits."""
     fit, held_out = protocol.split(data.labels, 0, classes)
     scores, unfinished = [], 0
@@ -59,14 +59,14 @@ def plain(data: Data, classes: tuple[str, ...]) -> tuple[float, list[float], int
     return time.perf_counter() - began, scores, unfinished
 
 
-def ours(data: Data, classes: tuple[str, ...]) -> tuple[float, list[float], int]:
+def ours(data: Samples, classes: tuple[str, ...]) -> tuple[float, list[float], int]:
     """The same of the path that a sweep follows: every one of the nine, none left out."""
     scores, unfinished, start = [], 0, None
     began = time.perf_counter()
     rows = protocol.prepare(data, 0, classes)
     for C in VALUES:  # noqa: N806
         params = {"C": C, "tol": 3e-4, "max_iter": 1000}
-        fitted = fitting.fit("logistic", params, rows.train, rows.validation, 0, start=start)
+        fitted = fitting.fit_classifier("logistic", params, rows.train, rows.validation, 0, start=start)
         start = fitted.model
         unfinished += bool(fitted.reason)
         scores.append(fitted.validation[1])
@@ -78,7 +78,7 @@ def path(cache_path: Path, taps: str, rows: int | None, repeats: int) -> None:
     from pipeline.network.taps import parse_taps
 
     with store.open(cache_path) as cache:
-        data = Data(cache.features("train", parse_taps(taps))[:rows], cache.labels("train")[:rows])
+        data = Samples(cache.features("train", parse_taps(taps))[:rows], cache.labels("train")[:rows])
     print(f"{len(data.labels):,} rows, {data.features.shape[1]:,} columns, C from {VALUES[0]:g} to {VALUES[-1]:g}")
     ratios = []
     for _ in range(repeats):

@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image = np.clip(pictures.pixels(i, 40, 50 + i) / 8 + level, 0, 255).astype(np.uint8)
             Image.fromarray(image).save(home / "tones" / label / f"{i:02d}.png")
     places = ["--features-dir", home / "f"]
-    _pipeline("features", "--dataset", home / "tones", *FLAGS, *places)
+    _pipeline("features", "--dataset", home / "tones", *FLAGS, "--batch-size", "16", *places)
     places += ["--models-dir", home / "m", "--output-dir", home / "o"]
     _pipeline("train", "--dataset", home / "tones", *FLAGS, *places, "--C", "0.1")
     return home
@@ -209,7 +209,7 @@ def test_a_model_that_is_not_the_recorded_one_is_not_opened(made: Path, model: P
 
     joblib.dump(Hostile(tmp_path / "ran"), model)
     with pytest.raises(UserError, match="not the file that was written here"):
-        persistence.load(model)
+        persistence.load_model(model)
     assert not (tmp_path / "ran").exists()
 
 
@@ -230,14 +230,14 @@ def test_models_without_or_with_another_description_are_refused(model: Path) -> 
     ):
         beside.write_text(json.dumps({**good, **change}))
         with pytest.raises(UserError, match=word):
-            persistence.load(model)
+            persistence.load_model(model)
     for text in ("{", "[]", "{}"):
         beside.write_text(text)
         with pytest.raises(UserError, match="cannot be read"):
-            persistence.load(model)
+            persistence.load_model(model)
     beside.unlink()
     with pytest.raises(UserError, match="beside it"):
-        persistence.load(model)
+        persistence.load_model(model)
 
 
 def test_other_weights_are_refused(model: Path, made: Path) -> None:
@@ -264,8 +264,8 @@ def test_every_classifier_can_be_shared(classifier: str, tmp_path: Path) -> None
     labels = (np.arange(120) % 3).astype(np.uint8)
     features = (generator.standard_normal((120, 8)) + 3 * np.eye(3, 8)[labels]).astype(np.float32)
 
-    def data() -> history.Data:
-        return history.Data(features.copy(), labels)  # a fit standardises in place
+    def data() -> history.Samples:
+        return history.Samples(features.copy(), labels)  # a fit standardises in place
 
     rows = protocol.prepare(data(), 0, ("a", "b", "c"))
     few = {"max_epochs": 5} if classifier in ("mlp", "svm") else {}
@@ -292,7 +292,7 @@ def test_a_hostile_skops_file_is_refused(model: Path, tmp_path: Path) -> None:
         description = json.loads(beside.read_text())
         beside.write_text(json.dumps({**description, "skops_sha256": hashlib.sha256(spoiled).hexdigest()}))
         with pytest.raises(UserError, match="refused: it holds types|is damaged"):
-            persistence.load(shared)
+            persistence.load_model(shared)
     with pytest.raises(UserError, match="cannot be stored in the format for sharing"):
         persistence.to_skops(model, hostile)
 

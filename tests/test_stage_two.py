@@ -19,20 +19,20 @@ from sklearn.metrics import log_loss
 from pipeline.common.errors import UserError
 from pipeline.models import classifiers, logistic
 from pipeline.models import fit as fitting
-from pipeline.models.history import Data
+from pipeline.models.history import Samples
 from pipeline.output import figures, metrics, run_folder
 from pipeline.selection import protocol
 
 CLASSES = ("ant", "bee", "cat")
 
 
-def blobs(rows: int | tuple[int, ...], seed: int = 0, columns: int = 12) -> Data:
+def blobs(rows: int | tuple[int, ...], seed: int = 0, columns: int = 12) -> Samples:
     """Overlapping clouds, three or of so many rows each, with columns of very different scale."""
     generator = np.random.default_rng(seed)
     labels = np.arange(rows) % 3 if isinstance(rows, int) else np.repeat(np.arange(len(rows)), rows)
     centres = np.random.default_rng(99).standard_normal((labels.max() + 1, columns))
     features = centres[labels] + 1.5 * generator.standard_normal((len(labels), columns))
-    return Data((features * np.logspace(-2, 3, columns)).astype(np.float32), labels.astype(np.uint8))
+    return Samples((features * np.logspace(-2, 3, columns)).astype(np.float32), labels.astype(np.uint8))
 
 
 def options(name: str, **given: object) -> dict[str, object]:
@@ -49,7 +49,7 @@ FAST: dict[str, dict[str, object]] = {
 EVERY = pytest.mark.parametrize("name", list(classifiers.REGISTRY))
 
 
-def select(name: str, data: Data, **given: object) -> protocol.Selection:
+def select(name: str, data: Samples, **given: object) -> protocol.Selection:
     rows = protocol.prepare(data, 0, CLASSES)
     return protocol.select(name, options(name, **FAST[name], **given), rows, 0)
 
@@ -61,7 +61,7 @@ def test_selection_uses_validation_alone(name: str) -> None:
     chosen = select(name, data)
     np.testing.assert_array_equal(data.features, before)
     losses = [trial["log_loss"] for trial in chosen.trials]
-    searched = classifiers.get(name).searched
+    searched = classifiers.get(name).tuned_option
     best = chosen.trials[int(np.argmin(losses))]
     assert chosen.fitted.params[searched] == best[searched]
     assert chosen.fitted.validation[0] == pytest.approx(min(losses), rel=0.02)
@@ -88,13 +88,13 @@ def test_history_holds_both_splits_for_every_step(name: str) -> None:
 def test_the_optimum_is_scikit_learns(classes: int) -> None:
     data, held_out = blobs(900), blobs(90, seed=1)
     mine = data.labels < classes
-    train = Data(data.features[mine], data.labels[mine])
+    train = Samples(data.features[mine], data.labels[mine])
     scaler = protocol.fit_scaler(train.features)
-    train = Data(protocol.standardise(scaler, train.features), train.labels)
+    train = Samples(protocol.standardise(scaler, train.features), train.labels)
     few = held_out.labels < classes
-    validation = Data(protocol.standardise(scaler, held_out.features[few]), held_out.labels[few])
+    validation = Samples(protocol.standardise(scaler, held_out.features[few]), held_out.labels[few])
     params = options("logistic", C=0.1, tol=1e-5)
-    fitted = fitting.fit("logistic", params, train, validation, 0)
+    fitted = fitting.fit_classifier("logistic", params, train, validation, 0)
     plain = LogisticRegression(C=0.1, tol=1e-6, max_iter=2000).fit(train.features.astype(float), train.labels)
     np.testing.assert_allclose(fitted.model.coef, plain.coef_, atol=1e-3)
     np.testing.assert_allclose(fitted.model.intercept, plain.intercept_, atol=1e-3)
@@ -114,16 +114,16 @@ def test_the_optimum_is_scikit_learns(classes: int) -> None:
 
 def test_what_does_not_converge_says_so() -> None:
     chosen = select("logistic", blobs(300), C=1.0, max_iter=2, tol=1e-9).fitted
-    assert chosen.reason is not None
-    assert "max_iter=2" in chosen.reason
+    assert chosen.not_converged is not None
+    assert "max_iter=2" in chosen.not_converged
     model, reason = protocol.refit("logistic", chosen, blobs(300), 0)
     assert reason is not None
     assert model[-1].get_params()["max_iter"] == 2
     unfinished = protocol.select(
         "mlp", options("mlp", hidden_layer_sizes=(4,), max_epochs=2), protocol.prepare(blobs(300), 0, CLASSES), 0
     )
-    assert "max_epochs=2" in str(unfinished.fitted.reason)
-    assert select("ridge", blobs(300)).fitted.reason is None
+    assert "max_epochs=2" in str(unfinished.fitted.not_converged)
+    assert select("ridge", blobs(300)).fitted.not_converged is None
 
 
 def test_what_never_left_its_start_is_not_called_converged() -> None:
@@ -132,7 +132,7 @@ def test_what_never_left_its_start_is_not_called_converged() -> None:
     assert True in same
     assert [trial["converged"] for trial in chosen.trials] == [True, *(not each for each in same)]
     assert chosen.fitted.params["C"] == min(chosen.trials, key=lambda trial: trial["log_loss"])["C"]
-    assert chosen.fitted.reason is None, "fitted anew, from zeros"
+    assert chosen.fitted.not_converged is None, "fitted anew, from zeros"
 
 
 @pytest.mark.parametrize("name", ["mlp", "ridge"])
@@ -154,7 +154,7 @@ def test_what_diverges_later_keeps_its_best_epoch(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(MLPClassifier, "partial_fit", diverging)
     chosen = select("mlp", blobs(300), alpha=0.1).fitted
-    assert chosen.reason == "it diverged in epoch 4"
+    assert chosen.not_converged == "it diverged in epoch 4"
     assert len(chosen.history.steps) == 3
 
 
@@ -172,10 +172,10 @@ def test_an_interrupt_stops_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mlp_keeps_its_best_epoch() -> None:
     rows = protocol.prepare(blobs(300), 0, CLASSES)
     params = options("mlp", hidden_layer_sizes=(64,), alpha=0.0, learning_rate_init=0.02, max_epochs=60, patience=4)
-    fitted = fitting.fit("mlp", params, rows.train, rows.validation, 0)
+    fitted = fitting.fit_classifier("mlp", params, rows.train, rows.validation, 0)
     losses = [step.validation_loss for step in fitted.history.steps]
     assert fitted.history.kept == fitted.params["epochs"] == int(np.argmin(losses)) + 1
-    assert fitted.reason is None
+    assert fitted.not_converged is None
     best_before = np.minimum.accumulate(losses)[-5]
     assert min(losses[-4:]) >= best_before * (1 - 1e-3), "stopped after its patience"
     probabilities = fitted.model.predict_proba(rows.validation.features)

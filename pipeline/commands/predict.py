@@ -99,7 +99,7 @@ def predict(options: PredictOptions) -> str:
         cannot.
     """
     paths, skipped = _gather(options.images, follow_links=options.follow_links)
-    model = persistence.load(options.model)
+    model = persistence.load_model(options.model)
     for target in filter(None, (options.output, options.sheet)):
         _check_target(target)
     network = _network(model, options)

@@ -140,7 +140,7 @@ def _compute(
     resolved = classifiers.resolve(name, options.options)
     clock = _Clock(start)
     features, labels = arrays.load_split(cache, "train", taps)
-    data = history.Data(features, labels)
+    data = history.Samples(features, labels)
     clock.lap("load")
     log.info("%s on %s features of %s rows", name, f"{features.shape[1]:,}", f"{features.shape[0]:,}")
     rows = protocol.prepare(data, options.seed, classes)
@@ -155,7 +155,7 @@ def _compute(
     del rows
     clock.lap("evaluate")
     model, reason = protocol.refit(name, chosen, data, options.seed)
-    reason = reason or chosen.reason
+    reason = reason or chosen.not_converged
     if reason:
         log.warning("warning: %s did not converge: %s. The run is kept, and marked", name, reason)
     del data, features  # standardised in place by the refit: no longer what they were

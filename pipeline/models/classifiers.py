@@ -31,7 +31,7 @@ class Classifier:
         What can be set; exactly one is searched on validation when it is left out, and has the default None.
     space : callable
         From the number of feature columns to the values to search, most regularised first.
-    learns : {'iterations', 'epochs', 'once'}
+    solver_kind : {'iterations', 'epochs', 'once'}
         How it is fitted, which is how its history is taken: by L-BFGS, scored at every iteration; by passes over
         the rows, stopped early on validation; or in one step, where the history is the validation curve over the
         values searched.
@@ -41,20 +41,20 @@ class Classifier:
     make : callable
         From all parameters, a seed and the shape (rows, columns) of what it will be fitted on to an unfitted
         estimator; the features will be standardised.
-    scored_rows : int or None
+    max_scored_rows : int or None
         Training rows that its training scores are taken on at most; None for all.
     """
 
     help: str
     options: tuple[Option, ...]
     space: Callable[[int], list[Any]]
-    learns: Literal["iterations", "epochs", "once"]
+    solver_kind: Literal["iterations", "epochs", "once"]
     probabilities: bool
     make: Callable[[Mapping[str, Any], int, tuple[int, int]], Any]
-    scored_rows: int | None = None
+    max_scored_rows: int | None = None
 
     @property
-    def searched(self) -> str:
+    def tuned_option(self) -> str:
         """Name of the option that is chosen on validation when it is left out."""
         (name,) = (option.name for option in self.options if option.default is None)
         return name
@@ -178,7 +178,7 @@ REGISTRY: dict[str, Classifier] = {
             Option("tol", float, 3e-4, "the solver stops when no gradient component is larger", least=1e-12),
         ),
         space=_logistic_space,
-        learns="iterations",
+        solver_kind="iterations",
         probabilities=True,
         make=_logistic,
     ),
@@ -191,7 +191,7 @@ REGISTRY: dict[str, Classifier] = {
             *_EARLY_STOPPING,
         ),
         space=_mlp_space,
-        learns="epochs",
+        solver_kind="epochs",
         probabilities=True,
         make=_mlp,
     ),
@@ -202,7 +202,7 @@ REGISTRY: dict[str, Classifier] = {
             *_EARLY_STOPPING,
         ),
         space=_svm_space,
-        learns="epochs",
+        solver_kind="epochs",
         probabilities=False,
         make=_svm,
     ),
@@ -210,7 +210,7 @@ REGISTRY: dict[str, Classifier] = {
         help="ridge regression on the classes, in closed form",
         options=(Option("alpha", float, None, "L2 strength; chosen on validation when left out", least=0),),
         space=_ridge_space,
-        learns="once",
+        solver_kind="once",
         probabilities=False,
         make=_ridge,
     ),
@@ -221,10 +221,10 @@ REGISTRY: dict[str, Classifier] = {
             Option("n_components", int, 256, "principal components kept, whitened", least=1),
         ),
         space=_knn_space,
-        learns="once",
+        solver_kind="once",
         probabilities=False,
         make=_knn,
-        scored_rows=5000,  # the votes of every row on every other would take longer than all the rest
+        max_scored_rows=5000,  # the votes of every row on every other would take longer than all the rest
     ),
 }
 
@@ -316,9 +316,9 @@ def candidates(classifier: str, options: Mapping[str, Any], columns: int) -> lis
         Of the features: the more there are, the stronger the regularisation must be.
     """
     known = get(classifier)
-    if options[known.searched] is not None:
+    if options[known.tuned_option] is not None:
         return [dict(options)]
-    return [{**options, known.searched: value} for value in known.space(columns)]
+    return [{**options, known.tuned_option: value} for value in known.space(columns)]
 
 
 def describe(params: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from sklearn.frozen import FrozenEstimator
 
 from pipeline.common.errors import UserError
 from pipeline.models import classifiers, history, logistic
-from pipeline.models.history import Data, History, Scores, Step, Watch
+from pipeline.models.history import History, Samples, Scores, Step, Watch
 
 IMPROVEMENT = 1e-3  # of the validation loss that patience is renewed for: averaged models creep on for ever
 
@@ -38,17 +38,17 @@ class Fitted:
     history : History
     train, validation : tuple of float
         Loss in nats and accuracy on either.
-    reason : str or None
+    not_converged : str or None
         Why it did not converge; None when it did.
     model : object
-        `logistic.Weights` of the logistic regression, else an estimator that gives probabilities.
+        `logistic.LinearModel` of the logistic regression, else an estimator that gives probabilities.
     """
 
     params: dict[str, Any]
     history: History
     train: Scores
     validation: Scores
-    reason: str | None
+    not_converged: str | None
     model: Any = field(compare=False, repr=False)
 
 
@@ -56,14 +56,14 @@ def _ignore(step: Step) -> None:
     """Watch nothing."""
 
 
-def fit(
+def fit_classifier(
     name: str,
     params: Mapping[str, Any],
-    train: Data,
-    validation: Data,
+    train: Samples,
+    validation: Samples,
     seed: int,
     *,
-    start: logistic.Weights | None = None,
+    start: logistic.LinearModel | None = None,
     watch: Watch = _ignore,
 ) -> Fitted:
     """Fit one set of parameters and score it on both sets of rows.
@@ -74,10 +74,10 @@ def fit(
         The classifier's.
     params : mapping
         All its parameters.
-    train, validation : Data
+    train, validation : Samples
         Standardised.
     seed : int
-    start : Weights, optional
+    start : LinearModel, optional
         Where an iterative solver begins; ignored by classifiers without one.
     watch : callable
         Told every step.
@@ -90,8 +90,8 @@ def fit(
     if len(np.unique(train.labels)) <= max(train.labels.max(), validation.labels.max()):
         raise AssertionError("the rows to fit on lack a class: other rows of it would be scored as the next one")
     how = {"iterations": _fit_iterations, "epochs": _fit_epochs, "once": _fit_once}
-    with _explaining(name, params):
-        return how[classifiers.get(name).learns](name, dict(params), train, validation, seed, start, watch)
+    with _overflow_as_user_error(name, params):
+        return how[classifiers.get(name).solver_kind](name, dict(params), train, validation, seed, start, watch)
 
 
 def _is_overflow(error: ValueError) -> bool:
@@ -100,7 +100,7 @@ def _is_overflow(error: ValueError) -> bool:
 
 
 @contextmanager
-def _explaining(name: str, params: Mapping[str, Any]) -> Iterator[None]:
+def _overflow_as_user_error(name: str, params: Mapping[str, Any]) -> Iterator[None]:
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # what comes of it is said below
             yield
@@ -116,22 +116,22 @@ def _explaining(name: str, params: Mapping[str, Any]) -> Iterator[None]:
 def _fit_iterations(
     name: str,
     params: dict[str, Any],
-    train: Data,
-    validation: Data,
+    train: Samples,
+    validation: Samples,
     seed: int,
-    start: logistic.Weights | None,
+    start: logistic.LinearModel | None,
     watch: Watch,
 ) -> Fitted:
     """By L-BFGS. The last iteration is kept: the objective is convex, so there is nothing to stop early."""
     del name, seed
     steps: list[Step] = []
 
-    def after(number: int, weights: logistic.Weights, loss: float, accuracy: float) -> None:
+    def after(number: int, weights: logistic.LinearModel, loss: float, accuracy: float) -> None:
         steps.append(Step(number, loss, accuracy, *_score_weights(weights, validation)))
         watch(steps[-1])
 
     found = logistic.fit(train.features, train.labels, **params, start=start, watch=after)
-    reason = found.reason
+    reason = found.not_converged
     if not steps:
         steps.append(Step(0, *_score_weights(found.weights, train), *_score_weights(found.weights, validation)))
         if start is not None:
@@ -149,12 +149,12 @@ def _fit_iterations(
     )
 
 
-def _score_weights(weights: logistic.Weights, data: Data) -> Scores:
+def _score_weights(weights: logistic.LinearModel, data: Samples) -> Scores:
     _, loss, right = logistic.residuals(weights.scores(data.features), data.labels.astype(np.intp))
     return loss / len(data.labels), right / len(data.labels)
 
 
-def _pass(estimator: Any, train: Data, classes: np.typing.NDArray[Any]) -> None:
+def _run_epoch(estimator: Any, train: Samples, classes: np.typing.NDArray[Any]) -> None:
     """One epoch. MLPClassifier takes an interrupt for the end of its training and warns; it is one again here."""
     swallowed = "Training interrupted by user"
     with warnings.catch_warnings():
@@ -170,10 +170,10 @@ def _pass(estimator: Any, train: Data, classes: np.typing.NDArray[Any]) -> None:
 def _fit_epochs(
     name: str,
     params: dict[str, Any],
-    train: Data,
-    validation: Data,
+    train: Samples,
+    validation: Samples,
     seed: int,
-    start: logistic.Weights | None,
+    start: logistic.LinearModel | None,
     watch: Watch,
 ) -> Fitted:
     """Pass by pass, stopping early on validation; the epoch with the lowest validation loss is kept.
@@ -191,13 +191,13 @@ def _fit_epochs(
     reason: str | None = f"the validation loss was still falling at max_epochs={params['max_epochs']}"
     for epoch in range(1, params["max_epochs"] + 1):
         try:
-            _pass(estimator, train, classes)
+            _run_epoch(estimator, train, classes)
         except ValueError as error:
             if best is None or not _is_overflow(error):
                 raise
             reason = f"it diverged in epoch {epoch}"
             break
-        model = estimator if classifier.probabilities else _tempered(estimator, validation)
+        model = estimator if classifier.probabilities else _with_temperature(estimator, validation)
         step = Step(epoch, *history.scores(model, train), *history.scores(model, validation))
         steps.steps.append(step)
         watch(step)
@@ -222,28 +222,28 @@ def _fit_epochs(
 def _fit_once(
     name: str,
     params: dict[str, Any],
-    train: Data,
-    validation: Data,
+    train: Samples,
+    validation: Samples,
     seed: int,
-    start: logistic.Weights | None,
+    start: logistic.LinearModel | None,
     watch: Watch,
 ) -> Fitted:
     """In one step; its history is a single point, which a search joins to a validation curve."""
     del start
     classifier = classifiers.get(name)
     estimator = classifier.make(params, seed, train.features.shape)
-    reason = _noting_trouble(lambda: estimator.fit(train.features, train.labels))
-    model = estimator if classifier.probabilities else _tempered(estimator, validation)
-    rows = slice(classifier.scored_rows)
-    sample = Data(train.features[rows], train.labels[rows])
+    reason = _convergence_warnings(lambda: estimator.fit(train.features, train.labels))
+    model = estimator if classifier.probabilities else _with_temperature(estimator, validation)
+    rows = slice(classifier.max_scored_rows)
+    sample = Samples(train.features[rows], train.labels[rows])
     fitted, held_out = history.scores(model, sample), history.scores(model, validation)
-    value = params[classifier.searched]
+    value = params[classifier.tuned_option]
     step = Step(value, *fitted, *held_out)
     watch(step)
-    return Fitted(params, History(classifier.searched, [step], value), fitted, held_out, reason, model)
+    return Fitted(params, History(classifier.tuned_option, [step], value), fitted, held_out, reason, model)
 
 
-def _noting_trouble(work: Callable[[], Any]) -> str | None:
+def _convergence_warnings(work: Callable[[], Any]) -> str | None:
     """Do something; return what scikit-learn or scipy warned of, None when all went well."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
@@ -253,7 +253,7 @@ def _noting_trouble(work: Callable[[], Any]) -> str | None:
     return " ".join(troubles[0].split()) if troubles else None
 
 
-def _tempered(estimator: Any, validation: Data) -> Any:
+def _with_temperature(estimator: Any, validation: Samples) -> Any:
     """Give a fitted estimator probabilities: softmax of its decision values over a temperature.
 
     The temperature is fitted on the validation split: one number, which changes no prediction. Source: Guo et
@@ -266,14 +266,14 @@ def _tempered(estimator: Any, validation: Data) -> Any:
     return calibrated.fit(validation.features, validation.labels)
 
 
-def refit(name: str, train: Data, seed: int, chosen: Fitted, tick: Callable[[], None]) -> tuple[Any, str | None]:
+def refit(name: str, train: Samples, seed: int, chosen: Fitted, tick: Callable[[], None]) -> tuple[Any, str | None]:
     """Fit the chosen parameters on all training rows.
 
     Parameters
     ----------
     name : str
         The classifier's.
-    train : Data
+    train : Samples
         All training rows, standardised.
     seed : int
     chosen : Fitted
@@ -285,25 +285,25 @@ def refit(name: str, train: Data, seed: int, chosen: Fitted, tick: Callable[[], 
     -------
     estimator : object
         From standardised features to labels and probabilities.
-    reason : str or None
+    not_converged : str or None
         Why it did not converge; None when it did.
     """
     classifier, params = classifiers.get(name), chosen.params
-    if classifier.learns == "iterations":
+    if classifier.solver_kind == "iterations":
         found = logistic.fit(
             train.features, train.labels, **params, start=chosen.model, watch=lambda *_: tick()
         )  # fmt: skip
         return logistic.finish(train.features, train.labels, params, found)
     estimator = classifier.make(params, seed, train.features.shape)
     reason = None
-    with _explaining(name, params):
-        if classifier.learns == "epochs":
+    with _overflow_as_user_error(name, params):
+        if classifier.solver_kind == "epochs":
             classes = np.unique(train.labels)
             for _ in range(params["epochs"]):
-                _pass(estimator, train, classes)
+                _run_epoch(estimator, train, classes)
                 tick()
         else:
-            reason = _noting_trouble(lambda: estimator.fit(train.features, train.labels))
+            reason = _convergence_warnings(lambda: estimator.fit(train.features, train.labels))
             tick()
     if classifier.probabilities:
         return estimator, reason

@@ -20,7 +20,7 @@ Scores = tuple[float, float]  # loss in nats, accuracy
 
 
 @dataclass(frozen=True)
-class Data:
+class Samples:
     """Rows to learn from or to score: float32 (n, columns) and labels (n,)."""
 
     features: NDArray[np.float32]
@@ -67,7 +67,7 @@ class History:
 Watch = Callable[[Step], None]
 
 
-def scores(estimator: Any, data: Data) -> Scores:
+def scores(estimator: Any, data: Samples) -> Scores:
     """Mean cross-entropy in nats and accuracy of a fitted estimator."""
     probabilities = estimator.predict_proba(data.features)
     return cross_entropy(probabilities, data.labels), float(np.mean(probabilities.argmax(axis=1) == data.labels))

@@ -28,7 +28,7 @@ HEADROOM = 0.9  # of the tolerance: scikit-learn's own check, which rounds other
 
 
 @dataclass(frozen=True)
-class Weights:
+class LinearModel:
     """A linear model: float32 (outputs, columns) and (outputs,); one output when there are two classes."""
 
     coef: NDArray[np.float32]
@@ -46,18 +46,18 @@ class Fit:
 
     Attributes
     ----------
-    weights : Weights
+    weights : LinearModel
     iterations : int
-    reason : str or None
+    not_converged : str or None
         Why it ended before the tolerance was met; None when it was met.
     """
 
-    weights: Weights
+    weights: LinearModel
     iterations: int
-    reason: str | None
+    not_converged: str | None
 
 
-Watch = Callable[[int, Weights, float, float], None]  # iteration, weights, mean loss in nats, accuracy
+Watch = Callable[[int, LinearModel, float, float], None]  # iteration, weights, mean loss in nats, accuracy
 
 
 def residuals(scores: NDArray[np.float32], labels: NDArray[np.intp]) -> tuple[NDArray[np.float32], float, int]:
@@ -101,13 +101,13 @@ class _Objective:
         self.pool = ThreadPoolExecutor(self._threads)
         self.last: tuple[NDArray[np.float64], float, float] | None = None  # parameters, loss, accuracy
 
-    def weights(self, flat: NDArray[np.float64]) -> Weights:
+    def weights(self, flat: NDArray[np.float64]) -> LinearModel:
         """The model of flat parameters."""
         columns, outputs = self._shape
         coef = np.ascontiguousarray(flat[: columns * outputs].reshape(columns, outputs).T, dtype=np.float32)
-        return Weights(coef, flat[columns * outputs :].astype(np.float32))
+        return LinearModel(coef, flat[columns * outputs :].astype(np.float32))
 
-    def flat(self, weights: Weights) -> NDArray[np.float64]:
+    def flat(self, weights: LinearModel) -> NDArray[np.float64]:
         """The flat parameters of a model."""
         return np.concatenate([weights.coef.T.ravel(), weights.intercept]).astype(np.float64)
 
@@ -162,7 +162,7 @@ def fit(
     C: float,  # noqa: N803 - scikit-learn's name
     tol: float,
     max_iter: int,
-    start: Weights | None,
+    start: LinearModel | None,
     watch: Watch,
 ) -> Fit:
     """Minimise the mean cross-entropy plus ``|coef|² / (2 C n)``, as LogisticRegression defines it.
@@ -175,7 +175,7 @@ def fit(
         Class numbers from 0; every one up to the highest must occur.
     C, tol, max_iter
         As LogisticRegression's: inverse L2 strength, largest gradient component to stop at, iterations at most.
-    start : Weights, optional
+    start : LinearModel, optional
         Where to begin; zeros when None. The objective is strictly convex, so it changes the way, not the end.
     watch : callable
         Told the number of each iteration, the model after it, and its loss and accuracy on these very rows.
@@ -183,7 +183,7 @@ def fit(
     classes = int(labels.max()) + 1
     outputs = 1 if classes == 2 else classes
     objective = _Objective(features, labels.astype(np.intp), outputs, 1.0 / (C * len(features)))
-    zeros = Weights(np.zeros((outputs, features.shape[1]), np.float32), np.zeros(outputs, np.float32))
+    zeros = LinearModel(np.zeros((outputs, features.shape[1]), np.float32), np.zeros(outputs, np.float32))
     count = 0
 
     def after(intermediate_result: OptimizeResult) -> None:
@@ -223,7 +223,7 @@ def finish(
     -------
     estimator : LogisticRegression
         Fitted; its ``n_iter_`` counts the iterations of both.
-    reason : str or None
+    not_converged : str or None
         Why it did not converge; None when scikit-learn says that it did.
     """
     left = max(1, params["max_iter"] - found.iterations)
@@ -236,4 +236,4 @@ def finish(
     estimator.set_params(max_iter=params["max_iter"], warm_start=False)
     estimator.n_iter_ = estimator.n_iter_ + found.iterations
     unsettled = any(issubclass(item.category, ConvergenceWarning) for item in caught)
-    return estimator, (found.reason or "scikit-learn's solver did not converge either") if unsettled else None
+    return estimator, (found.not_converged or "scikit-learn's solver did not converge either") if unsettled else None

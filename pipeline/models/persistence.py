@@ -64,7 +64,7 @@ class Model:
     description: Mapping[str, Any]
 
 
-def load(path: Path) -> Model:
+def load_model(path: Path) -> Model:
     """Load a model that `train` wrote, or that was shared as ``.skops``, if it is what its description says.
 
     Raises
@@ -181,7 +181,7 @@ def to_skops(path: Path, estimator: Any) -> bytes:
     Raises
     ------
     UserError
-        When it holds a type that `load` would refuse.
+        When it holds a type that `load_model` would refuse.
     """
     import skops.io
 
@@ -205,7 +205,7 @@ def export(path: Path) -> str:
     """
     if path.suffix != JOBLIB:
         raise UserError(f"The model parameter must name a .joblib file that train wrote. Got {path}.")
-    model = load(path)
+    model = load_model(path)
     content = to_skops(path, model.estimator)
     target = path.with_suffix(SKOPS)
     digest = hashlib.sha256(content).hexdigest()

@@ -23,7 +23,7 @@ from pipeline.common.progress import Progress
 from pipeline.models import classifiers
 from pipeline.models import fit as fitting
 from pipeline.models.fit import Fitted
-from pipeline.models.history import Data, History, Step
+from pipeline.models.history import History, Samples, Step
 
 VALIDATION_SHARE = 0.1
 LEARNING_CURVE_SIZES = 5
@@ -35,21 +35,21 @@ SCALE_ROWS = 4096  # rows that go through the scaler together: bounds its float6
 
 
 @dataclass(frozen=True)
-class Prepared:
+class FitAndValidation:
     """The rows to fit on and to validate on, standardised by the former.
 
     Attributes
     ----------
-    train, validation : Data
+    train, validation : Samples
         The beginning of ``train`` is a stratified subset, however many rows are taken.
     """
 
-    train: Data
-    validation: Data
+    train: Samples
+    validation: Samples
 
-    def first(self, rows: int) -> Data:
+    def first(self, rows: int) -> Samples:
         """A stratified subset of the rows to fit on; a view, not a copy."""
-        return Data(self.train.features[:rows], self.train.labels[:rows])
+        return Samples(self.train.features[:rows], self.train.labels[:rows])
 
 
 @dataclass(frozen=True)
@@ -144,12 +144,12 @@ def standardise(scaler: StandardScaler, features: NDArray[np.float32]) -> NDArra
     return features
 
 
-def prepare(data: Data, seed: int, class_names: Sequence[str]) -> Prepared:
+def prepare(data: Samples, seed: int, class_names: Sequence[str]) -> FitAndValidation:
     """Split all training rows and standardise copies of both sides.
 
     Parameters
     ----------
-    data : Data
+    data : Samples
         All training rows, not standardised; left as they are.
     seed : int
     class_names : sequence of str
@@ -157,13 +157,13 @@ def prepare(data: Data, seed: int, class_names: Sequence[str]) -> Prepared:
     fit, held_out = split(data.labels, seed, class_names)
     train, validation = data.features[fit], data.features[held_out]
     scaler = fit_scaler(train)
-    return Prepared(
-        Data(standardise(scaler, train), data.labels[fit]),
-        Data(standardise(scaler, validation), data.labels[held_out]),
+    return FitAndValidation(
+        Samples(standardise(scaler, train), data.labels[fit]),
+        Samples(standardise(scaler, validation), data.labels[held_out]),
     )
 
 
-def select(name: str, options: Mapping[str, Any], rows: Prepared, seed: int) -> Selection:
+def select(name: str, options: Mapping[str, Any], rows: FitAndValidation, seed: int) -> Selection:
     """Choose a classifier's parameters on validation.
 
     Parameters
@@ -172,42 +172,51 @@ def select(name: str, options: Mapping[str, Any], rows: Prepared, seed: int) -> 
         The classifier's.
     options : mapping
         As `classifiers.resolve` gives them.
-    rows : Prepared
+    rows : FitAndValidation
     seed : int
     """
     classifier = classifiers.get(name)
     candidates = classifiers.candidates(name, options, rows.train.features.shape[1])
-    if classifier.learns == "iterations":
+    if classifier.solver_kind == "iterations":
         return _select_on_path(name, candidates, rows, seed)
     found: list[Fitted] = []
     for number, params in enumerate(candidates, 1):
-        title = f"fit {classifier.searched}={params[classifier.searched]:g} ({number} of {len(candidates)})"
+        title = f"fit {classifier.tuned_option}={params[classifier.tuned_option]:g} ({number} of {len(candidates)})"
         with Progress(title, params.get("max_epochs", 1), "epochs") as progress:
-            found.append(fitting.fit(name, params, rows.train, rows.validation, seed, watch=_watching(progress)))
+            found.append(
+                fitting.fit_classifier(name, params, rows.train, rows.validation, seed, watch=_watching(progress))
+            )
     best = min(found, key=lambda fitted: fitted.validation[0])
-    if classifier.learns == "once":
+    if classifier.solver_kind == "once":
         steps = sorted((step for fitted in found for step in fitted.history.steps), key=lambda step: step.step)
         best = dataclasses.replace(best, history=History(best.history.unit, steps, best.history.kept))
-    return Selection(best, [trial(fitted, classifier.searched) for fitted in found])
+    return Selection(best, [trial(fitted, classifier.tuned_option) for fitted in found])
 
 
 def trial(fitted: Fitted, searched: str) -> dict[str, Any]:
     """A candidate as the report lists it."""
     loss, accuracy = fitted.validation
-    return {searched: fitted.params[searched], "log_loss": loss, "accuracy": accuracy, "converged": not fitted.reason}
+    return {
+        searched: fitted.params[searched],
+        "log_loss": loss,
+        "accuracy": accuracy,
+        "converged": not fitted.not_converged,
+    }
 
 
-def _select_on_path(name: str, candidates: list[dict[str, Any]], rows: Prepared, seed: int) -> Selection:
+def _select_on_path(name: str, candidates: list[dict[str, Any]], rows: FitAndValidation, seed: int) -> Selection:
     trials: list[dict[str, Any]] = []
     params, last = candidates[0], None
     if len(candidates) > 1:
-        searched = classifiers.get(name).searched
+        searched = classifiers.get(name).tuned_option
         with Progress("search", 0, "candidates") as progress:
             for candidate in candidates:
                 note = _noting(progress, f"{searched}={candidate[searched]:g}", "iteration")
                 # Each starts where the one before, more regularised, ended.
                 start = last.model if last else None
-                last = fitting.fit(name, candidate, rows.train, rows.validation, seed, start=start, watch=note)
+                last = fitting.fit_classifier(
+                    name, candidate, rows.train, rows.validation, seed, start=start, watch=note
+                )
                 trials.append(trial(last, searched))
                 progress.update(1)
                 if len(trials) > 1 and trials[-1]["log_loss"] > trials[-2]["log_loss"]:
@@ -215,7 +224,7 @@ def _select_on_path(name: str, candidates: list[dict[str, Any]], rows: Prepared,
         params = min(zip(trials, candidates, strict=False), key=lambda found: found[0]["log_loss"])[1]
     # From scratch, not from the path: its history is then one of learning, not of continuing.
     with Progress(f"fit {classifiers.describe(params)}", 0, "iterations") as progress:
-        fitted = fitting.fit(name, params, rows.train, rows.validation, seed, watch=_watching(progress))
+        fitted = fitting.fit_classifier(name, params, rows.train, rows.validation, seed, watch=_watching(progress))
     return Selection(fitted, trials)
 
 
@@ -243,7 +252,7 @@ def curve_sizes(rows: int, classes: int) -> list[int]:
 
 
 def learning_curve(
-    name: str, chosen: Fitted, rows: Prepared, data: Data, seed: int, class_names: Sequence[str]
+    name: str, chosen: Fitted, rows: FitAndValidation, data: Samples, seed: int, class_names: Sequence[str]
 ) -> LearningCurve:
     """Accuracy of the chosen parameters against training-set size, over several seeds.
 
@@ -257,9 +266,9 @@ def learning_curve(
         The classifier's.
     chosen : Fitted
         By `select`, on ``rows``.
-    rows : Prepared
+    rows : FitAndValidation
         Of ``seed``.
-    data : Data
+    data : Samples
         All training rows, not standardised; left as they are.
     seed : int
     class_names : sequence of str
@@ -285,7 +294,7 @@ def learning_curve(
                 what = f"{size:,} rows, seed {number + 1} of {LEARNING_CURVE_SEEDS}"
                 # A solver starts where it ended on fewer rows. Epochs start anew: fewer rows need more of them, so
                 # each size stops where its own validation says.
-                last = fitting.fit(
+                last = fitting.fit_classifier(
                     name, params, rows.first(size), rows.validation, each,
                     start=last.model if last and "tol" in params else None, watch=_noting(progress, what, "step"),
                 )  # fmt: skip
@@ -294,7 +303,7 @@ def learning_curve(
     return LearningCurve(sizes, train_scores, validation_scores)
 
 
-def refit(name: str, chosen: Fitted, data: Data, seed: int) -> tuple[Pipeline, str | None]:
+def refit(name: str, chosen: Fitted, data: Samples, seed: int) -> tuple[Pipeline, str | None]:
     """Fit the chosen parameters on all training rows; ``data`` is standardised in place and used up.
 
     Returns
@@ -305,7 +314,7 @@ def refit(name: str, chosen: Fitted, data: Data, seed: int) -> tuple[Pipeline, s
         Why it did not converge; None when it did.
     """
     scaler = fit_scaler(data.features)
-    train = Data(standardise(scaler, data.features), data.labels)
+    train = Samples(standardise(scaler, data.features), data.labels)
     with Progress("refit on all rows", chosen.params.get("epochs", 0), "steps") as progress:
         estimator, reason = fitting.refit(name, train, seed, chosen, lambda: progress.update(1))
     return _assemble(name, scaler, estimator, seed), reason

@@ -32,7 +32,7 @@ from pipeline.selection.options import SweepOptions
 from pipeline.selection.trials import Trial, TrialRecords, TrialResult
 
 if TYPE_CHECKING:
-    from pipeline.selection.protocol import Prepared
+    from pipeline.selection.protocol import FitAndValidation
 
 log = logging.getLogger("pipeline")
 
@@ -130,7 +130,7 @@ class _Runner:
         from pipeline.selection import protocol  # late: it loads scikit-learn
 
         self._cache, self._records = cache, records
-        self._prepared: Prepared | None = None
+        self._prepared: FitAndValidation | None = None
         self._holds: tuple[int, tuple[str, ...]] = (-1, ())  # whose seed and taps that is
         self._asked_for: set[Path] = set()
         total = cache.rows["train"]
@@ -186,20 +186,20 @@ class _Runner:
         best_first = sorted(found, key=lambda name: _rank(found[name], name.stem))
         return [(tried[name], found[name]) for name in best_first]
 
-    def _prepare(self, seed: int, taps: tuple[str, ...]) -> Prepared:
+    def _prepare(self, seed: int, taps: tuple[str, ...]) -> FitAndValidation:
         from pipeline.models import history
         from pipeline.selection import protocol
 
         if self._prepared is None or seed != self._holds[0] or not set(taps) <= set(self._holds[1]):
             self._prepared = None  # gives the arrays back before there are new ones
             features, labels = arrays.load_split(self._cache, "train", taps)
-            data = history.Data(features, labels)
+            data = history.Samples(features, labels)
             self._prepared = protocol.prepare(data, seed, self._cache.class_names)
             self._holds = seed, taps
         return self._prepared
 
     def _fit(
-        self, arranged: Sequence[Sequence[Trial]], prepared: Prepared, note: Callable[[str], None]
+        self, arranged: Sequence[Sequence[Trial]], prepared: FitAndValidation, note: Callable[[str], None]
     ) -> Iterator[tuple[Trial, TrialResult]]:
         """Fit paths, one after the other or side by side, whichever suits their size."""
         import joblib

@@ -14,12 +14,12 @@ from pipeline.network.taps import columns_of, describe_taps
 from pipeline.selection.trials import Trial, TrialRecords, TrialResult
 
 if TYPE_CHECKING:
-    from pipeline.selection.protocol import Prepared
+    from pipeline.selection.protocol import FitAndValidation
 
 
 def describe(trial: Trial) -> str:
     """A trial in a few words, for progress."""
-    tuned = classifiers.get(trial.classifier).searched
+    tuned = classifiers.get(trial.classifier).tuned_option
     value = classifiers.describe({tuned: trial.params[tuned]})
     return f"{trial.classifier} {value}, {describe_taps(trial.taps)}"
 
@@ -29,12 +29,12 @@ def arrange(trials: Sequence[Trial]) -> list[list[Trial]]:
     groups: dict[str, list[Trial]] = {}
     for number, trial in enumerate(trials):
         known = classifiers.get(trial.classifier)
-        rest = {name: value for name, value in trial.params.items() if name != known.searched}
-        alone = number if known.learns != "iterations" else None
+        rest = {name: value for name, value in trial.params.items() if name != known.tuned_option}
+        alone = number if known.solver_kind != "iterations" else None
         groups.setdefault(repr((trial.classifier, trial.taps, rest, alone)), []).append(trial)
     # Most regularised first.
     return [
-        sorted(group, key=lambda trial: trial.params[classifiers.get(trial.classifier).searched])
+        sorted(group, key=lambda trial: trial.params[classifiers.get(trial.classifier).tuned_option])
         for group in groups.values()
     ]
 
@@ -49,7 +49,7 @@ def fit_path_in_worker(*given: Any) -> list[tuple[Trial, TrialResult]]:
 
 def fit_path(
     path: Sequence[Trial],
-    prepared: Prepared,
+    prepared: FitAndValidation,
     taps: tuple[str, ...],
     records: TrialRecords,
     on_step: Callable[[str], None] = lambda what: None,
@@ -60,7 +60,7 @@ def fit_path(
     ----------
     path : sequence of Trial
         Of the same classifier, taps and rows, in order.
-    prepared : Prepared
+    prepared : FitAndValidation
         Standardised rows of ``taps``.
     taps : tuple of str
         What the columns of ``prepared`` are.
@@ -72,7 +72,7 @@ def fit_path(
 
     columns = columns_among(path[0].taps, taps)
     train, validation = (
-        history.Data(data.features[:, columns], data.labels)
+        history.Samples(data.features[:, columns], data.labels)
         for data in (prepared.first(path[0].rows), prepared.validation)
     )
     last: Trial | None = None
@@ -88,13 +88,15 @@ def fit_path(
         def note(step: history.Step, what: str = describe(trial)) -> None:
             on_step(f"{what}: step {step.step:g}, {step.validation_accuracy:.2%}")
 
-        fitted = fit.fit(
+        fitted = fit.fit_classifier(
             trial.classifier, trial.params, train, validation, trial.seed, watch=note,
-            start=None if state is None else logistic.Weights(np.ascontiguousarray(state[:, :-1]), state[:, -1]),
+            start=None if state is None else logistic.LinearModel(np.ascontiguousarray(state[:, :-1]), state[:, -1]),
         )  # fmt: skip
-        result = TrialResult(*fitted.validation, *fitted.train, fitted.reason, round(time.monotonic() - begin, 3))
+        result = TrialResult(
+            *fitted.validation, *fitted.train, fitted.not_converged, round(time.monotonic() - begin, 3)
+        )
         end = None
-        if isinstance(fitted.model, logistic.Weights) and trial is not path[-1]:
+        if isinstance(fitted.model, logistic.LinearModel) and trial is not path[-1]:
             end = np.column_stack([fitted.model.coef, fitted.model.intercept]).astype(np.float32)
         records.write(trial, fitted.params, result, end)
         if last is not None:
