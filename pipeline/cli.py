@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from pipeline.commands.options import ExportOptions, InspectOptions, PredictOptions, ReportOptions
@@ -34,75 +34,116 @@ EXIT_PIPE = 141  # 128 + SIGPIPE, as a shell has it
 PROGRAM = "python -m pipeline"
 
 
-# --- commands: from what was asked to what is printed ----------------------------------------
+@dataclass(frozen=True)
+class Command:
+    """What a command does, and the options whose fields are its flags."""
+
+    run: Callable[[argparse.Namespace], str]
+    options: Sequence[type[Options]]
+    defaults: Mapping[str, Any]
+
+    def groups(self) -> dict[str, list[Option]]:
+        """Its flags, by the titles of their groups; of two that have one name, that of the later options."""
+        owners = {item.name: options for options in self.options for item in options.declared()}
+        found = {
+            options.__name__.replace("Options", " options").lower(): [
+                item for item in options.declared() if owners[item.name] is options
+            ]
+            for options in self.options
+        }
+        return {**found, "options of the classifiers": classifiers.flags()} if TrainOptions in self.options else found
 
 
-def _features(given: argparse.Namespace) -> str:
+COMMANDS: dict[str, Command] = {}
+
+
+def _command(*options: type[Options], **defaults: Any) -> Callable[[Any], Any]:
+    """Make a function, from what was given to what is printed, the command of its name; its docstring is the help."""
+
+    def register(run: Callable[[argparse.Namespace], str]) -> Callable[[argparse.Namespace], str]:
+        COMMANDS[run.__name__] = Command(run, options, defaults)
+        return run
+
+    return register
+
+
+@_command(ComputeOptions)
+def features(given: argparse.Namespace) -> str:
+    """Stage one: push all images through VGG16 once."""
     from pipeline.features import extract
 
     return f"{extract.extract(ComputeOptions.of(given)).summary}\n"
 
 
-def _train(given: argparse.Namespace) -> str:
-    from pipeline.commands import train
-    from pipeline.output import report
-
-    training = _training(given)
-    return _with_page(given, training, report.summary(train.train(FeatureOptions.of(given), training)))
+@_command(FeatureOptions, TrainOptions)
+def train(given: argparse.Namespace) -> str:
+    """Stage two: train a classifier on the cached features."""
+    return _train(FeatureOptions.of(given), _training(given))
 
 
-def _sweep(given: argparse.Namespace) -> str:
+@_command(FeatureOptions, TrainOptions, SweepOptions)
+def sweep(given: argparse.Namespace) -> str:
+    """Stage two, many times: choose among many candidates, then train the best."""
     from pipeline.commands import sweep
     from pipeline.output import report
 
-    options = SweepOptions.of(given, training=_training(given))
+    chosen = SweepOptions.of(given, training=_training(given))
     given.taps = "all"  # which the features need follows from the choices
-    result = sweep.sweep(FeatureOptions.of(given), options)
-    return _with_page(given, options.training, f"{sweep.summary(result)}\n{report.summary(result.winner)}")
+    asked = FeatureOptions.of(given)
+    result = sweep.sweep(asked, chosen)
+    return _with_page(asked, chosen.training, f"{sweep.summary(result)}\n{report.summary(result.winner)}")
 
 
-def _demo(given: argparse.Namespace) -> str:
-    from pipeline.commands import train
-    from pipeline.features import extract
-    from pipeline.network.weights import WeightsUnavailable
-    from pipeline.output import report
-
-    options, training = ComputeOptions.of(given, dataset="digits"), _training(given)
-    try:
-        extracted = extract.extract(options)
-    except WeightsUnavailable as error:
-        log.warning("warning: %s", error)
-        log.warning("warning: going on with an untrained network, so that there is something to see")
-        options = dataclasses.replace(options, weights="random")
-        extracted = extract.extract(options)
-    sys.stdout.write(f"{extracted.summary}\n")
-    return _with_page(given, training, report.summary(train.train(options, training)))
-
-
-def _report(given: argparse.Namespace) -> str:
+@_command(ReportOptions)
+def report(given: argparse.Namespace) -> str:
+    """Rebuild leaderboard and page from the runs that are there."""
     from pipeline.output import page
 
     options = ReportOptions.of(given)
     return page.summary(page.rebuild(options.output_dir, options.data_dir, dataset=options.dataset))
 
 
-def _predict(given: argparse.Namespace) -> str:
+@_command(ComputeOptions, TrainOptions, dataset="digits")
+def demo(given: argparse.Namespace) -> str:
+    """Both stages on scikit-learn's digits, in about a minute."""
+    from pipeline.features import extract
+    from pipeline.network.weights import WeightsUnavailable
+
+    asked, training = ComputeOptions.of(given, **COMMANDS["demo"].defaults), _training(given)
+    try:
+        extracted = extract.extract(asked)
+    except WeightsUnavailable as error:
+        log.warning("warning: %s", error)
+        log.warning("warning: going on with an untrained network, so that there is something to see")
+        asked = dataclasses.replace(asked, weights="random")
+        extracted = extract.extract(asked)
+    sys.stdout.write(f"{extracted.summary}\n")
+    return _train(asked, training)
+
+
+@_command(PredictOptions)
+def predict(given: argparse.Namespace) -> str:
+    """Classify images of your own with a fitted model."""
     from pipeline.commands import predict
 
     return predict.predict(PredictOptions.of(given))
 
 
-def _inspect(given: argparse.Namespace) -> str:
+@_command(ExportOptions)
+def export(given: argparse.Namespace) -> str:
+    """Write a model in the format for sharing (skops)."""
+    from pipeline.models import persistence
+
+    return persistence.export(ExportOptions.of(given).model)
+
+
+@_command(InspectOptions, FeatureOptions)
+def inspect(given: argparse.Namespace) -> str:
+    """What a feature file holds, and whether it verifies."""
     from pipeline.commands import inspect
 
     options = InspectOptions.of(given)
     return inspect.inspect(options.file, FeatureOptions.of(given), must_verify=options.verify)
-
-
-def _export(given: argparse.Namespace) -> str:
-    from pipeline.models import persistence
-
-    return persistence.export(ExportOptions.of(given).model)
 
 
 def _training(given: argparse.Namespace) -> TrainOptions:
@@ -110,60 +151,22 @@ def _training(given: argparse.Namespace) -> TrainOptions:
     return TrainOptions.of(given, options={name: value for name, value in own.items() if value is not None})
 
 
-def _with_page(given: argparse.Namespace, training: TrainOptions, text: str) -> str:
+def _train(asked: FeatureOptions, training: TrainOptions) -> str:
+    from pipeline.commands import train
+    from pipeline.output import report
+
+    return _with_page(asked, training, report.summary(train.train(asked, training)))
+
+
+def _with_page(asked: FeatureOptions, training: TrainOptions, text: str) -> str:
     """Bring leaderboard and page up to date; a run's results, and where all of them are."""
     from pipeline.output import leaderboard
 
     if not leaderboard.is_current(training.output_dir):
         from pipeline.output import page  # late: a run that is found needs none of what makes the page
 
-        page.rebuild(training.output_dir, FeatureOptions.of(given).data_dir)
+        page.rebuild(training.output_dir, asked.data_dir)
     return f"{text}all runs:\n  {training.output_dir / leaderboard.PAGE_NAME}\n"
-
-
-@dataclass(frozen=True)
-class Command:
-    """What a command does, and the options, by the titles of their groups, whose fields are its flags."""
-
-    help: str
-    run: Callable[[argparse.Namespace], str]
-    options: Mapping[str, type[Options]]
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-
-    def groups(self) -> dict[str, list[Option]]:
-        """Its flags; of two that have one name, that of the later options."""
-        owners = {item.name: title for title, options in self.options.items() for item in options.declared()}
-        found = {
-            title: [item for item in options.declared() if owners[item.name] == title]
-            for title, options in self.options.items()
-        }
-        return {**found, "options of the classifiers": classifiers.flags()} if "training" in found else found
-
-
-_STAGES: dict[str, type[Options]] = {"features": FeatureOptions, "training": TrainOptions}
-COMMANDS = {
-    "features": Command("stage one: push all images through VGG16 once", _features, {"features": ComputeOptions}),
-    "train": Command("stage two: train a classifier on the cached features", _train, _STAGES),
-    "sweep": Command(
-        "stage two, many times: choose among many candidates, then train the best",
-        _sweep,
-        {**_STAGES, "sweep": SweepOptions},
-    ),
-    "report": Command("rebuild leaderboard and page from the runs that are there", _report, {"report": ReportOptions}),
-    "demo": Command(
-        "both stages on scikit-learn's digits, in about a minute",
-        _demo,
-        {**_STAGES, "features": ComputeOptions},
-        {"dataset": "digits"},
-    ),
-    "predict": Command("classify images of your own with a fitted model", _predict, {"prediction": PredictOptions}),
-    "export": Command("write a model in the format for sharing (skops)", _export, {"model": ExportOptions}),
-    "inspect": Command(
-        "what a feature file holds, and whether it verifies",
-        _inspect,
-        {"file": InspectOptions, "features to compare it with": FeatureOptions},
-    ),
-}
 
 
 # --- the front door ---------------------------------------------------------------------------
@@ -185,7 +188,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     for name, command in COMMANDS.items():
-        own = commands.add_parser(name, help=command.help, description=command.help)
+        text = command.run.__doc__
+        own = commands.add_parser(name, help=text, description=text)
         for title, options in command.groups().items():
             add_flags(own, title, options, **command.defaults)
     return parser

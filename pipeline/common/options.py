@@ -176,14 +176,11 @@ class Options:
         return cls(**more)
 
     def command_line(self) -> str:
-        """Flags that ask for what differs from the defaults."""
-        words: list[str] = []
-        for item in self.declared():
-            value = getattr(self, item.name)
-            if value != item.default:
-                values = value if item.many and not item.has_commas else [value]
-                words += [item.flag if one is True else f"{item.flag} {shlex.quote(item.show(one))}" for one in values]
-        return " ".join(words)
+        """Flags that ask for what differs from the defaults, one for each setting."""
+        given = [(item, value) for item in self.declared() if (value := getattr(self, item.name)) != item.default]
+        return " ".join(
+            item.flag if value is True else f"{item.flag} {shlex.quote(item.show(value))}" for item, value in given
+        )
 
 
 # --- flags and variables ----------------------------------------------------------------------
@@ -197,11 +194,7 @@ def add_flags(parser: Any, title: str, options: Iterable[Option], **defaults: An
     group = parser.add_argument_group(title)
     for item in options:
         default = defaults.get(item.name, item.default)
-        told = (
-            ""
-            if any(default is nothing for nothing in (None, False, (), MISSING))
-            else f" (default: {item.show(default)})"
-        )
+        told = "" if default is False or default in (None, (), MISSING) else f" (default: {item.show(default)})"
         more: dict[str, Any] = {"help": item.help.replace("%", "%%") + told, "default": None}
         if item.kind is bool:
             more |= {"action": "store_true"}
