@@ -26,11 +26,11 @@ from pipeline.common.text import count_of_files, printable, to_csv, to_json
 from pipeline.data import decode as images
 from pipeline.data import folder, loader
 from pipeline.data.dataset import Image, Skipped, Split, Unusable, few_reasons, listing
-from pipeline.features import compute, extract
+from pipeline.features import compute
 from pipeline.models import persistence
 from pipeline.network import compile as compiling
 from pipeline.network import device
-from pipeline.network.weights import VGGWeights, load_weights
+from pipeline.network.weights import VGGWeights, load_weights, say_untrained
 from pipeline.output import contact_sheet
 
 log = logging.getLogger("pipeline")
@@ -183,7 +183,7 @@ def _network(model: persistence.Model, options: PredictOptions) -> VGGWeights:
             f"The model {model.path} was trained on features of other weights: their digest is {wanted[:12]}…, that of "
             f"{choice} is {network.digest[:12]}…. Name the file that it was trained with by --weights."
         )
-    extract.say_untrained(network.label)
+    say_untrained(network.label)
     return network
 
 

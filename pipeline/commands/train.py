@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import file_errors
 from pipeline.common.text import printable, to_csv, to_json
-from pipeline.features import arrays, compute, extract, store
+from pipeline.features import arrays, compute, store
 from pipeline.features.find import find
 from pipeline.features.options import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import columns_of
+from pipeline.network.weights import say_untrained
 from pipeline.output import report
 from pipeline.output.run_folder import RunFolder
 from pipeline.selection.options import TrainOptions
@@ -68,7 +69,7 @@ def train_on(cache: store.Cache, asked: FeatureSpec, options: TrainOptions, star
     place = place_of(asked, options)
     if _is_there(place, options):
         return place
-    extract.say_untrained(cache.provenance["weights"])
+    say_untrained(cache.provenance["weights"])
     if cache.provenance["official"] is not True:
         log.warning("warning: these features come from files that are not the official %s", asked.dataset)
     with file_errors("write the results", place.output_dir):

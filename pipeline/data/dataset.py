@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -95,10 +95,8 @@ class Split:
     images: NDArray[np.uint8] | LazyImages
     labels: NDArray[Any]
 
-    def first(self, rows: int | None) -> Split:
-        """The first rows of the split, or all. Lazy images beyond them are there, and never asked for."""
-        if rows is None:
-            return self
+    def first(self, rows: int) -> Split:
+        """The first rows of the split. Lazy images beyond them are there, and never asked for."""
         images = self.images[:rows] if isinstance(self.images, np.ndarray) else self.images
         return Split(images, self.labels[:rows])
 
@@ -119,8 +117,8 @@ class Members:
     names: tuple[str, ...]
     digests: NDArray[np.uint8]
 
-    def first(self, rows: int | None) -> Members:
-        """The first rows, or all."""
+    def first(self, rows: int) -> Members:
+        """The first rows."""
         return Members(self.names[:rows], self.digests[:rows])
 
     def without(self, rows: Sequence[int]) -> Members:
@@ -164,6 +162,17 @@ class Dataset:
     read: Callable[[], Mapping[str, Split]] = field(repr=False)
     members: Mapping[str, Members] | None = field(default=None, repr=False)
     skipped: tuple[Skipped, ...] = ()
+
+    def first(self, rows: int | None) -> Dataset:
+        """The first rows of each split, or all."""
+        if rows is None:
+            return self
+        return replace(
+            self,
+            rows={name: min(count, rows) for name, count in self.rows.items()},
+            read=lambda: {name: split.first(rows) for name, split in self.splits.items()},
+            members=self.members and {name: who.first(rows) for name, who in self.members.items()},
+        )
 
     @cached_property
     def splits(self) -> Mapping[str, Split]:

@@ -12,8 +12,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,50 +24,18 @@ from pipeline.common.errors import Interrupted, UserError
 from pipeline.common.progress import Progress, format_bytes, format_seconds
 from pipeline.common.text import count_of_files, printable
 from pipeline.data import loader
-from pipeline.data.dataset import Dataset, Image, Members, Skipped, Split, Unusable, few_reasons
+from pipeline.data.dataset import Dataset, Image, Members, Skipped, Unusable, few_reasons
 from pipeline.features import reuse, store
+from pipeline.features.options import ComputeOptions
 from pipeline.features.parts import Build, Part, PartContent
+from pipeline.network import compile as compiling
 from pipeline.network import device
 from pipeline.network.taps import TAP_COLUMNS, columns_of
-from pipeline.network.weights import VGGWeights
+from pipeline.network.weights import VGGWeights, load_weights, say_untrained
 
 log = logging.getLogger("pipeline")
 
 Extractor = Callable[[Any], loader.Features]
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is to be computed, and with what.
-
-    Attributes
-    ----------
-    dataset : Dataset
-    build : Build
-        Under the lock of its `hold`.
-    network : VGGWeights
-    make_extractor : callable
-        Compiles the network.
-    plan : Plan
-        Where, and how many images at once.
-    """
-
-    dataset: Dataset
-    build: Build
-    network: VGGWeights
-    make_extractor: Callable[[], Extractor]
-    plan: device.Plan
-
-    @property
-    def splits(self) -> dict[str, Split]:
-        """Images and labels of the rows wanted."""
-        return {name: split.first(self.build.spec.limit) for name, split in self.dataset.splits.items()}
-
-    @property
-    def members(self) -> dict[str, Members] | None:
-        """Who the rows wanted are, if they have names."""
-        members = self.dataset.members
-        return None if members is None else {name: who.first(self.build.spec.limit) for name, who in members.items()}
 
 
 def check_images(dataset: Dataset, build: Build, batch_size: int) -> None:
@@ -78,17 +46,15 @@ def check_images(dataset: Dataset, build: Build, batch_size: int) -> None:
     UserError
         When a file of the data set cannot be used; all of them are named.
     """
-    if dataset.members is None:
+    members, spec = dataset.members, build.spec
+    if members is None:
         return
-    spec = build.spec
-    members = {name: who.first(spec.limit) for name, who in dataset.members.items()}
-    splits = {name: split.first(spec.limit) for name, split in dataset.splits.items()}
     with reuse.known_rows(build.folder, spec, _digests(members)) as known:
         rows = [(name, int(row)) for name, who in members.items() for row in np.flatnonzero(~known.has(who.digests))]
     faults = list(dataset.skipped)
     with (
         Progress("checking", len(rows), "images") as progress,
-        loader.batches(splits, rows, image_size=spec.image_size, fit=spec.fit, batch_size=batch_size) as source,
+        loader.batches(dataset.splits, rows, image_size=spec.image_size, fit=spec.fit, batch_size=batch_size) as source,
     ):
         for batch in source:
             faults += [
@@ -109,8 +75,8 @@ def refuse_skipped(skipped: Sequence[Skipped], source: str) -> None:
         )
 
 
-def compute(work: Work) -> str:
-    """Fill the build, part by part, and finish it; return what was done, in one line for people.
+def compute(options: ComputeOptions, dataset: Dataset, build: Build, plan: device.Plan) -> str:
+    """Fill a build, whose lock is held, part by part, and finish it; return what was done, in one line for people.
 
     Raises
     ------
@@ -119,19 +85,36 @@ def compute(work: Work) -> str:
     Interrupted
         On SIGINT or SIGTERM.
     """
-    build = work.build
+    network, spec = load_weights(options.weights, options.data_dir), build.spec
+    if network.digest != spec.weights_digest:
+        raise UserError(
+            f"The weights file {options.weights} changed while it was being used: its digest was "
+            f"{spec.weights_digest[:12]}… and is {network.digest[:12]}… now. Run the same command again."
+        )
+    say_untrained(network.label)
     total = sum(build.rows.values())
     log.info(
         "computing %s features of %s at %d px in %s on %s, %d at a time, weights %s",
-        f"{columns_of(build.spec.taps):,}", f"{total:,} images", build.spec.image_size, build.spec.precision,
-        work.plan.label, work.plan.batch_size, work.network.label,
+        f"{columns_of(spec.taps):,}", f"{total:,} images", spec.image_size, spec.precision, plan.label, plan.batch_size,
+        network.label,
     )  # fmt: skip
+    extractor = _LazyExtractor(
+        partial(
+            compiling.make_extractor,
+            network.layers,
+            spec.taps,
+            image_size=spec.image_size,
+            interpolation=spec.interpolation,
+            plan=plan,
+            threads=options.threads,
+        )
+    )
     try:
         build.prepare()
         with Progress("features", total, "images") as progress:
-            _fill(work, progress)
-        _check_rows_left(work)
-        _finish(work)
+            _fill(dataset, build, extractor, plan.batch_size, progress)
+        _check_rows_left(dataset, build)
+        _finish(dataset, build, network, plan)
     except KeyboardInterrupt:
         if build.target.exists():  # it appears complete, and only what it was made of may be left
             raise Interrupted(f"Interrupted, but {build.target} is complete: nothing is left to compute.") from None
@@ -163,28 +146,27 @@ def _digests(members: Mapping[str, Members]) -> NDArray[np.uint8]:
 # --- part by part -----------------------------------------------------------------------------
 
 
-class _Network:
-    """The extractor, compiled when there is something to compute; knows how long that took."""
+class _LazyExtractor:
+    """The network, compiled when there is something to compute; knows how long that took."""
 
-    def __init__(self, work: Work) -> None:
-        self._make = work.make_extractor
+    def __init__(self, make: Callable[[], Extractor]) -> None:
+        self._make = make
         self._extractor: Extractor | None = None
         self.seconds = 0.0
 
     def __call__(self, images: Sequence[Image]) -> loader.Features:
         """Features of at most a batch of images."""
-        same = len({image.shape for image in images}) == 1
-        batch = np.stack(images) if same else images
         if self._extractor is None:
             began = time.monotonic()
             self._extractor = self._make()
             self.seconds = time.monotonic() - began
-        return self._extractor(batch)
+        same = len({image.shape for image in images}) == 1
+        return self._extractor(np.stack(images) if same else images)
 
 
-def _fill(work: Work, progress: Progress) -> None:
+def _fill(dataset: Dataset, build: Build, extractor: _LazyExtractor, batch_size: int, progress: Progress) -> None:
     """Load or compute part by part; each is hashed, written and fsynced while the next is computed."""
-    build, members = work.build, work.members
+    members, spec = dataset.members, build.spec
     there = {part for part in build.parts if _is_there(build, part)}
     if there:
         rows_there = sum(part.stop - part.start for part in there)
@@ -195,7 +177,7 @@ def _fill(work: Work, progress: Progress) -> None:
         known: dict[Part, NDArray[np.bool_]] = {part: np.zeros(part.stop - part.start, bool) for part in todo}
         others = None
         if members is not None and todo:
-            others = stack.enter_context(reuse.known_rows(build.folder, build.spec, _digests(members)))
+            others = stack.enter_context(reuse.known_rows(build.folder, spec, _digests(members)))
             known = {part: others.has(members[part.split].digests[part.start : part.stop]) for part in todo}
             if len(others):
                 log.info(
@@ -203,12 +185,9 @@ def _fill(work: Work, progress: Progress) -> None:
                 )
         rows = [(part.split, part.start + int(row)) for part in todo for row in np.flatnonzero(~known[part])]
         source = stack.enter_context(
-            loader.batches(
-                work.splits, rows, image_size=build.spec.image_size, fit=build.spec.fit, batch_size=work.plan.batch_size
-            )
+            loader.batches(dataset.splits, rows, image_size=spec.image_size, fit=spec.fit, batch_size=batch_size)
         )
-        network = _Network(work)
-        stream = loader.Stream(source, network, progress.update)
+        stream = loader.Stream(source, extractor, progress.update)
         leaks = _Leaks(members)
         writer = stack.enter_context(Aside())
         for part in build.parts:
@@ -219,10 +198,10 @@ def _fill(work: Work, progress: Progress) -> None:
                     raise AssertionError(f"{part} was there a moment ago")
                 progress.skip(part.stop - part.start)
             else:
-                began, making = time.monotonic(), network.seconds
+                began, making = time.monotonic(), extractor.seconds
                 content = _assemble(build, part, stream, known[part], others, members)
                 content = leaks.without(part, content)
-                seconds = time.monotonic() - began - (network.seconds - making)
+                seconds = time.monotonic() - began - (extractor.seconds - making)
                 content = dataclasses.replace(content, seconds=seconds)
                 writer.do(build.add, part, content)
                 progress.skip(int(known[part].sum()))
@@ -314,24 +293,22 @@ class _Leaks:
             yield row, hashlib.sha256(values.data).digest()
 
 
-def _check_rows_left(work: Work) -> None:
+def _check_rows_left(dataset: Dataset, build: Build) -> None:
     """Refuse features that nothing can be trained on. Parts of them are of no use to a later run either."""
-    build, members = work.build, work.members
-    dropped = build.dropped["train"]
+    members, dropped = dataset.members, build.dropped["train"]
     if members is None or len(dropped) < build.rows["train"]:
         return
     build.discard()
     reasons = few_reasons([Skipped(members["train"].names[row], why) for row, why in dropped.items()], most=20)
     raise UserError(
-        f"None of the {len(dropped):,} training images of {work.dataset.source} can be used: {reasons}. "
+        f"None of the {len(dropped):,} training images of {dataset.source} can be used: {reasons}. "
         f"Mend or replace them. No feature file was made."
     )
 
 
-def _finish(work: Work) -> None:
+def _finish(dataset: Dataset, build: Build, network: VGGWeights, plan: device.Plan) -> None:
     from importlib.metadata import version  # late: a cache hit has no use for it
 
-    build, dataset = work.build, work.dataset
     attributes = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "images_per_second": _rate(build),
@@ -339,19 +316,19 @@ def _finish(work: Work) -> None:
         "provenance": {
             "dataset_source": dataset.source,
             "official": dataset.official,
-            "weights": work.network.label,
-            "weights_source": work.network.source,
-            "device": work.plan.label,
-            "batch_size": work.plan.batch_size,
+            "weights": network.label,
+            "weights_source": network.source,
+            "device": plan.label,
+            "batch_size": plan.batch_size,
             "rows_computed": build.computed,
             "rows_taken_over": _taken_over(build),
             **device.describe(),
         },
     }
     log.info("joining %d parts", len(build.parts))
-    labels = {name: split.labels for name, split in work.splits.items()}
+    labels = {name: split.labels for name, split in dataset.splits.items()}
     with Progress("joining", sum(build.rows.values()), "rows") as progress:
-        build.finish(labels, dataset.class_names, attributes, work.members, dataset.skipped, progress.update)
+        build.finish(labels, dataset.class_names, attributes, dataset.members, dataset.skipped, progress.update)
 
 
 def _packages(dataset: Dataset) -> tuple[str, ...]:

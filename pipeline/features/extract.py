@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,15 @@ from pathlib import Path
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.progress import format_bytes
 from pipeline.data import datasets
-from pipeline.data.dataset import Dataset, listing
-from pipeline.features import compute as computing
-from pipeline.features import parts, store
+from pipeline.data.dataset import Dataset, Skipped, listing
+from pipeline.features import compute, parts, store
 from pipeline.features.find import candidate_specs, find_specs
-from pipeline.features.options import ComputeOptions, FeatureOptions
+from pipeline.features.options import ComputeOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.network import compile as compiling
 from pipeline.network import device
 from pipeline.network.taps import columns_of
-from pipeline.network.weights import load_weights
+from pipeline.network.weights import say_untrained
 
 log = logging.getLogger("pipeline")
 
@@ -78,19 +78,19 @@ def _warn_of_threads(threads: int | None) -> None:
         log.warning("warning: %d threads on %d cores compute no faster, and usually slower", threads, device.cores())
 
 
-def _found(cache: store.Cache, options: FeatureOptions) -> Extracted:
+def _found(cache: store.Cache, options: ComputeOptions) -> Extracted:
     say_untrained(cache.provenance["weights"])
     columns = f"{columns_of(cache.spec.taps):,} columns"
     summary = f"{cache.path} is valid: {format_bytes(cache.size)}, {columns}, made {cache.created}; nothing to compute"
-    return _extracted(cache, options, summary)
+    return _extracted(options, summary, cache.path, cache.skipped, str(cache.provenance["dataset_source"]))
 
 
-def _extracted(cache: store.Cache, options: FeatureOptions, summary: str) -> Extracted:
+def _extracted(options: ComputeOptions, summary: str, path: Path, skipped: Sequence[Skipped], source: str) -> Extracted:
     """A cache with its closing lines; under ``--strict`` it must have left nothing out."""
     if options.strict:
-        computing.refuse_skipped(cache.skipped, str(cache.provenance["dataset_source"]))
-    skipped = listing(cache.skipped, f": see 'python -m pipeline inspect {cache.path}'")
-    return Extracted(cache.path, "\n".join(filter(None, (summary, skipped))))
+        compute.refuse_skipped(skipped, source)
+    lines = listing(skipped, f": see 'python -m pipeline inspect {path}'")
+    return Extracted(path, "\n".join(filter(None, (summary, lines))))
 
 
 def say_waiting(holder: str) -> None:
@@ -98,61 +98,29 @@ def say_waiting(holder: str) -> None:
     log.info("waiting for %s, which is computing the same features", holder)
 
 
-def say_untrained(label: str) -> None:
-    """Warn wherever features of the untrained network are made or used."""
-    if label == "random":
-        log.warning("warning: these features come from random, untrained weights: no result of theirs is VGG16's")
-
-
 # --- acting -----------------------------------------------------------------------------------
 
 
 def _build(options: ComputeOptions, dataset: Dataset, spec: FeatureSpec, plan: device.Plan) -> Extracted:
     """Compute a cache, unless another process made it while this one waited for the lock."""
-    rows = {name: min(count, spec.limit or count) for name, count in dataset.rows.items()}
-    for name, count in rows.items():
+    dataset = dataset.first(spec.limit)
+    for name, count in dataset.rows.items():
         if spec.limit is not None and count < len(dataset.class_names):
             raise UserError(
                 f"The limit parameter must leave at least as many rows as classes: {len(dataset.class_names)} in "
                 f"{dataset.name}. Got {count} rows of {name}."
             )
-    build = parts.Build(options.features_dir, spec, rows)
+    build = parts.Build(options.features_dir, spec, dataset.rows)
     kept = f"The parts that are finished are kept in {build.parts_folder}."
     with file_errors("write the features", options.features_dir, kept), build.hold(say_waiting):
         for made_meanwhile in find_specs(options.features_dir, [spec])[:1]:
             with store.open(*made_meanwhile) as cache:
                 return _found(cache, options)
         if options.strict:
-            computing.check_images(dataset, build, plan.batch_size)
+            compute.check_images(dataset, build, plan.batch_size)
         _check_space(build)
-        summary = compute(options, dataset, build, plan)
-    if dataset.members is None:
-        return Extracted(build.target, summary)
-    with store.open(build.target, spec) as cache:
-        return _extracted(cache, options, summary)
-
-
-def compute(options: ComputeOptions, dataset: Dataset, build: parts.Build, plan: device.Plan) -> str:
-    """Compute a cache, whose lock is held; return what was done, for people."""
-    network, spec = load_weights(options.weights, options.data_dir), build.spec
-    if network.digest != spec.weights_digest:
-        raise UserError(
-            f"The weights file {options.weights} changed while it was being used: its digest was "
-            f"{spec.weights_digest[:12]}… and is {network.digest[:12]}… now. Run the same command again."
-        )
-    say_untrained(network.label)
-
-    def make_extractor() -> computing.Extractor:
-        return compiling.make_extractor(
-            network.layers,
-            spec.taps,
-            image_size=spec.image_size,
-            interpolation=spec.interpolation,
-            plan=plan,
-            threads=options.threads,
-        )
-
-    return computing.compute(computing.Work(dataset, build, network, make_extractor, plan))
+        summary = compute.compute(options, dataset, build, plan)
+    return _extracted(options, summary, build.target, build.skipped, dataset.source)
 
 
 def _check_space(build: parts.Build) -> None:

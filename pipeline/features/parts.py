@@ -81,6 +81,7 @@ class Build:
         self._digests = {(split, tap): hashlib.sha256() for split in layout.SPLITS for tap in spec.taps}
         self._filled = dict.fromkeys(layout.SPLITS, 0)
         self.dropped: dict[str, dict[int, str]] = {split: {} for split in layout.SPLITS}  # row of the split: why
+        self.skipped: list[Skipped] = []  # what the finished file says was not used
         self.seconds = 0.0  # of computing, in this run and those before it
         self.computed = 0  # rows that went through the network, in this run and those before it
 
@@ -198,7 +199,12 @@ class Build:
         """
         if self._filled != self.rows:
             raise AssertionError(f"rows filled {self._filled}, rows wanted {self.rows}")
-        small = self._small_arrays(labels, class_names, members, skipped)
+        found = list(skipped)
+        if members is not None:
+            for split, dropped in self.dropped.items():
+                found += [Skipped.stored(members[split].names[row], why) for row, why in dropped.items()]
+        self.skipped = sorted(found, key=lambda item: os.fsencode(item.file))
+        small = self._small_arrays(labels, class_names, members)
         features = []
         for (split, tap), digest in self._digests.items():
             shape = (self.rows[split] - len(self.dropped[split]), TAP_COLUMNS[tap])
@@ -232,11 +238,9 @@ class Build:
         labels: Mapping[str, NDArray[Any]],
         class_names: Sequence[str],
         members: Mapping[str, Members] | None,
-        skipped: Sequence[Skipped],
     ) -> dict[str, NDArray[Any]]:
         """Everything but the features, by its place in the final file."""
         arrays: dict[str, NDArray[Any]] = {"class_names": layout.encode_texts([name.encode() for name in class_names])}
-        found = list(skipped)
         for split in layout.SPLITS:
             if labels[split].shape != (self.rows[split],) or labels[split].dtype not in layout.LABEL_DTYPES:
                 raise AssertionError(f"{split} labels: {labels[split].shape} {labels[split].dtype}")
@@ -246,11 +250,11 @@ class Build:
                 kept = members[split].without(dropped)
                 arrays[f"{split}/names"] = layout.encode_texts([os.fsencode(name) for name in kept.names])
                 arrays[f"{split}/digests"] = kept.digests
-                found += [Skipped(members[split].names[row], why) for row, why in self.dropped[split].items()]
         if members is not None:
-            found.sort(key=lambda item: os.fsencode(item.file))
-            arrays["skipped/files"] = layout.encode_texts([os.fsencode(item.file) for item in found])
-            arrays["skipped/reasons"] = layout.encode_texts([item.reason.encode("utf-8", "replace") for item in found])
+            arrays["skipped/files"] = layout.encode_texts([os.fsencode(item.file) for item in self.skipped])
+            arrays["skipped/reasons"] = layout.encode_texts(
+                [item.reason.encode("utf-8", "replace") for item in self.skipped]
+            )
         return arrays
 
     def _account(self, part: Part, content: PartContent) -> None:

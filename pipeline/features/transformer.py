@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from pipeline.common.errors import UserError, file_errors
 from pipeline.common.keys import digest_of
 from pipeline.data import decode, pixel_check
 from pipeline.data.dataset import Dataset, Image, Members, Split
-from pipeline.features import extract, parts, reuse, store
+from pipeline.features import compute, extract, parts, reuse
 from pipeline.features.find import candidate_specs
 from pipeline.features.options import ComputeOptions, FeatureOptions
 from pipeline.features.spec import FeatureSpec, relatives
@@ -182,16 +183,14 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             return
         _, first = np.unique(given.digests[missing], axis=0, return_index=True)
         dataset = given.dataset(missing[np.sort(first)])
-        spec = FeatureSpec.from_dict({**spec.to_dict(), "dataset_digest": dataset.digest})
+        spec = dataclasses.replace(spec, dataset_digest=dataset.digest)
         build = parts.Build(options.features_dir, spec, dataset.rows)
         with build.hold(extract.say_waiting):
-            extract.compute(options, dataset, build, plan)
-        with store.open(build.target, spec) as cache:
-            skipped = cache.skipped
-        if skipped:
-            first_fault = skipped[0]
+            compute.compute(options, dataset, build, plan)
+        if build.skipped:
+            first_fault = build.skipped[0]
             raise UserError(
-                f"{len(skipped):,} of the images cannot be used; the first is {first_fault.file}: "
+                f"{len(build.skipped):,} of the images cannot be used; the first is {first_fault.file}: "
                 f"{first_fault.reason}. Leave them out: every row must have its features. The others are kept."
             )
 

@@ -123,6 +123,12 @@ def _digest_of(choice: str, data_dir: Path, stamp: tuple[int, int, int] | None) 
     return load_weights(choice, data_dir).digest
 
 
+def say_untrained(label: str) -> None:
+    """Warn wherever features of the untrained network are made or used."""
+    if label == "random":
+        log.warning("warning: these features come from random, untrained weights: no result of theirs is VGG16's")
+
+
 def random_weights() -> VGGWeights:
     """A seeded, untrained network: He-normal kernels, zero biases (He et al., https://arxiv.org/abs/1502.01852)."""
     generator = np.random.Generator(np.random.PCG64(RANDOM_SEED))

@@ -22,10 +22,11 @@ from pipeline.common.errors import Interrupted, UserError, file_errors
 from pipeline.common.keys import digest_of, safe_name
 from pipeline.common.progress import Progress
 from pipeline.common.text import to_csv
-from pipeline.features import arrays, extract, store
+from pipeline.features import arrays, store
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import columns_of, parse_taps
+from pipeline.network.weights import say_untrained
 from pipeline.selection import grid as grids
 from pipeline.selection import trials, warm_start
 from pipeline.selection.options import SweepOptions
@@ -99,7 +100,7 @@ def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tu
     """
     training = options.training
     candidates = expand_candidates(options, cache.spec.taps)
-    extract.say_untrained(cache.provenance["weights"])
+    say_untrained(cache.provenance["weights"])
     records = TrialRecords(training.output_dir, asked)
     runner = _Runner(cache, records)
     log.info("%s candidates on %s rows", f"{len(candidates):,}", f"{cache.rows['train']:,}")
