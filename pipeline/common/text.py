@@ -3,49 +3,16 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import os
-import types
-import typing
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 def to_json(value: Any) -> bytes:
     """Readable JSON, as bytes, ending in a line feed."""
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
-
-
-def from_json(cls: type[T], fields: Any) -> T:
-    """Make a dataclass of parsed JSON; a list where its type hint is a tuple.
-
-    Raises
-    ------
-    ValueError
-        When a field is missing, unknown, or of another type than its hint.
-    """
-    if not isinstance(fields, dict):
-        raise ValueError(f"it must be a JSON object. Got {str(fields)[:40]}")  # noqa: TRY004
-    hints, known = typing.get_type_hints(cls), dataclasses.fields(cls)  # type: ignore[arg-type]
-    needed = {field.name for field in known if field.default is field.default_factory is dataclasses.MISSING}
-    if odd := (set(fields) - {field.name for field in known}) | (needed - set(fields)):
-        raise ValueError(f"fields are missing or unknown: {', '.join(sorted(odd))}")
-    return cls(**{name: _of_type(hints[name], value, name) for name, value in fields.items()})
-
-
-def _of_type(hint: Any, value: Any, name: str) -> Any:
-    origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_of_type(inner[0], item, name) for item in value)
-    kinds = set(inner) if origin is types.UnionType else {origin}
-    allowed = tuple(kinds | {int} if float in kinds else kinds)
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
-        raise ValueError(f"the field {name} is of another type: {str(value)[:40]!r}")
-    return value
 
 
 def to_csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> bytes:

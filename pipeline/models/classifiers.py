@@ -267,41 +267,26 @@ def get(name: str) -> Classifier:
     return REGISTRY[name]
 
 
-def check_option(classifier: str, name: str, value: Any, subject: str | None = None) -> Any:
-    """Return a value that an option of a classifier may have.
-
-    Parameters
-    ----------
-    classifier, name : str
-    value : object
-    subject : str, optional
-        What a message calls the option; its flag when None.
-
-    Raises
-    ------
-    UserError
-        When the option is not one of the classifier's, or the value is of another type or too small.
-    """
-    options = {option.name: option for option in get(classifier).options}
-    if name not in options:
-        own = ", ".join(option.flag for option in options.values())
-        raise UserError(
-            f"The {'--' + name.replace('_', '-')} option is not one of the classifier {classifier}, which has "
-            f"{own}. Leave it out, or choose another --classifier."
-        )
-    return options[name].check(value, subject or f"The {options[name].flag} option")
-
-
 def resolve(classifier: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Every option of a classifier: the value given, else the default (None: chosen on validation).
 
     Raises
     ------
     UserError
-        As `check_option` does.
+        When an option is not one of the classifier's, or a value is of another type or too small.
     """
-    checked = {name: check_option(classifier, name, value) for name, value in given.items()}
-    return {option.name: checked.get(option.name, option.default) for option in get(classifier).options}
+    options = {option.name: option for option in get(classifier).options}
+    for name in given:
+        if name not in options:
+            own = ", ".join(option.flag for option in options.values())
+            raise UserError(
+                f"The --{name.replace('_', '-')} option is not one of the classifier {classifier}, which has {own}. "
+                f"Leave it out, or choose another --classifier."
+            )
+    return {
+        name: option.check(given[name], f"The {option.flag} option") if name in given else option.default
+        for name, option in options.items()
+    }
 
 
 def candidates(classifier: str, options: Mapping[str, Any], columns: int) -> list[dict[str, Any]]:

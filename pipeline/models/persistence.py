@@ -22,7 +22,7 @@ from typing import Any
 from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.text import to_json
-from pipeline.features.spec import FeatureSpec
+from pipeline.features.spec import FORMAT_VERSION, FeatureSpec
 from pipeline.network.taps import columns_of
 
 # What skops does not trust by itself, and yet is nothing but numbers: the state of MLPClassifier's solver, and the
@@ -88,7 +88,12 @@ def load_model(path: Path) -> Model:
             f"not opened, because opening a model can run code. Train it again, or copy both files again."
         )
     spec = _check_versions(path, description)
-    estimator = _from_joblib(content) if path.suffix == JOBLIB else _from_skops(path, content)
+    if path.suffix == JOBLIB:
+        import joblib  # late: it loads numpy's and its own machinery
+
+        estimator = joblib.load(io.BytesIO(content))
+    else:
+        estimator = _from_skops(path, content)
     _check_fit(path, estimator, spec, description)
     weights = description["weights"]
     if weights not in ("imagenet", "random"):
@@ -121,9 +126,9 @@ def _check_versions(path: Path, description: Mapping[str, Any]) -> FeatureSpec:
     """Refuse a model of another version of this program or of scikit-learn."""
     try:
         spec = FeatureSpec.from_dict(description["spec"])
-        if spec.format_version != FeatureSpec.__dataclass_fields__["format_version"].default:
+        if spec.format_version != FORMAT_VERSION:
             raise UserError(f"its features have the format {spec.format_version}")
-    except (UserError, TypeError) as error:
+    except UserError as error:
         raise UserError(
             f"The model {path} was made by another version of this program: {str(error).rstrip('.')}. Train it again."
         ) from error
@@ -152,12 +157,6 @@ def _check_fit(path: Path, estimator: Any, spec: FeatureSpec, description: Mappi
             f"{len(classes)} classes, but the description has {expected} columns and {len(description['classes'])} "
             f"classes. Copy both files again, or train the model again."
         )
-
-
-def _from_joblib(content: bytes) -> Any:
-    import joblib  # late: it loads numpy's and its own machinery
-
-    return joblib.load(io.BytesIO(content))
 
 
 def _from_skops(path: Path, content: bytes) -> Any:

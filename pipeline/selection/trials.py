@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.common import atomic
 from pipeline.common.keys import digest_of, safe_name
-from pipeline.common.text import from_json, to_json
+from pipeline.common.text import to_json
 from pipeline.features.spec import FeatureSpec
 
 if TYPE_CHECKING:
@@ -100,14 +100,16 @@ class TrialRecords:
         path = self.path(trial)
         try:
             fields = json.loads(path.read_bytes())
-            if fields["name"] != path.stem:
+            found = TrialResult(**fields["outcome"])
+            numbers = (found.log_loss, found.accuracy, found.train_log_loss, found.train_accuracy, found.seconds)
+            if not all(isinstance(number, (int, float)) for number in numbers) or fields["name"] != path.stem:
                 raise ValueError("it is not what was written under that name")
-            return from_json(TrialResult, fields["outcome"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, LookupError, TypeError) as error:
             log.warning("warning: the record %s cannot be used (%s): that candidate is fitted again", path, error)
             return None
+        return found
 
     def write(
         self, trial: Trial, params: Mapping[str, Any], result: TrialResult, state: NDArray[np.float32] | None
