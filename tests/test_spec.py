@@ -154,9 +154,9 @@ def test_a_damaged_spec_is_refused(field: str) -> None:
 
 def test_more_taps_serve_fewer() -> None:
     top = dataclasses.replace(SPEC, taps=("block5_pool.avg",))
-    assert SPEC.serves(top)
-    assert not top.serves(SPEC)
-    assert not dataclasses.replace(SPEC, image_size=32).serves(top)
+    assert SPEC.covers(top)
+    assert not top.covers(SPEC)
+    assert not dataclasses.replace(SPEC, image_size=32).covers(top)
 
 
 def test_run_key_covers_every_input() -> None:

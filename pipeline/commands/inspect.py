@@ -123,7 +123,7 @@ def _compare(held: FeatureSpec, asked: FeatureOptions) -> str:
         unknown = f" (the data's digest not compared: {why})"
     specs = candidate_specs(asked, dataset)
     specs = [dataclasses.replace(spec, dataset_digest=spec.dataset_digest or held.dataset_digest) for spec in specs]
-    if any(held.serves(spec) for spec in specs):
+    if any(held.covers(spec) for spec in specs):
         return f"this file serves it{unknown}"
     differences = min((spec.differences(held) for spec in specs), key=len)
     return f"this file does not serve it ('here' is asked, 'there' the file): {'; '.join(differences)}{unknown}"

@@ -108,10 +108,10 @@ def find_specs(folder: Path, specs: Sequence[FeatureSpec]) -> list[tuple[Path, F
     found: list[tuple[Path, FeatureSpec]] = []
     with file_errors("look for features", folder):
         for asked in specs:
-            own, fits = folder / f"{asked.stem}.h5", []
-            for path, held in claims(folder, f"{asked.family}*.h5"):
+            own, fits = folder / f"{asked.file_stem}.h5", []
+            for path, held in claims(folder, f"{asked.name_prefix}*.h5"):
                 spec = dataclasses.replace(asked, dataset_digest=asked.dataset_digest or held.dataset_digest)
-                if path != own and held.serves(spec):
+                if path != own and held.covers(spec):
                     fits.append((path, spec, held != spec))
             found += [(own, asked)] if own.exists() else []
             found += [(path, spec) for path, spec, _ in sorted(fits, key=itemgetter(2))]

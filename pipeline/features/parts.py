@@ -1,6 +1,6 @@
 """Building a cache: parts that are never done twice, joined into one file that appears complete.
 
-While it is being built, ``<stem>.parts/`` beside its final place holds one small complete file, of the kind
+While it is being built, ``<file stem>.parts/`` beside its final place holds one small complete file, of the kind
 `pipeline.features.store` writes and verifies, for each `PART_ROWS` rows of a split. Rows whose image turned out to be
 unusable are dropped: a part says which and why, and the final file has neither them nor a gap.
 """
@@ -68,7 +68,7 @@ class PartContent:
 
 
 class Build:
-    """A cache in the making, in ``<stem>.parts`` beside its final place.
+    """A cache in the making, in ``<file stem>.parts`` beside its final place.
 
     Use it under the lock that `hold` gives, part by part in the order of `parts`: `load` what an
     earlier run left, or compute and `add`; then `finish`.
@@ -76,8 +76,8 @@ class Build:
 
     def __init__(self, folder: Path, spec: FeatureSpec, rows: Mapping[str, int]) -> None:
         self.folder, self.spec, self.rows = folder, spec, dict(rows)
-        self.target = folder / f"{spec.stem}.h5"
-        self.parts_folder = folder / f"{spec.stem}.parts"
+        self.target = folder / f"{spec.file_stem}.h5"
+        self.parts_folder = folder / f"{spec.file_stem}.parts"
         self._digests = {(split, tap): hashlib.sha256() for split in layout.SPLITS for tap in spec.taps}
         self._filled = dict.fromkeys(layout.SPLITS, 0)
         self.dropped: dict[str, dict[int, str]] = {split: {} for split in layout.SPLITS}  # row of the split: why
@@ -109,7 +109,7 @@ class Build:
     def hold(self, waiting: Callable[[str], None]) -> Iterator[None]:
         """Be the only writer of this cache for the block; ``waiting`` is told who else is."""
         atomic.make_folder(self.folder)
-        with atomic.lock(self.folder / f"{self.spec.stem}.lock", waiting):
+        with atomic.lock(self.folder / f"{self.spec.file_stem}.lock", waiting):
             yield
 
     def prepare(self) -> None:
@@ -129,7 +129,7 @@ class Build:
 
         A file system that does not allow it is none of the reader's business: the cache is complete.
         """
-        lock_file = self.folder / f"{self.spec.stem}.lock"
+        lock_file = self.folder / f"{self.spec.file_stem}.lock"
         with suppress(OSError):
             if not self.parts_folder.exists() and (not lock_file.exists() or atomic.is_locked(lock_file)):
                 return

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.common.errors import UserError
 from pipeline.features import layout, store
 from pipeline.features.find import claims
-from pipeline.features.spec import FeatureSpec, relatives
+from pipeline.features.spec import FeatureSpec, name_infix
 from pipeline.network.taps import TAP_COLUMNS
 
 log = logging.getLogger("pipeline")
@@ -77,13 +77,13 @@ def known_rows(folder: Path, spec: FeatureSpec, digests: NDArray[np.uint8]) -> I
     sources: list[store.Cache] = []
     places: dict[bytes, _Place] = {}
     with ExitStack() as stack:
-        for path in _relatives(folder, spec):
+        for path in _similar(folder, spec):
             if wanted <= places.keys():
                 break
             with ExitStack() as opened:
                 try:
                     cache = opened.enter_context(store.open(path))
-                    if not cache.has_members or not cache.spec.same_rows(spec):
+                    if not cache.has_members or not cache.spec.same_settings(spec):
                         continue
                     found = {split: cache.members(split).digests for split in layout.SPLITS}
                 except UserError as error:
@@ -102,7 +102,7 @@ def known_rows(folder: Path, spec: FeatureSpec, digests: NDArray[np.uint8]) -> I
         yield KnownRows(sources, places)
 
 
-def _relatives(folder: Path, spec: FeatureSpec) -> list[Path]:
+def _similar(folder: Path, spec: FeatureSpec) -> list[Path]:
     """Caches that claim to hold such features, of any data set, newest first."""
-    found = [path for path, held in claims(folder, f"*{relatives(spec.image_size)}*.h5") if held.same_rows(spec)]
+    found = [path for path, held in claims(folder, f"*{name_infix(spec.image_size)}*.h5") if held.same_settings(spec)]
     return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)

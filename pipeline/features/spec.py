@@ -1,7 +1,6 @@
-"""What is computed: frozen descriptions, their validation, and the keys that name results.
+"""What features are: every input that changes their values, and the key over all of them that names their file.
 
-A key is sha256 over the canonical JSON of *all* fields of a description, so a field that is added
-later cannot be forgotten. How fast or where something runs never enters here.
+How fast or where something runs never enters here.
 """
 
 from __future__ import annotations
@@ -41,10 +40,8 @@ class FeatureSpec(ImageOptions):
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as plain JSON values; those that came later are left out at their defaults, so that keys stay."""
-        fields: dict[str, Any] = {
-            "dataset": self.dataset
-        }  # the first in a file, by which `checksum.peek_spec` finds it
-        fields |= {**dataclasses.asdict(self), "taps": list(self.taps)}
+        # The data set comes first in a file, by which `store.peek_spec` finds the spec there.
+        fields: dict[str, Any] = {"dataset": self.dataset, **dataclasses.asdict(self), "taps": list(self.taps)}
         late = [item.name for item in self.declared() if item.late and fields[item.name] == item.default]
         return {name: value for name, value in fields.items() if name not in late}
 
@@ -70,14 +67,14 @@ class FeatureSpec(ImageOptions):
         return digest_of(self.to_dict())
 
     @property
-    def stem(self) -> str:
+    def file_stem(self) -> str:
         """File name, without ending, of the cache that holds these features."""
-        return f"{self.family}{self.key()[:12]}"
+        return f"{self.name_prefix}{self.key()[:12]}"
 
     @property
-    def family(self) -> str:
+    def name_prefix(self) -> str:
         """What the names of all caches of this data set and size begin with."""
-        return f"{safe_name(self.dataset)}{relatives(self.image_size)}"
+        return f"{safe_name(self.dataset)}{name_infix(self.image_size)}"
 
     def differences(self, other: FeatureSpec) -> list[str]:
         """One phrase for each field in which ``other`` differs, naming the field and both values."""
@@ -87,19 +84,19 @@ class FeatureSpec(ImageOptions):
             if getattr(self, field.name) != getattr(other, field.name)
         ]
 
-    def same_rows(self, other: FeatureSpec) -> bool:
+    def same_settings(self, other: FeatureSpec) -> bool:
         """Whether an image that is in both data sets has the same features in both, as far as ``other`` has taps."""
         mine = dataclasses.replace(
             self, dataset=other.dataset, dataset_digest=other.dataset_digest, limit=other.limit, taps=other.taps
         )
         return mine == other and set(other.taps) <= set(self.taps)
 
-    def serves(self, asked: FeatureSpec) -> bool:
+    def covers(self, asked: FeatureSpec) -> bool:
         """Whether a cache of this spec holds everything that ``asked`` asks for."""
         return set(asked.taps) <= set(self.taps) and dataclasses.replace(self, taps=asked.taps) == asked
 
 
-def relatives(image_size: int) -> str:
+def name_infix(image_size: int) -> str:
     """What, behind the data set's name, the names of all caches of one image size have in common."""
     return f"-vgg16-{image_size}px-"
 

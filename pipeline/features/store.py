@@ -168,7 +168,7 @@ def open(path: Path, expected: FeatureSpec | None = None) -> Cache:  # noqa: A00
     """
     with ExitStack() as stack:
         cache = _describe(path, stack.enter_context(verified(path)))
-        if expected is not None and not cache.spec.serves(expected):
+        if expected is not None and not cache.spec.covers(expected):
             differences = "; ".join(expected.differences(cache.spec))
             raise Unfit(f"it holds other features than asked for ('here' is asked, 'there' the file): {differences}")
         return replace(cache, close=stack.pop_all().close)

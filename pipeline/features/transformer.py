@@ -28,7 +28,7 @@ from pipeline.data.dataset import Dataset, Image, Members, Split
 from pipeline.features import compute, extract, parts, reuse
 from pipeline.features.find import candidate_specs
 from pipeline.features.options import ComputeOptions, FeatureOptions
-from pipeline.features.spec import FeatureSpec, relatives
+from pipeline.features.spec import FeatureSpec, name_infix
 from pipeline.network import compile as compiling
 from pipeline.network.device import Plan
 from pipeline.network.taps import TAP_COLUMNS, columns_of, parse_taps
@@ -133,7 +133,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             (spec,) = (spec for spec in specs if spec.precision == plan.precision)
             atomic.make_folder(options.features_dir)
             # One writer for all: whoever waits here finds, in a moment, most of what it was to compute.
-            lock = options.features_dir / f"{NAME}{relatives(self.image_size)}transform.lock"
+            lock = options.features_dir / f"{NAME}{name_infix(self.image_size)}transform.lock"
             with atomic.lock(lock, extract.say_waiting):
                 self._compute_missing(options, spec, plan, given)
             found = self._read_known(options, [spec], given)
