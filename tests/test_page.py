@@ -15,6 +15,7 @@ import pytest
 from conftest import Run
 
 from pipeline.common.text import to_csv, to_json
+from pipeline.models.history import History, Step
 from pipeline.output import figures, leaderboard, page, run_folder
 from pipeline.output import metrics as certainty
 
@@ -25,19 +26,13 @@ needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromiu
 
 Make = Callable[..., Path]
 
-STEPS = np.arange(1, 31)
-CURVES = {
-    "train_loss": 1 / STEPS,
-    "train_accuracy": 1 - 0.5 / STEPS,
-    "validation_loss": 1.2 / STEPS,
-    "validation_accuracy": 0.9 - 0.5 / STEPS,
-}
+HISTORY = History("iteration", [Step(n, 1 / n, 1 - 0.5 / n, 1.2 / n, 0.9 - 0.5 / n) for n in range(1, 31)], kept=30)
 SCORES = np.array([[0.65] * 3, [0.7, 0.71, 0.72], [0.8] * 3])
 BINS = certainty.calibration(np.linspace(0.3, 1, 60), np.arange(60) % 4 > 0)
 DRAWINGS = {
     f"{stem}{suffix}": content
     for stem, files in {
-        "history": figures.history("iteration", list(STEPS), CURVES, 30, "digits · logistic", 4),
+        "history": figures.history(HISTORY, "digits · logistic", 4),
         "learning_curve": figures.learning_curve([50, 100, 200], SCORES + 0.1, SCORES, "digits · logistic"),
         "calibration": figures.calibration(BINS, "digits · logistic"),
     }.items()

@@ -19,7 +19,7 @@ from sklearn.metrics import log_loss
 from pipeline.common.errors import UserError
 from pipeline.models import classifiers, logistic
 from pipeline.models import fit as fitting
-from pipeline.models.history import Samples
+from pipeline.models.history import History, Samples, Step
 from pipeline.output import figures, metrics, run_folder
 from pipeline.selection import protocol
 
@@ -71,7 +71,7 @@ def test_selection_uses_validation_alone(name: str) -> None:
 @EVERY
 def test_history_holds_both_splits_for_every_step(name: str) -> None:
     chosen = select(name, blobs(300)).fitted
-    rows = list(csv.DictReader(io.StringIO(chosen.history.to_csv())))
+    rows = list(csv.DictReader(io.StringIO(chosen.history.to_csv().decode())))
     unit = {"logistic": "iteration", "mlp": "epoch", "svm": "epoch", "ridge": "alpha", "knn": "n_neighbors"}[name]
     assert list(rows[0]) == [unit, "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
     numbers = [float(row[unit]) for row in rows]
@@ -330,10 +330,8 @@ def are_pictures(files: dict[str, bytes]) -> bool:
 
 @pytest.mark.parametrize("count", [1, 2, 40, 400])
 def test_history_pictures(count: int) -> None:
-    steps = list(range(1, count + 1))
-    names = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-    curves = {name: list(np.linspace(1, 0.1, count)) for name in names}
-    assert are_pictures(figures.history("epoch", steps, curves, max(1, count // 2), "title", 10))
+    steps = [Step(step, *[1 / step] * 4) for step in range(1, count + 1)]
+    assert are_pictures(figures.history(History("epoch", steps, max(1, count // 2)), "title", 10))
 
 
 def test_calibration_pictures() -> None:

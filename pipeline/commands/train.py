@@ -5,13 +5,11 @@ python -m pipeline train --classifier logistic --taps all
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import logging
 import platform
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -31,8 +29,9 @@ from pipeline.selection.options import TrainOptions
 from pipeline.selection.trials import PROTOCOL, RunSpec
 
 if TYPE_CHECKING:
-    from pipeline.models.fit import Fitted
-    from pipeline.selection.protocol import LearningCurve
+    from numpy.typing import NDArray
+
+    from pipeline.output.metrics import TestScores
 
 log = logging.getLogger("pipeline")
 
@@ -78,7 +77,6 @@ def train_on(cache: store.Cache, asked: FeatureSpec, options: TrainOptions, star
 
     contents, model, description = _compute(cache, asked, place, options, start)
     with file_errors("write the results", place.output_dir, "The feature cache is as it was."):
-        contents, description = _with_members(cache, contents, description)
         metrics = json.loads(contents["metrics.json"])
         place.save(contents, model, description, model_card.render(metrics, description, cache))
     return place
@@ -92,23 +90,6 @@ def _is_there(place: RunFolder, options: TrainOptions) -> bool:
     return there
 
 
-def _with_members(
-    cache: store.Cache, contents: Mapping[str, bytes], description: Mapping[str, Any]
-) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Add what is known of images of one's own: the file of each test row, and what was not used."""
-    described = {**description, "weights_source": cache.provenance["weights_source"]}
-    if not cache.has_members:
-        return dict(contents), described
-    header, *rows = csv.reader(io.StringIO(contents["predictions.csv"].decode("utf-8")))
-    names = cache.members("test").names
-    named = ([*row, printable(name)] for row, name in zip(rows, names, strict=True))
-    return {
-        **contents,
-        "predictions.csv": to_csv([*header, "file"], named),
-        "skipped.csv": to_csv(("file", "reason"), ((printable(item.file), item.reason) for item in cache.skipped)),
-    }, described
-
-
 def place_of(asked: FeatureSpec, options: TrainOptions) -> RunFolder:
     """Where the results of a run are, or will be."""
     resolved = classifiers.resolve(options.classifier, options.options)
@@ -120,11 +101,7 @@ def place_of(asked: FeatureSpec, options: TrainOptions) -> RunFolder:
 
 
 def _compute(
-    cache: store.Cache,
-    asked: FeatureSpec,
-    place: RunFolder,
-    options: TrainOptions,
-    start: float,
+    cache: store.Cache, asked: FeatureSpec, place: RunFolder, options: TrainOptions, start: float
 ) -> tuple[dict[str, bytes], bytes, dict[str, Any]]:
     """Run the protocol; return the run folder's files, the model file and its description."""
     import joblib  # late, like all that follows: a run that is there is shown without loading scikit-learn
@@ -208,7 +185,7 @@ def _compute(
         },
     }
     pictures = {
-        "history": _history_picture(chosen, title, len(classes)),
+        "history": figures.history(chosen.history, title, len(classes)),
         "calibration": figures.calibration(scored.calibration, title),
         "learning_curve": figures.learning_curve(curve.sizes, curve.train, curve.validation, title),
         "confusion_matrix": figures.confusion_matrix(
@@ -225,19 +202,15 @@ def _compute(
     contents = {
         "report.txt": report.report_text(metrics, scored.text).encode("utf-8"),
         "metrics.json": to_json(metrics),
-        "history.csv": chosen.history.to_csv().encode("utf-8"),
-        "learning_curve.csv": _curve_csv(curve),
-        "predictions.csv": to_csv(
-            ("index", "label", "predicted", "confidence"),
-            (
-                (index, classes[label], classes[guess], f"{confidence:.6f}")
-                for index, (label, guess, confidence) in enumerate(
-                    zip(test_labels, scored.predicted, scored.confidences, strict=True)
-                )
-            ),
-        ),
+        "history.csv": chosen.history.to_csv(),
+        "learning_curve.csv": curve.to_csv(),
+        "predictions.csv": _predictions(cache, test_labels, scored),
         **{stem + suffix: content for stem, files in pictures.items() for suffix, content in files.items()},
     }
+    if cache.has_members:
+        contents["skipped.csv"] = to_csv(
+            ("file", "reason"), [(printable(each.file), each.reason) for each in cache.skipped]
+        )
     description = {
         "created": created,
         "spec": asked.to_dict(),
@@ -246,6 +219,7 @@ def _compute(
         "classes": list(classes),
         "classifier": metrics["classifier"],
         "weights": cache.provenance["weights"],
+        "weights_source": cache.provenance["weights_source"],
         "official": cache.provenance["official"],
         "versions": metrics["versions"],
     }
@@ -273,21 +247,17 @@ class _Clock:
         }
 
 
-def _history_picture(chosen: Fitted, title: str, classes: int) -> dict[str, bytes]:
-    from pipeline.output import figures  # late: it loads matplotlib
-
-    steps = chosen.history.steps
-    names = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
-    curves = {name: [getattr(step, name) for step in steps] for name in names}
-    return figures.history(
-        chosen.history.unit, [step.step for step in steps], curves, chosen.history.kept, title, classes
-    )
-
-
-def _curve_csv(curve: LearningCurve) -> bytes:
-    rows = (
-        (size, seed, f"{curve.train[index, seed]:.6f}", f"{curve.validation[index, seed]:.6f}")
-        for index, size in enumerate(curve.sizes)
-        for seed in range(curve.train.shape[1])
-    )
-    return to_csv(("rows", "seed", "train_accuracy", "validation_accuracy"), rows)
+def _predictions(cache: store.Cache, labels: NDArray[Any], scored: TestScores) -> bytes:
+    """The test rows as CSV; of images of one's own with the file of each."""
+    classes = cache.class_names
+    rows = [
+        [index, classes[label], classes[guess], f"{confidence:.6f}"]
+        for index, (label, guess, confidence) in enumerate(
+            zip(labels, scored.predicted, scored.confidences, strict=True)
+        )
+    ]
+    header = ["index", "label", "predicted", "confidence"]
+    if cache.has_members:
+        header.append("file")
+        rows = [[*row, printable(name)] for row, name in zip(rows, cache.members("test").names, strict=True)]
+    return to_csv(header, rows)

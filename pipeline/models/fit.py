@@ -52,10 +52,6 @@ class Fitted:
     model: Any = field(compare=False, repr=False)
 
 
-def _ignore(step: Step) -> None:
-    """Watch nothing."""
-
-
 def fit_classifier(
     name: str,
     params: Mapping[str, Any],
@@ -64,7 +60,7 @@ def fit_classifier(
     seed: int,
     *,
     start: logistic.LinearModel | None = None,
-    watch: Watch = _ignore,
+    watch: Watch = lambda step: None,
 ) -> Fitted:
     """Fit one set of parameters and score it on both sets of rows.
 
@@ -75,7 +71,7 @@ def fit_classifier(
     params : mapping
         All its parameters.
     train, validation : Samples
-        Standardised.
+        Standardised. No class of the latter is missing in the former.
     seed : int
     start : LinearModel, optional
         Where an iterative solver begins; ignored by classifiers without one.
@@ -89,9 +85,11 @@ def fit_classifier(
     """
     if len(np.unique(train.labels)) <= max(train.labels.max(), validation.labels.max()):
         raise AssertionError("the rows to fit on lack a class: other rows of it would be scored as the next one")
-    how = {"iterations": _fit_iterations, "epochs": _fit_epochs, "once": _fit_once}
+    kind = classifiers.get(name).solver_kind
     with _overflow_as_user_error(name, params):
-        return how[classifiers.get(name).solver_kind](name, dict(params), train, validation, seed, start, watch)
+        if kind == "iterations":
+            return _fit_iterations(dict(params), train, validation, start, watch)
+        return (_fit_epochs if kind == "epochs" else _fit_once)(name, dict(params), train, validation, seed, watch)
 
 
 def _is_overflow(error: ValueError) -> bool:
@@ -114,16 +112,9 @@ def _overflow_as_user_error(name: str, params: Mapping[str, Any]) -> Iterator[No
 
 
 def _fit_iterations(
-    name: str,
-    params: dict[str, Any],
-    train: Samples,
-    validation: Samples,
-    seed: int,
-    start: logistic.LinearModel | None,
-    watch: Watch,
+    params: dict[str, Any], train: Samples, validation: Samples, start: logistic.LinearModel | None, watch: Watch
 ) -> Fitted:
     """By L-BFGS. The last iteration is kept: the objective is convex, so there is nothing to stop early."""
-    del name, seed
     steps: list[Step] = []
 
     def after(number: int, weights: logistic.LinearModel, loss: float, accuracy: float) -> None:
@@ -168,20 +159,13 @@ def _run_epoch(estimator: Any, train: Samples, classes: np.typing.NDArray[Any]) 
 
 
 def _fit_epochs(
-    name: str,
-    params: dict[str, Any],
-    train: Samples,
-    validation: Samples,
-    seed: int,
-    start: logistic.LinearModel | None,
-    watch: Watch,
+    name: str, params: dict[str, Any], train: Samples, validation: Samples, seed: int, watch: Watch
 ) -> Fitted:
     """Pass by pass, stopping early on validation; the epoch with the lowest validation loss is kept.
 
     MLPClassifier's own early stopping splits off rows of its own and keeps no validation loss; one
     `partial_fit` is one epoch, so both can be had from outside.
     """
-    del start
     classifier = classifiers.get(name)
     estimator = classifier.make(params, seed, train.features.shape)
     classes = np.unique(train.labels)
@@ -220,16 +204,9 @@ def _fit_epochs(
 
 
 def _fit_once(
-    name: str,
-    params: dict[str, Any],
-    train: Samples,
-    validation: Samples,
-    seed: int,
-    start: logistic.LinearModel | None,
-    watch: Watch,
+    name: str, params: dict[str, Any], train: Samples, validation: Samples, seed: int, watch: Watch
 ) -> Fitted:
     """In one step; its history is a single point, which a search joins to a validation curve."""
-    del start
     classifier = classifiers.get(name)
     estimator = classifier.make(params, seed, train.features.shape)
     reason = _convergence_warnings(lambda: estimator.fit(train.features, train.labels))

@@ -7,14 +7,14 @@ sets of rows, and for every classifier.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.common.text import to_csv
 
 Scores = tuple[float, float]  # loss in nats, accuracy
 
@@ -55,13 +55,10 @@ class History:
     steps: list[Step] = field(default_factory=list)
     kept: float = 0
 
-    def to_csv(self) -> str:
+    def to_csv(self) -> bytes:
         """The steps as CSV, the first column named after the unit."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([self.unit, *(item.name for item in fields(Step)[1:])])
-        writer.writerows([f"{step.step:g}", *(f"{value:.6f}" for value in astuple(step)[1:])] for step in self.steps)
-        return text.getvalue()
+        rows = ([f"{step.step:g}", *(f"{value:.6f}" for value in astuple(step)[1:])] for step in self.steps)
+        return to_csv((self.unit, *(item.name for item in fields(Step)[1:])), rows)
 
 
 Watch = Callable[[Step], None]

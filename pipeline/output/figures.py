@@ -27,6 +27,8 @@ from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from pipeline.models.history import History
+
 log = logging.getLogger("pipeline")
 
 DPI = 150
@@ -110,33 +112,21 @@ def _say_missing(characters: str) -> None:
         )
 
 
-def history(
-    unit: str, steps: Sequence[float], curves: Mapping[str, Sequence[float]], kept: float, title: str, chance: int
-) -> dict[str, bytes]:
+def history(history: History, title: str, chance: int) -> dict[str, bytes]:
     """Loss and accuracy after every step, training and validation; PNG and SVG by file extension.
 
-    Parameters
-    ----------
-    unit : str
-        What a step is: ``epoch``, ``iteration``, or the parameter whose values the steps are.
-    steps : sequence of float
-    curves : mapping
-        ``train_loss``, ``train_accuracy``, ``validation_loss``, ``validation_accuracy``, a value a step;
-        losses in nats, accuracies between 0 and 1.
-    kept : float
-        The step whose model was kept.
-    title : str
-    chance : int
-        Number of classes; guessing has a loss of its logarithm, which bounds the axis of the loss.
+    ``chance`` is the number of classes; guessing has a loss of its logarithm, which bounds the axis of the loss.
     """
+    unit, kept, steps = history.unit, history.kept, [step.step for step in history.steps]
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(9.0, 4.1))
         marker = "o" if len(steps) <= 12 else None
         in_time = unit in ("iteration", "epoch")
         for axis, what in zip(axes, ("loss", "accuracy"), strict=True):
             for split, label, colour, line, _ in SPLITS:
+                values = [getattr(step, f"{split}_{what}") for step in history.steps]
                 axis.plot(
-                    steps, curves[f"{split}_{what}"], color=colour, linestyle=line, linewidth=1.8, marker=marker,
+                    steps, values, color=colour, linestyle=line, linewidth=1.8, marker=marker,
                     markersize=3, label=label,
                 )  # fmt: skip
             if kept != steps[-1] or not in_time:
@@ -152,7 +142,7 @@ def history(
         # Below both, not in them: curves leave no corner free for certain.
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         axes[0].set_ylabel("mean cross-entropy (nats)")
-        highest = max(*curves["train_loss"], *curves["validation_loss"])
+        highest = max(max(step.train_loss, step.validation_loss) for step in history.steps)
         axes[0].set_ylim(0, 1.05 * min(np.log(chance) * 1.3, highest))
         axes[1].set_ylabel("accuracy")
         axes[1].yaxis.set_major_formatter(_PERCENT)

@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pipeline.common.errors import UserError
 from pipeline.common.progress import Progress
+from pipeline.common.text import to_csv
 from pipeline.models import classifiers
 from pipeline.models import fit as fitting
 from pipeline.models.fit import Fitted
@@ -84,6 +85,15 @@ class LearningCurve:
     sizes: list[int]
     train: NDArray[np.float64]
     validation: NDArray[np.float64]
+
+    def to_csv(self) -> bytes:
+        """A row for each size and seed."""
+        rows = (
+            (size, seed, f"{self.train[index, seed]:.6f}", f"{self.validation[index, seed]:.6f}")
+            for index, size in enumerate(self.sizes)
+            for seed in range(self.train.shape[1])
+        )
+        return to_csv(("rows", "seed", "train_accuracy", "validation_accuracy"), rows)
 
 
 def validation_rows(rows: int, classes: int) -> int:
