@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -196,16 +196,15 @@ def _fill(dataset: Dataset, build: Build, extractor: _LazyExtractor, batch_size:
                 content = build.load(part)
                 if content is None:
                     raise AssertionError(f"{part} was there a moment ago")
+                leaks.without(part, content)
                 progress.skip(part.stop - part.start)
             else:
                 began, making = time.monotonic(), extractor.seconds
-                content = _assemble(build, part, stream, known[part], others, members)
-                content = leaks.without(part, content)
+                content = leaks.without(part, _assemble(build, part, stream, known[part], others, members))
                 seconds = time.monotonic() - began - (extractor.seconds - making)
                 content = dataclasses.replace(content, seconds=seconds)
                 writer.do(build.add, part, content)
                 progress.skip(int(known[part].sum()))
-            leaks.note(part, content)
         writer.wait()  # in the block, so that an interrupt meanwhile is met by all that leaving it does
 
 
@@ -245,7 +244,7 @@ def _assemble(
     for tap, values in features.items():
         if np.isnan(values).any():
             raise AssertionError(f"rows of {tap} were not written")
-    return PartContent(features, tuple(sorted(dropped.items())), computed=len(computed))
+    return PartContent(features, dropped, computed=len(computed))
 
 
 class _Leaks:
@@ -255,42 +254,25 @@ class _Leaks:
         self._members = members
         self._train: dict[bytes, str] = {}
 
-    def note(self, part: Part, content: PartContent) -> None:
-        """Remember the rows of a part of train."""
-        if self._members is not None and part.split == "train" and len(self._members["test"].names):
-            for row, digest in self._rows(part, content):
-                self._train.setdefault(digest, self._members["train"].names[row])
-
     def without(self, part: Part, content: PartContent) -> PartContent:
-        """Drop the rows of a part of test that are in train."""
-        if self._members is None or part.split != "test":
+        """Drop the rows of a part of test that are in train; those of a part of train are remembered."""
+        if self._members is None or not len(self._members["test"].names):
             return content
-        found = [
-            (row - part.start, self._train[digest])
-            for row, digest in self._rows(part, content)
-            if digest in self._train
-        ]
-        if not found:
+        names = self._members[part.split].names[part.start : part.stop]
+        rows = [row for row in range(len(names)) if row not in content.dropped]
+        digests = [hashlib.sha256(values.data).digest() for values in np.hstack(list(content.features.values()))]
+        if part.split == "train":
+            for row, digest in zip(rows, digests, strict=True):
+                self._train.setdefault(digest, names[row])
             return content
-        gone = dict(content.dropped) | {
-            row: Skipped.leak(
-                self._members["test"].names[part.start + row],
-                f"at the network's size the same picture as {printable(name)}",
-            ).reason
-            for row, name in found
+        found = {row: self._train[digest] for row, digest in zip(rows, digests, strict=True) if digest in self._train}
+        same = {
+            row: Skipped.leak(names[row], f"at the network's size the same picture as {printable(name)}").reason
+            for row, name in found.items()
         }
-        before = [row for row in range(part.stop - part.start) if row not in dict(content.dropped)]
-        stay = np.array([row not in gone for row in before])
+        stay = np.array([row not in found for row in rows], bool)
         features = {tap: values[stay] for tap, values in content.features.items()}
-        return dataclasses.replace(content, features=features, dropped=tuple(sorted(gone.items())))
-
-    @staticmethod
-    def _rows(part: Part, content: PartContent) -> Iterator[tuple[int, bytes]]:
-        """Each row of the split that is in a part, with a digest of its features."""
-        dropped = {row for row, _ in content.dropped}
-        rows = (row for row in range(part.start, part.stop) if row - part.start not in dropped)
-        for row, values in zip(rows, np.hstack(list(content.features.values())), strict=True):
-            yield row, hashlib.sha256(values.data).digest()
+        return dataclasses.replace(content, features=features, dropped={**content.dropped, **same})
 
 
 def _check_rows_left(dataset: Dataset, build: Build) -> None:
@@ -309,10 +291,11 @@ def _check_rows_left(dataset: Dataset, build: Build) -> None:
 def _finish(dataset: Dataset, build: Build, network: VGGWeights, plan: device.Plan) -> None:
     from importlib.metadata import version  # late: a cache hit has no use for it
 
+    packages = ["tensorflow", "keras", "numpy", "h5py", *([] if dataset.members is None else ["pillow"])]
     attributes = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "images_per_second": _rate(build),
-        "versions": {package: version(package) for package in _packages(dataset)},
+        "versions": {package: version(package) for package in packages},
         "provenance": {
             "dataset_source": dataset.source,
             "official": dataset.official,
@@ -326,11 +309,5 @@ def _finish(dataset: Dataset, build: Build, network: VGGWeights, plan: device.Pl
         },
     }
     log.info("joining %d parts", len(build.parts))
-    labels = {name: split.labels for name, split in dataset.splits.items()}
     with Progress("joining", sum(build.rows.values()), "rows") as progress:
-        build.finish(labels, dataset.class_names, attributes, dataset.members, dataset.skipped, progress.update)
-
-
-def _packages(dataset: Dataset) -> tuple[str, ...]:
-    decoder = () if dataset.members is None else ("pillow",)
-    return ("tensorflow", "keras", "numpy", "h5py", *decoder)
+        build.finish(dataset, attributes, progress.update)

@@ -63,7 +63,7 @@ def extract(options: ComputeOptions) -> Extracted:
         found = find_specs(folder, specs)[:1]
     if found:
         with opening[0].result() if found == likely else store.open(*found[0]) as hit:
-            parts.Build(folder, hit.spec, hit.rows).tidy(say_waiting)
+            parts.Build(folder, hit.spec, hit.rows).tidy()
             return _found(hit, options)
     plan = compiling.make_plan(options.precision, image_size=options.image_size, batch_size=options.batch_size)
     (spec,) = (spec for spec in specs if spec.precision == plan.precision)
@@ -93,11 +93,6 @@ def _extracted(options: ComputeOptions, summary: str, path: Path, skipped: Seque
     return Extracted(path, "\n".join(filter(None, (summary, lines))))
 
 
-def say_waiting(holder: str) -> None:
-    """Tell who holds the lock that this process waits for."""
-    log.info("waiting for %s, which is computing the same features", holder)
-
-
 # --- acting -----------------------------------------------------------------------------------
 
 
@@ -112,7 +107,7 @@ def _build(options: ComputeOptions, dataset: Dataset, spec: FeatureSpec, plan: d
             )
     build = parts.Build(options.features_dir, spec, dataset.rows)
     kept = f"The parts that are finished are kept in {build.parts_folder}."
-    with file_errors("write the features", options.features_dir, kept), build.hold(say_waiting):
+    with file_errors("write the features", options.features_dir, kept), build.hold():
         for made_meanwhile in find_specs(options.features_dir, [spec])[:1]:
             with store.open(*made_meanwhile) as cache:
                 return _found(cache, options)

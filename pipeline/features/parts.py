@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common import atomic
-from pipeline.data.dataset import Members, Skipped
+from pipeline.data.dataset import Dataset, Skipped
 from pipeline.features import layout, store
 from pipeline.features.spec import FORMAT_VERSION, FeatureSpec
 from pipeline.network.taps import TAP_COLUMNS
+
+log = logging.getLogger("pipeline")
 
 # Rows of a part: a few seconds of work, so little is lost, and yet few enough files and fsyncs. It is
 # no option, and no multiple of the batch size, because a resumed run must meet the boundaries it left.
@@ -53,8 +56,8 @@ class PartContent:
     ----------
     features : mapping
         For each tap, float16 (rows that were not dropped, columns).
-    dropped : tuple of (int, str)
-        Rows whose image cannot be used, counted from the part's first, ascending, and why.
+    dropped : mapping of int to str
+        Rows whose image cannot be used, counted from the part's first, and why.
     seconds : float
         How long computing it took.
     computed : int
@@ -62,9 +65,14 @@ class PartContent:
     """
 
     features: Mapping[str, NDArray[np.float16]]
-    dropped: tuple[tuple[int, str], ...] = ()
+    dropped: Mapping[int, str] = field(default_factory=dict)
     seconds: float = 0.0
     computed: int = 0
+
+
+def say_waiting(holder: str) -> None:
+    """Tell who holds the lock that this process waits for."""
+    log.info("waiting for %s, which is computing the same features", holder)
 
 
 class Build:
@@ -106,10 +114,10 @@ class Build:
         return sum(part.stop - part.start for part in self.parts if (self.parts_folder / part.file_name).exists())
 
     @contextmanager
-    def hold(self, waiting: Callable[[str], None]) -> Iterator[None]:
-        """Be the only writer of this cache for the block; ``waiting`` is told who else is."""
+    def hold(self) -> Iterator[None]:
+        """Be the only writer of this cache for the block."""
         atomic.make_folder(self.folder)
-        with atomic.lock(self.folder / f"{self.spec.file_stem}.lock", waiting):
+        with atomic.lock(self.folder / f"{self.spec.file_stem}.lock", say_waiting):
             yield
 
     def prepare(self) -> None:
@@ -124,7 +132,7 @@ class Build:
         """Remove the folder of parts: the final file holds all that was in it."""
         atomic.remove_folder(self.parts_folder)
 
-    def tidy(self, waiting: Callable[[str], None]) -> None:
+    def tidy(self) -> None:
         """Remove what a run that was killed after the final rename left behind.
 
         A file system that does not allow it is none of the reader's business: the cache is complete.
@@ -133,7 +141,7 @@ class Build:
         with suppress(OSError):
             if not self.parts_folder.exists() and (not lock_file.exists() or atomic.is_locked(lock_file)):
                 return
-            with self.hold(waiting):
+            with self.hold():
                 if self.target.exists():
                     self.discard()
 
@@ -167,44 +175,28 @@ class Build:
         for tap, array in arrays.items():
             if array.shape != (rows, TAP_COLUMNS[tap]) or array.dtype != layout.FEATURE_DTYPE:
                 raise AssertionError(f"{tap}: {array.shape} {array.dtype} is not what {part} needs")
-        arrays[_DROPPED] = np.frombuffer(json.dumps(content.dropped).encode("ascii"), np.uint8)
+        arrays[_DROPPED] = np.frombuffer(json.dumps(sorted(content.dropped.items())).encode("ascii"), np.uint8)
         attributes = {**self._part_attributes(part), "seconds": content.seconds, "computed": content.computed}
         layout.write_file(self.parts_folder / part.file_name, attributes, arrays)
         self._account(part, content)
 
     def finish(
-        self,
-        labels: Mapping[str, NDArray[Any]],
-        class_names: Sequence[str],
-        attributes: Mapping[str, Any],
-        members: Mapping[str, Members] | None = None,
-        skipped: Sequence[Skipped] = (),
-        joined: Callable[[int], object] = lambda rows: None,
+        self, dataset: Dataset, attributes: Mapping[str, Any], joined: Callable[[int], object] = lambda rows: None
     ) -> None:
         """Join the parts into the final file, which appears complete or not at all; remove the parts.
 
         Parameters
         ----------
-        labels : mapping of split to ndarray, uint8 or int64 (n,)
-            Of all rows; those of dropped rows are left out here.
-        class_names : sequence of str
+        dataset : Dataset
+            Of the build's rows; of those that were dropped everything is left out but that.
         attributes : mapping
             ``created``, ``images_per_second``, ``versions`` and ``provenance``, as `Cache` names them.
-        members : mapping of split to Members, optional
-            Who all rows are, where they have names.
-        skipped : sequence of Skipped
-            What was not used besides the rows dropped, which are added; kept only with members.
         joined : callable
             Told the number of rows of each part that is in the final file.
         """
         if self._filled != self.rows:
             raise AssertionError(f"rows filled {self._filled}, rows wanted {self.rows}")
-        found = list(skipped)
-        if members is not None:
-            for split, dropped in self.dropped.items():
-                found += [Skipped.stored(members[split].names[row], why) for row, why in dropped.items()]
-        self.skipped = sorted(found, key=lambda item: os.fsencode(item.file))
-        small = self._small_arrays(labels, class_names, members)
+        small = self._small_arrays(dataset)
         features = []
         for (split, tap), digest in self._digests.items():
             shape = (self.rows[split] - len(self.dropped[split]), TAP_COLUMNS[tap])
@@ -220,41 +212,34 @@ class Build:
                 start[part.split] += part.stop - part.start - len(content.dropped)
                 joined(part.stop - part.start)
 
-        final = {
-            "spec": json.dumps(self.spec.to_dict()),
-            "key": self.spec.key(),
-            "format_version": FORMAT_VERSION,
-            "created": attributes["created"],
-            "images_per_second": float(attributes["images_per_second"]),
-            "versions": json.dumps(attributes["versions"]),
-            "provenance": json.dumps(attributes["provenance"]),
-        }
+        final = {"spec": self.spec.to_dict(), "key": self.spec.key(), "format_version": FORMAT_VERSION, **attributes}
+        final = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in final.items()}
         temporary = self.parts_folder / atomic.temporary_path(self.target).name
         layout.write_file(self.target, final, small, features, fill, temporary)
         self.discard()
 
-    def _small_arrays(
-        self,
-        labels: Mapping[str, NDArray[Any]],
-        class_names: Sequence[str],
-        members: Mapping[str, Members] | None,
-    ) -> dict[str, NDArray[Any]]:
+    def _small_arrays(self, dataset: Dataset) -> dict[str, NDArray[Any]]:
         """Everything but the features, by its place in the final file."""
-        arrays: dict[str, NDArray[Any]] = {"class_names": layout.encode_texts([name.encode() for name in class_names])}
-        for split in layout.SPLITS:
-            if labels[split].shape != (self.rows[split],) or labels[split].dtype not in layout.LABEL_DTYPES:
-                raise AssertionError(f"{split} labels: {labels[split].shape} {labels[split].dtype}")
-            dropped = list(self.dropped[split])
-            arrays[f"{split}/labels"] = np.delete(labels[split], dropped)
-            if members is not None:
-                kept = members[split].without(dropped)
+        arrays: dict[str, NDArray[Any]] = {
+            "class_names": layout.encode_texts([name.encode() for name in dataset.class_names])
+        }
+        skipped = list(dataset.skipped)
+        for split, dropped in self.dropped.items():
+            labels, rows = dataset.splits[split].labels, list(dropped)
+            if labels.shape != (self.rows[split],) or labels.dtype not in layout.LABEL_DTYPES:
+                raise AssertionError(f"{split} labels: {labels.shape} {labels.dtype}")
+            arrays[f"{split}/labels"] = np.delete(labels, rows)
+            if dataset.members is not None:
+                who = dataset.members[split]
+                kept = who.without(rows)
                 arrays[f"{split}/names"] = layout.encode_texts([os.fsencode(name) for name in kept.names])
                 arrays[f"{split}/digests"] = kept.digests
-        if members is not None:
-            arrays["skipped/files"] = layout.encode_texts([os.fsencode(item.file) for item in self.skipped])
-            arrays["skipped/reasons"] = layout.encode_texts(
-                [item.reason.encode("utf-8", "replace") for item in self.skipped]
-            )
+                skipped += [Skipped.stored(who.names[row], why) for row, why in dropped.items()]
+        self.skipped = sorted(skipped, key=lambda item: os.fsencode(item.file))
+        if dataset.members is not None:
+            names, reasons = [item.file for item in self.skipped], [item.reason for item in self.skipped]
+            arrays["skipped/files"] = layout.encode_texts([os.fsencode(name) for name in names])
+            arrays["skipped/reasons"] = layout.encode_texts([text.encode("utf-8", "replace") for text in reasons])
         return arrays
 
     def _account(self, part: Part, content: PartContent) -> None:
@@ -262,19 +247,13 @@ class Build:
             raise AssertionError(f"{part} came after row {self._filled[part.split]}")
         for tap in self.spec.taps:
             self._digests[part.split, tap].update(np.ascontiguousarray(content.features[tap]).view(np.uint8).data)
-        self.dropped[part.split].update({part.start + row: why for row, why in content.dropped})
+        self.dropped[part.split].update({part.start + row: why for row, why in content.dropped.items()})
         self._filled[part.split] = part.stop
         self.seconds += content.seconds
         self.computed += content.computed
 
     def _part_attributes(self, part: Part) -> dict[str, Any]:
-        return {
-            "key": self.spec.key(),
-            "split": part.split,
-            "start": part.start,
-            "stop": part.stop,
-            "format_version": FORMAT_VERSION,
-        }
+        return {"key": self.spec.key(), "format_version": FORMAT_VERSION, **asdict(part)}
 
     def _read_part(self, part: Part) -> PartContent:
         path = self.parts_folder / part.file_name
@@ -292,13 +271,12 @@ class Build:
         return PartContent(arrays, dropped, seconds, computed)
 
 
-def _read_dropped(file: Any, rows: int) -> tuple[tuple[int, str], ...]:
+def _read_dropped(file: Any, rows: int) -> dict[int, str]:
     listed = store.read_proven(store.array_dataset(file, _DROPPED, (None,), (np.dtype("u1"),)))
     try:
-        dropped = tuple((int(row), str(why)) for row, why in json.loads(listed.tobytes()))
+        dropped = {int(row): str(why) for row, why in json.loads(listed.tobytes())}
     except (ValueError, TypeError) as error:
         raise store.Unfit(f"its list of dropped rows is not valid ({error})") from error
-    positions = [row for row, _ in dropped]
-    if positions != sorted(set(positions)) or not all(0 <= row < rows for row in positions):
+    if list(dropped) != sorted(dropped) or not dropped.keys() <= set(range(rows)):
         raise store.Unfit("its list of dropped rows names rows that it cannot have")
     return dropped

@@ -25,7 +25,7 @@ from pipeline.common.errors import UserError, file_errors
 from pipeline.common.keys import digest_of
 from pipeline.data import decode, pixel_check
 from pipeline.data.dataset import Dataset, Image, Members, Split
-from pipeline.features import compute, extract, parts, reuse
+from pipeline.features import compute, parts, reuse
 from pipeline.features.find import candidate_specs
 from pipeline.features.options import ComputeOptions, FeatureOptions
 from pipeline.features.spec import FeatureSpec, name_infix
@@ -134,7 +134,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             atomic.make_folder(options.features_dir)
             # One writer for all: whoever waits here finds, in a moment, most of what it was to compute.
             lock = options.features_dir / f"{NAME}{name_infix(self.image_size)}transform.lock"
-            with atomic.lock(lock, extract.say_waiting):
+            with atomic.lock(lock, parts.say_waiting):
                 self._compute_missing(options, spec, plan, given)
             found = self._read_known(options, [spec], given)
         if found is None:
@@ -185,7 +185,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         dataset = given.dataset(missing[np.sort(first)])
         spec = dataclasses.replace(spec, dataset_digest=dataset.digest)
         build = parts.Build(options.features_dir, spec, dataset.rows)
-        with build.hold(extract.say_waiting):
+        with build.hold():
             compute.compute(options, dataset, build, plan)
         if build.skipped:
             first_fault = build.skipped[0]
