@@ -11,10 +11,9 @@ import dataclasses
 import logging
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,13 +35,11 @@ from pipeline.output import contact_sheet
 log = logging.getLogger("pipeline")
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of an image: its most probable classes, best first."""
+class Prediction(NamedTuple):
+    """What a model says of an image: its most probable classes with their probabilities, best first."""
 
     file: str
-    labels: tuple[str, ...]
-    probabilities: tuple[float, ...]
+    best: list[tuple[str, float]]
 
 
 class Files:
@@ -109,7 +106,7 @@ def predict(options: PredictOptions) -> str:
         raise UserError(f"There is no image among {count_of_files(len(skipped))}: {few_reasons(skipped)}.")
     if options.strict:
         compute.refuse_skipped(skipped, _named(options.images))
-    text = _FORMATTERS[options.resolved_format](options.model, predictions, skipped)
+    text = _formatted(options.resolved_format, options.model, predictions, skipped)
     if options.sheet is not None:
         with file_errors("write the contact sheet", options.sheet):
             atomic.write_atomically(options.sheet, _sheet(model, predictions, thumbnails))
@@ -249,14 +246,11 @@ def _classify(
 
 
 def _best(model: persistence.Model, names: Sequence[str], features: Any, top_k: int) -> list[Prediction]:
+    names_of_columns = [model.classes[int(label)] for label in model.estimator.classes_]
     probabilities = model.estimator.predict_proba(features)
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
     return [
-        Prediction(
-            name,
-            tuple(model.classes[int(model.estimator.classes_[index])] for index in best),
-            tuple(float(row[index]) for index in best),
-        )
+        Prediction(name, [(names_of_columns[column], float(row[column])) for column in best])
         for name, row, best in zip(names, probabilities, order, strict=True)
     ]
 
@@ -264,57 +258,32 @@ def _best(model: persistence.Model, names: Sequence[str], features: Any, top_k: 
 # --- saying it --------------------------------------------------------------------------------
 
 
-def _table(model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> str:
-    """One line for each image: its classes, best first, each with its probability in percent."""
-    rows = [
-        [printable(item.file)]
-        + [f"{label} {100 * value:.1f} %" for label, value in zip(item.labels, item.probabilities, strict=True)]
-        for item in predictions
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _csv(model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> str:
-    count = len(predictions[0].labels)
-    header = ["file", *(f"{name}_{place}" for place in range(1, count + 1) for name in ("label", "probability"))]
-    rows = (
-        [printable(item.file)]
-        + [
-            cell
-            for label, value in zip(item.labels, item.probabilities, strict=True)
-            for cell in (label, f"{value:.6f}")
+def _formatted(kind: str, model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> str:
+    """One line for each image, its classes best first; or the same for programs."""
+    if kind == "json":
+        found = [
+            {
+                "file": printable(item.file),
+                "classes": [{"label": label, "probability": round(value, 6)} for label, value in item.best],
+            }
+            for item in predictions
         ]
-        for item in predictions
-    )
-    return to_csv(header, rows).decode("utf-8")
-
-
-def _json(model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> str:
-    return to_json(
-        {
-            "model": printable(str(model)),
-            "predictions": [
-                {
-                    "file": printable(item.file),
-                    "classes": [
-                        {"label": label, "probability": round(value, 6)}
-                        for label, value in zip(item.labels, item.probabilities, strict=True)
-                    ],
-                }
-                for item in predictions
-            ],
-            "skipped": [{"file": printable(item.file), "reason": item.reason} for item in skipped],
-        }
-    ).decode("utf-8")
-
-
-_FORMATTERS: Mapping[str, Callable[[Path, Sequence[Prediction], Sequence[Skipped]], str]] = {
-    "table": _table,
-    "csv": _csv,
-    "json": _json,
-}
+        faults = [{"file": printable(item.file), "reason": item.reason} for item in skipped]
+        return to_json({"model": printable(str(model)), "predictions": found, "skipped": faults}).decode("utf-8")
+    if kind == "csv":
+        places = range(1, len(predictions[0].best) + 1)
+        header = ["file", *(f"{name}_{place}" for place in places for name in ("label", "probability"))]
+        rows = (
+            [printable(item.file), *(cell for label, value in item.best for cell in (label, f"{value:.6f}"))]
+            for item in predictions
+        )
+        return to_csv(header, rows).decode("utf-8")
+    cells = [
+        [printable(item.file), *(f"{label} {100 * value:.1f} %" for label, value in item.best)] for item in predictions
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
 def _sheet(model: persistence.Model, predictions: Sequence[Prediction], thumbnails: Sequence[Image]) -> bytes:
@@ -323,7 +292,7 @@ def _sheet(model: persistence.Model, predictions: Sequence[Prediction], thumbnai
         f", the first {len(shown):,} shown" if len(shown) < len(predictions) else ""
     )
     cells = [
-        contact_sheet.Cell(pixels, printable(Path(item.file).name), item.labels[0], item.probabilities[0])
+        contact_sheet.Cell(pixels, printable(Path(item.file).name), *item.best[0])
         for item, pixels in zip(shown, thumbnails, strict=False)  # of the last batch there may be more
     ]
     return contact_sheet.draw(cells, f"{model.path.stem}: most probable class", note)
