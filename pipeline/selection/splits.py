@@ -1,0 +1,142 @@
+"""Which rows are on which side: stratified, seeded, and never parts of one group on both.
+
+Rows that belong together, such as copies of one image, are a group: an integer for each row, ``groups`` (n,), says
+which. Each group is split as if it were one row, and its other rows follow. Where every row is a group of its own the
+sides are those of the rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedKFold, train_test_split
+
+from pipeline.common.errors import UserError
+
+VALIDATION_SHARE = 0.1
+
+Rows = NDArray[np.intp]
+
+
+class Split(NamedTuple):
+    """Row numbers of two sides.
+
+    Attributes
+    ----------
+    fit : ndarray, int (n,)
+        To fit on. The rows of a group follow each other, and the groups are in an order of which every beginning is
+        stratified.
+    held_out : ndarray, int (m,)
+        To score.
+    ends : ndarray, int (groups of ``fit``,)
+        How many rows the first groups of ``fit`` have together: ``fit[:ends[g - 1]]`` are g groups.
+    """
+
+    fit: Rows
+    held_out: Rows
+    ends: Rows
+
+
+def join_groups(*labelings: NDArray[Any]) -> Rows:
+    """Groups (n,), numbered from 0: rows are together where any labeling (n,) has the same value for both."""
+    rows = len(labelings[0])
+    links = coo_array((rows, rows), dtype=bool)
+    for labeling in labelings:
+        _, first, inverse = np.unique(labeling, return_index=True, return_inverse=True)
+        links = links + coo_array((np.ones(rows, bool), (np.arange(rows), first[inverse])), shape=(rows, rows))
+    found: Rows = connected_components(links, directed=False)[1].astype(np.intp)
+    return found
+
+
+def one_of_each(groups: Rows) -> Rows:
+    """The first row of each group, ascending."""
+    return np.sort(np.unique(groups, return_index=True)[1])
+
+
+class _Grouped:
+    """Groups as rows: the label of each, a check that there are enough, and the way back."""
+
+    def __init__(self, labels: NDArray[Any], groups: Rows) -> None:
+        self._order = np.argsort(groups, kind="stable")
+        _, self._starts, self.sizes = np.unique(groups[self._order], return_index=True, return_counts=True)
+        # A group of several classes counts as one of its rarest class, which has the fewest others.
+        rarest_first = np.lexsort((np.bincount(labels)[labels], groups))
+        self.labels = labels[rarest_first[self._starts]]
+
+    def need(self, least: int, purpose: str, class_names: Sequence[str]) -> None:
+        counts = np.bincount(self.labels, minlength=len(class_names))
+        if counts.min() < least:
+            scarce = ", ".join(f"{class_names[label]} ({counts[label]})" for label in np.flatnonzero(counts < least))
+            raise UserError(
+                f"Every class needs at least {least} distinct training images, {purpose}; copies of an image count "
+                f"once. Fewer found for: {scarce}. Add images, or leave out --limit."
+            )
+
+    def rows(self, chosen: Rows) -> Rows:
+        """The rows of some groups, group by group."""
+        sizes = self.sizes[chosen]
+        before = np.repeat(self._starts[chosen] - np.cumsum(sizes) + sizes, sizes)
+        return self._order[before + np.arange(len(before))]
+
+
+def validation_rows(rows: int, classes: int) -> int:
+    """How many of so many distinct training images are validation: the share, and at least one for each class."""
+    return max(round(VALIDATION_SHARE * rows), classes)
+
+
+def split(labels: NDArray[Any], groups: Rows, seed: int, class_names: Sequence[str]) -> Split:
+    """Part the training rows into those to fit on and those to validate on.
+
+    Parameters
+    ----------
+    labels, groups : ndarray, int (n,)
+    seed : int
+    class_names : sequence of str
+
+    Raises
+    ------
+    UserError
+        When a class has fewer than two groups.
+    """
+    grouped = _Grouped(labels, groups)
+    grouped.need(2, "one to learn from and one to validate on", class_names)
+    labels = grouped.labels
+    validation = validation_rows(len(labels), len(class_names))
+    fit, held_out = train_test_split(np.arange(len(labels)), test_size=validation, stratify=labels, random_state=seed)
+    for label in np.setdiff1d(labels, labels[held_out]):  # a rare class, whose share was rounded to no row
+        commonest = np.bincount(labels[held_out]).argmax()
+        given, taken = np.argmax(labels[held_out] == commonest), np.argmax(labels[fit] == label)
+        held_out[given], fit[taken] = fit[taken], held_out[given]
+    places = np.empty(len(fit))  # group i of the n of its class comes at (i + 1/2) / n
+    for label in range(len(class_names)):
+        own = np.flatnonzero(labels[fit] == label)
+        places[own] = (np.arange(len(own)) + 0.5) / len(own)
+    fit = fit[np.argsort(places, kind="stable")]
+    return Split(grouped.rows(fit), grouped.rows(held_out), np.cumsum(grouped.sizes[fit]))
+
+
+def folds(
+    labels: NDArray[Any], groups: Rows, count: int, seed: int, class_names: Sequence[str]
+) -> list[tuple[Rows, Rows]]:
+    """Row numbers to fit on and to score, for each of ``count`` folds; both ascending.
+
+    Raises
+    ------
+    UserError
+        When a class has too few groups for one in every fold and two to fit on beside each.
+    """
+    grouped = _Grouped(labels, groups)
+    grouped.need(max(count, 3 if count > 2 else 4), f"for {count} folds with all classes in each", class_names)
+    parts = StratifiedKFold(count, shuffle=True, random_state=seed).split(grouped.labels, grouped.labels)
+    return [(np.sort(grouped.rows(fit)), np.sort(grouped.rows(held_out))) for fit, held_out in parts]
+
+
+def groups_with_every_class(labels: NDArray[Any], chosen: Split) -> int:
+    """How many groups of the rows to fit on, from their beginning, hold every class: rare ones come late."""
+    last = int(np.unique(labels[chosen.fit], return_index=True)[1].max())
+    return int(np.searchsorted(chosen.ends, last, side="right")) + 1
