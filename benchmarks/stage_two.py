@@ -45,7 +45,7 @@ VALUES = [float(value) for value in np.geomspace(1e-4, 1, 9)]
 
 def plain(data: Samples, classes: tuple[str, ...]) -> tuple[float, list[float], int]:
     """Seconds, validation accuracies, and how many fits did not converge, of nine plain fits."""
-    fit, held_out = protocol.split(data.labels, 0, classes)
+    fit, held_out, _ = protocol.split(data, 0, classes)
     scores, unfinished = [], 0
     began = time.perf_counter()
     for C in VALUES:  # noqa: N806

@@ -77,6 +77,17 @@ def test_rows_without_copies_are_split_as_scikit_learn_does(counts: list[int], s
             assert [each.tolist() for each in found] == [each.tolist() for each in fold]
 
 
+def test_every_beginning_of_the_rows_is_stratified_and_seeded() -> None:
+    labels, groups = np.repeat([0, 1, 2], [500, 300, 200]), np.arange(1000)
+    parts = splits.split(labels, groups, 0, NAMES[:3])
+    assert np.bincount(labels[parts.held_out]).tolist() == [50, 30, 20]
+    for size in (10, 60, 333, 900):
+        shares = np.bincount(labels[parts.fit[:size]], minlength=3) / size
+        np.testing.assert_allclose(shares, [0.5, 0.3, 0.2], atol=1.5 / size)
+    assert (splits.split(labels, groups, 0, NAMES[:3]).held_out == parts.held_out).all()
+    assert (splits.split(labels, groups, 1, NAMES[:3]).held_out != parts.held_out).any()
+
+
 def test_groups_are_joined_over_what_is_shared() -> None:
     by_image = np.array([5, 5, 2, 3, 4, 2])
     by_person = np.array([0, 1, 2, 1, 4, 5])

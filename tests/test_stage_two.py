@@ -204,36 +204,7 @@ def test_more_columns_are_regularised_more() -> None:
     assert [candidate["C"] for candidate in fixed] == [0.5]
 
 
-def test_the_split_is_stratified_and_seeded() -> None:
-    labels = np.repeat([0, 1, 2], [500, 300, 200])
-    fit, held_out = protocol.split(labels, 0, CLASSES)
-    assert np.bincount(labels[held_out]).tolist() == [50, 30, 20]
-    assert sorted([*fit, *held_out]) == list(range(1000))
-    assert (protocol.split(labels, 0, CLASSES)[1] == held_out).all()
-    assert (protocol.split(labels, 1, CLASSES)[1] != held_out).any()
-    with pytest.raises(UserError, match="Fewer found for: cat"):
-        protocol.split(np.array([0, 0, 1, 1, 2]), 0, CLASSES)
-
-
 LOPSIDED = pytest.mark.parametrize("counts", [(60, 10, 3), (40, 5, 5), (100, 2, 10), (2, 9, 2)])
-
-
-@LOPSIDED
-def test_rare_classes_are_on_both_sides_of_the_split(counts: tuple[int, ...]) -> None:
-    labels = np.repeat([0, 1, 2], counts)
-    for seed in range(20):
-        fit, held_out = protocol.split(labels, seed, CLASSES)
-        assert len(held_out) == protocol.validation_rows(len(labels), 3)
-        assert sorted([*fit, *held_out]) == list(range(len(labels)))
-        assert set(labels[fit]) == set(labels[held_out]) == {0, 1, 2}
-
-
-def test_every_beginning_of_the_rows_is_stratified() -> None:
-    labels = np.repeat([0, 1, 2], [500, 300, 200])
-    fit, _ = protocol.split(labels, 0, CLASSES)
-    for size in (10, 60, 333, 900):
-        shares = np.bincount(labels[fit[:size]], minlength=3) / size
-        np.testing.assert_allclose(shares, [0.5, 0.3, 0.2], atol=1.5 / size)
 
 
 @EVERY

@@ -5,6 +5,7 @@ python -m pipeline train --classifier logistic --taps all
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
@@ -25,10 +26,12 @@ from pipeline.network.taps import columns_of
 from pipeline.network.weights import say_untrained
 from pipeline.output import report
 from pipeline.output.run_folder import RunFolder
+from pipeline.selection import copies
 from pipeline.selection.options import TrainOptions
-from pipeline.selection.trials import PROTOCOL, RunSpec
+from pipeline.selection.trials import RunSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from pipeline.output.metrics import TestScores
@@ -54,8 +57,8 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunFolder:
     """
     start = time.monotonic()
     path, asked = find(features)
-    place = place_of(asked, options)
-    if not features.strict and _is_there(place, options):
+    images = copies.recall(options.output_dir, asked.key())
+    if images and not features.strict and _is_there(place := place_of(asked, options, images), options):
         return place
     with store.open(path, asked) as cache:
         if features.strict:
@@ -65,9 +68,19 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunFolder:
 
 def train_on(cache: store.Cache, asked: FeatureSpec, options: TrainOptions, start: float) -> RunFolder:
     """Do as `train` does, on an open cache that holds the features asked for; ``start`` is by `time.monotonic`."""
-    place = place_of(asked, options)
-    if _is_there(place, options):
-        return place
+    groups = copies.group(cache, [asked.taps])
+    images = copies.count(groups)
+    place = place_of(asked, options, images)
+    if not _is_there(place, options):
+        _make(cache, asked, place, options, groups, start)
+    copies.remember(options.output_dir, asked.key(), images)
+    return place
+
+
+def _make(
+    cache: store.Cache, asked: FeatureSpec, place: RunFolder, options: TrainOptions, groups: copies.Groups, start: float
+) -> None:
+    """Compute a run and save it."""
     say_untrained(cache.provenance["weights"])
     if cache.provenance["official"] is not True:
         log.warning("warning: these features come from files that are not the official %s", asked.dataset)
@@ -75,11 +88,10 @@ def train_on(cache: store.Cache, asked: FeatureSpec, options: TrainOptions, star
         place.prepare()  # now, not after minutes of computing
     from pipeline.output import model_card  # late: a run that is there is shown without its template
 
-    contents, model, description = _compute(cache, asked, place, options, start)
+    contents, model, description = _compute(cache, asked, place, options, groups, start)
     with file_errors("write the results", place.output_dir, "The feature cache is as it was."):
         metrics = json.loads(contents["metrics.json"])
         place.save(contents, model, description, model_card.render(metrics, description, cache))
-    return place
 
 
 def _is_there(place: RunFolder, options: TrainOptions) -> bool:
@@ -90,10 +102,10 @@ def _is_there(place: RunFolder, options: TrainOptions) -> bool:
     return there
 
 
-def place_of(asked: FeatureSpec, options: TrainOptions) -> RunFolder:
+def place_of(asked: FeatureSpec, options: TrainOptions, images: copies.Images) -> RunFolder:
     """Where the results of a run are, or will be."""
     resolved = classifiers.resolve(options.classifier, options.options)
-    run = RunSpec(asked.key(), asked.dataset, options.classifier, resolved, options.seed, PROTOCOL)
+    run = RunSpec(asked.key(), asked.dataset, options.classifier, resolved, options.seed, images.protocol)
     return RunFolder(run.name, options.output_dir, options.models_dir)
 
 
@@ -101,7 +113,7 @@ def place_of(asked: FeatureSpec, options: TrainOptions) -> RunFolder:
 
 
 def _compute(
-    cache: store.Cache, asked: FeatureSpec, place: RunFolder, options: TrainOptions, start: float
+    cache: store.Cache, asked: FeatureSpec, place: RunFolder, options: TrainOptions, groups: copies.Groups, start: float
 ) -> tuple[dict[str, bytes], bytes, dict[str, Any]]:
     """Run the protocol; return the run folder's files, the model file and its description."""
     import joblib  # late, like all that follows: a run that is there is shown without loading scikit-learn
@@ -110,7 +122,7 @@ def _compute(
     from pipeline.models import history
     from pipeline.output import figures
     from pipeline.output.metrics import score_test
-    from pipeline.selection import protocol
+    from pipeline.selection import protocol, splits
 
     # Stage one refused whatever is not finite: checking a gigabyte again at every step would cost half the time.
     sklearn.set_config(assume_finite=True)
@@ -118,7 +130,7 @@ def _compute(
     resolved = classifiers.resolve(name, options.options)
     clock = _Clock(start)
     features, labels = arrays.load_split(cache, "train", taps)
-    data = history.Samples(features, labels)
+    data = history.Samples(features, labels, groups["train"])
     clock.lap("load")
     log.info("%s on %s features of %s rows", name, f"{features.shape[1]:,}", f"{features.shape[0]:,}")
     rows = protocol.prepare(data, options.seed, classes)
@@ -129,6 +141,7 @@ def _compute(
         classifiers.describe(chosen.params), 100 * chosen.validation[1], chosen.validation[0],
     )  # fmt: skip
     clock.lap("search")
+    sides = {"fit": len(rows.ends), "validation": len(rows.validation.labels)}
     curve = protocol.learning_curve(name, chosen, rows, data, options.seed, classes)
     del rows
     clock.lap("evaluate")
@@ -140,7 +153,8 @@ def _compute(
     clock.lap("fit")
     test_features, test_labels = arrays.load_split(cache, "test", taps)
     clock.lap("load")
-    scored = score_test(model, test_features, test_labels, classes)
+    tested = splits.one_of_each(groups["test"])  # a copy tells nothing new: each image is counted and listed once
+    scored = score_test(model, test_features[tested], test_labels[tested], classes)
     if scored.accuracy is None:
         log.warning("warning: %s", report.NO_TEST)
     clock.lap("evaluate")
@@ -172,6 +186,7 @@ def _compute(
         "convergence": reason,
         "search": selection.trials,
         "seed": options.seed,
+        "images": {**dataclasses.asdict(copies.count(groups)), **sides},
         "accuracy": {"train": chosen.train[1], "validation": chosen.validation[1], "test": scored.accuracy},
         "log_loss": {"train": chosen.train[0], "validation": chosen.validation[0], "test": scored.loss},
         "interval": {"test": scored.interval and list(scored.interval)},
@@ -204,7 +219,7 @@ def _compute(
         "metrics.json": to_json(metrics),
         "history.csv": chosen.history.to_csv(),
         "learning_curve.csv": curve.to_csv(),
-        "predictions.csv": _predictions(cache, test_labels, scored),
+        "predictions.csv": _predictions(cache, tested, test_labels[tested], scored),
         **{stem + suffix: content for stem, files in pictures.items() for suffix, content in files.items()},
     }
     if cache.has_members:
@@ -247,17 +262,16 @@ class _Clock:
         }
 
 
-def _predictions(cache: store.Cache, labels: NDArray[Any], scored: TestScores) -> bytes:
-    """The test rows as CSV; of images of one's own with the file of each."""
+def _predictions(cache: store.Cache, rows: NDArray[np.intp], labels: NDArray[Any], scored: TestScores) -> bytes:
+    """The test rows that were scored as CSV; of images of one's own with the file of each."""
     classes = cache.class_names
-    rows = [
-        [index, classes[label], classes[guess], f"{confidence:.6f}"]
-        for index, (label, guess, confidence) in enumerate(
-            zip(labels, scored.predicted, scored.confidences, strict=True)
-        )
+    lines = [
+        [row, classes[label], classes[guess], f"{confidence:.6f}"]
+        for row, label, guess, confidence in zip(rows, labels, scored.predicted, scored.confidences, strict=True)
     ]
     header = ["index", "label", "predicted", "confidence"]
     if cache.has_members:
         header.append("file")
-        rows = [[*row, printable(name)] for row, name in zip(rows, cache.members("test").names, strict=True)]
-    return to_csv(header, rows)
+        names = cache.members("test").names
+        lines = [[*line, printable(names[line[0]])] for line in lines]
+    return to_csv(header, lines)

@@ -21,10 +21,18 @@ Scores = tuple[float, float]  # loss in nats, accuracy
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows to learn from or to score: float32 (n, columns) and labels (n,)."""
+    """Rows to learn from or to score: float32 (n, columns) and labels (n,).
+
+    Equal ``groups`` (n,) are of rows that must not be parted, such as copies of an image; without, none are.
+    """
 
     features: NDArray[np.float32]
     labels: NDArray[Any]
+    groups: NDArray[np.intp] | None = None
+
+    def taken(self, rows: NDArray[np.intp]) -> Samples:
+        """Copies of some rows, in their order."""
+        return Samples(self.features[rows], self.labels[rows], None if self.groups is None else self.groups[rows])
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from typing import Any
 
 from pipeline.features.store import Cache
 from pipeline.models import classifiers
-from pipeline.output import templating
+from pipeline.output import report, templating
 
 
 def render(metrics: Mapping[str, Any], description: Mapping[str, Any], cache: Cache) -> str:
     """Write the card of a run, from its ``metrics.json``, what goes beside the model, and the features it saw."""
     params = classifiers.describe(metrics["classifier"]["params"])
-    return templating.render("model_card.md", m=metrics, spec=description["spec"], params=params, cache=cache)
+    images = report.images_text(metrics["images"])
+    known = {"m": metrics, "spec": description["spec"], "params": params, "images": images, "cache": cache}
+    return templating.render("model_card.md", **known)

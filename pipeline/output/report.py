@@ -34,6 +34,20 @@ def title(cache: store.Cache, asked: FeatureSpec, name: str) -> str:
     return " · ".join(parts + caveats(cache.provenance["official"] is True, cache.provenance["weights"]))
 
 
+def images_text(images: Mapping[str, Any]) -> str:
+    """How many distinct images each side has, and how many rows are copies."""
+    copied = {split: images["rows"][split] - images["distinct"][split] for split in images["rows"]}
+    text = (
+        f"{images['fit']:,} distinct images to fit on, {images['validation']:,} to validate on, "
+        f"{images['distinct']['test']:,} to test on"
+    )
+    if any(copied.values()):
+        text += f"; {copied['train']:,} rows of train and {copied['test']:,} of test are copies of these"
+    if images["shared"]:
+        text += f"; {images['shared']:,} of the test images are in train, too"
+    return text
+
+
 def report_text(metrics: Mapping[str, Any], table: str) -> str:
     """scikit-learn's classification report of the test split, under what it is a report of."""
     from pipeline.output import templating  # late: a run that is there is shown as it was written
@@ -45,6 +59,7 @@ def report_text(metrics: Mapping[str, Any], table: str) -> str:
         notes.append(NO_TEST)
     return templating.render(
         "report.txt", m=metrics, table=table, notes=notes, params=classifiers.describe(metrics["classifier"]["params"]),
+        images=images_text(metrics["images"]),
         seconds=format_seconds(metrics["seconds"]["total"]),
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """How stage two chooses, and on which rows: every choice on validation, nothing on test.
 
-A stratified 10 % of the training rows is validation. Each candidate is fitted on the other 90 % and the
-one with the lowest validation loss is chosen: the loss, because over a few thousand rows accuracy jumps
-by chance where the loss is smooth. The chosen one is then refitted on all training rows.
+A stratified 10 % of the training images is validation, copies of an image always on one side. Each candidate is
+fitted on the other 90 % and the one with the lowest validation loss is chosen: the loss, because over a few thousand
+rows accuracy jumps by chance where the loss is smooth. The chosen one is then refitted on all training rows.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.common.errors import UserError
 from pipeline.common.progress import Progress
 from pipeline.common.text import to_csv
 from pipeline.models import classifiers
 from pipeline.models import fit as fitting
 from pipeline.models.fit import Fitted
 from pipeline.models.history import History, Samples, Step
+from pipeline.selection import splits
+from pipeline.selection.splits import Split
 
-VALIDATION_SHARE = 0.1
 LEARNING_CURVE_SIZES = 5
 LEARNING_CURVE_SEEDS = 3
 # The solver's tolerance for the learning curve, whose many fits it makes three times as fast as 1e-4 would, for
@@ -42,14 +41,18 @@ class FitAndValidation:
     Attributes
     ----------
     train, validation : Samples
-        The beginning of ``train`` is a stratified subset, however many rows are taken.
+        The beginning of ``train`` is a stratified subset, however many images are taken.
+    ends : ndarray, int (images,)
+        How many rows of ``train`` its first images have, copies counted.
     """
 
     train: Samples
     validation: Samples
+    ends: NDArray[np.intp]
 
-    def first(self, rows: int) -> Samples:
-        """A stratified subset of the rows to fit on; a view, not a copy."""
+    def first(self, images: int) -> Samples:
+        """A stratified subset of the images to fit on, with their copies; a view, not a copy."""
+        rows = self.ends[images - 1]
         return Samples(self.train.features[:rows], self.train.labels[:rows])
 
 
@@ -77,7 +80,7 @@ class LearningCurve:
     Attributes
     ----------
     sizes : list of int
-        Training rows.
+        Distinct training images.
     train, validation : ndarray, float (sizes, seeds)
         Accuracies.
     """
@@ -96,48 +99,6 @@ class LearningCurve:
         return to_csv(("rows", "seed", "train_accuracy", "validation_accuracy"), rows)
 
 
-def validation_rows(rows: int, classes: int) -> int:
-    """How many of so many training rows are validation: the share, and at least one for each class."""
-    return max(round(VALIDATION_SHARE * rows), classes)
-
-
-def split(labels: NDArray[Any], seed: int, class_names: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Row numbers to fit on and to validate on: stratified, seeded.
-
-    The rows to fit on are in an order of which every beginning is stratified, too: row i of the n of its class
-    comes at (i + 1/2) / n.
-
-    Raises
-    ------
-    UserError
-        When a class has fewer than two training rows.
-    """
-    counts = np.bincount(labels, minlength=len(class_names))
-    if counts.min() < 2:
-        scarce = ", ".join(name for name, count in zip(class_names, counts, strict=True) if count < 2)
-        raise UserError(
-            f"Every class needs at least two training rows, one to learn from and one to validate on. Fewer found for: "
-            f"{scarce}. Add images, or leave out --limit."
-        )
-    validation = validation_rows(len(labels), len(class_names))
-    fit, held_out = train_test_split(np.arange(len(labels)), test_size=validation, stratify=labels, random_state=seed)
-    for label in np.setdiff1d(labels, labels[held_out]):  # a rare class, whose share was rounded to no row
-        commonest = np.bincount(labels[held_out]).argmax()
-        given, taken = np.argmax(labels[held_out] == commonest), np.argmax(labels[fit] == label)
-        held_out[given], fit[taken] = fit[taken], held_out[given]
-    places = np.empty(len(fit))
-    for label in range(len(class_names)):
-        own = np.flatnonzero(labels[fit] == label)
-        places[own] = (np.arange(len(own)) + 0.5) / len(own)
-    return fit[np.argsort(places, kind="stable")], held_out
-
-
-def rows_with_every_class(labels: NDArray[Any], seed: int, class_names: Sequence[str]) -> int:
-    """How many of the rows to fit on, from their beginning, hold every class: rare ones come late."""
-    fit, _ = split(labels, seed, class_names)
-    return int(np.unique(labels[fit], return_index=True)[1].max()) + 1
-
-
 def fit_scaler(features: NDArray[np.float32]) -> StandardScaler:
     """Means and deviations of float32 (n, columns), gathered in float64 a few thousand rows at a time."""
     scaler = StandardScaler()
@@ -154,6 +115,13 @@ def standardise(scaler: StandardScaler, features: NDArray[np.float32]) -> NDArra
     return features
 
 
+def split(data: Samples, seed: int, class_names: Sequence[str]) -> Split:
+    """The rows to fit on, and those to validate on, of which each group has one: a copy tells nothing new."""
+    groups = np.arange(len(data.labels)) if data.groups is None else data.groups
+    parts = splits.split(data.labels, groups, seed, class_names)
+    return parts._replace(held_out=parts.held_out[splits.one_of_each(groups[parts.held_out])])
+
+
 def prepare(data: Samples, seed: int, class_names: Sequence[str]) -> FitAndValidation:
     """Split all training rows and standardise copies of both sides.
 
@@ -164,13 +132,12 @@ def prepare(data: Samples, seed: int, class_names: Sequence[str]) -> FitAndValid
     seed : int
     class_names : sequence of str
     """
-    fit, held_out = split(data.labels, seed, class_names)
-    train, validation = data.features[fit], data.features[held_out]
-    scaler = fit_scaler(train)
-    return FitAndValidation(
-        Samples(standardise(scaler, train), data.labels[fit]),
-        Samples(standardise(scaler, validation), data.labels[held_out]),
-    )
+    parts = split(data, seed, class_names)
+    train, validation = data.taken(parts.fit), data.taken(parts.held_out)
+    scaler = fit_scaler(train.features)
+    for each in (train, validation):
+        standardise(scaler, each.features)
+    return FitAndValidation(train, validation, parts.ends)
 
 
 def select(name: str, options: Mapping[str, Any], rows: FitAndValidation, seed: int) -> Selection:
@@ -254,7 +221,7 @@ def _noting(progress: Progress, what: str, unit: str) -> Callable[[Step], None]:
 
 
 def curve_sizes(rows: int, classes: int) -> list[int]:
-    """Training-set sizes of the learning curve: about a sixteenth to all of the rows, in equal ratios."""
+    """Training-set sizes of the learning curve: about a sixteenth to all of the images, in equal ratios."""
     smallest = min(max(rows // 16, 2 * classes), rows)
     sizes = np.unique(np.geomspace(smallest, rows, LEARNING_CURVE_SIZES).round().astype(int)).tolist()
     # A stratified subset needs a row of each class inside, and outside unless it is everything.
@@ -287,12 +254,12 @@ def learning_curve(
     if "tol" in params:
         params["tol"] = max(params["tol"], CURVE_TOLERANCE)
     seeds = [(seed + number) % (classifiers.MAX_SEED + 1) for number in range(LEARNING_CURVE_SEEDS)]
-    least = max(rows_with_every_class(data.labels, each, class_names) for each in seeds)
-    sizes = [size for size in curve_sizes(len(rows.train.labels), len(class_names)) if size >= least]
+    least = max(splits.groups_with_every_class(data.labels, split(data, each, class_names)) for each in seeds)
+    sizes = [size for size in curve_sizes(len(rows.ends), len(class_names)) if size >= least]
     train_scores = np.full((len(sizes), LEARNING_CURVE_SEEDS), np.nan)
     validation_scores = train_scores.copy()
     train_scores[-1, 0], validation_scores[-1, 0] = chosen.train[1], chosen.validation[1]
-    with Progress("learning curve", sum(sizes) * LEARNING_CURVE_SEEDS - sizes[-1], "rows") as progress:
+    with Progress("learning curve", sum(sizes) * LEARNING_CURVE_SEEDS - sizes[-1], "images") as progress:
         for number, each in enumerate(seeds):
             if number > 0:
                 del rows
@@ -301,7 +268,7 @@ def learning_curve(
             for index, size in enumerate(sizes):
                 if not np.isnan(train_scores[index, number]):
                     continue
-                what = f"{size:,} rows, seed {number + 1} of {LEARNING_CURVE_SEEDS}"
+                what = f"{size:,} images, seed {number + 1} of {LEARNING_CURVE_SEEDS}"
                 # A solver starts where it ended on fewer rows. Epochs start anew: fewer rows need more of them, so
                 # each size stops where its own validation says.
                 last = fitting.fit_classifier(

@@ -27,12 +27,15 @@ from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import columns_of, parse_taps
 from pipeline.network.weights import say_untrained
+from pipeline.selection import copies, trials, warm_start
 from pipeline.selection import grid as grids
-from pipeline.selection import trials, warm_start
 from pipeline.selection.options import SweepOptions
 from pipeline.selection.trials import Trial, TrialRecords, TrialResult
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pipeline.selection.protocol import FitAndValidation
 
 log = logging.getLogger("pipeline")
@@ -101,8 +104,9 @@ def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tu
     training = options.training
     candidates = expand_candidates(options, cache.spec.taps)
     say_untrained(cache.provenance["weights"])
-    records = TrialRecords(training.output_dir, asked)
-    runner = _Runner(cache, records)
+    groups = copies.group(cache, sorted({candidate.taps for candidate in candidates}))
+    records = TrialRecords(training.output_dir, asked, copies.count(groups).protocol)
+    runner = _Runner(cache, groups["train"], records)
     log.info("%s candidates on %s rows", f"{len(candidates):,}", f"{cache.rows['train']:,}")
     table: Table = []
     with file_errors("write the results", training.output_dir, "What was recorded is kept."):
@@ -127,30 +131,31 @@ def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tu
 class _Runner:
     """Fits candidates that have no record, from one standardised array for each seed."""
 
-    def __init__(self, cache: store.Cache, records: TrialRecords) -> None:
-        from pipeline.selection import protocol  # late: it loads scikit-learn
+    def __init__(self, cache: store.Cache, groups: NDArray[np.intp], records: TrialRecords) -> None:
+        from pipeline.selection import splits  # late: it loads scikit-learn
 
-        self._cache, self._records = cache, records
+        self._cache, self._groups, self._records = cache, groups, records
         self._prepared: FitAndValidation | None = None
         self._holds: tuple[int, tuple[str, ...]] = (-1, ())  # whose seed and taps that is
         self._asked_for: set[Path] = set()
-        total = cache.rows["train"]
-        self.rows = total - protocol.validation_rows(total, len(cache.class_names))
+        total = len(splits.one_of_each(groups))
+        self.rows = total - splits.validation_rows(total, len(cache.class_names))
 
     def recorded(self) -> int:
         """How many of the fits asked for so far are recorded, whichever process did that."""
         return sum(path.exists() for path in self._asked_for)
 
     def rungs(self, candidates: Sequence[Trial], halving: bool) -> list[tuple[int, int]]:
-        """Rows of each round, none of which lacks a class, and how many candidates go on from it."""
-        from pipeline.selection import protocol
+        """Distinct images of each round, none of which lacks a class, and how many candidates go on from it."""
+        from pipeline.selection import splits
 
         classes, going = self._cache.class_names, len(candidates)
         sizes = [self.rows // HALVING_FACTOR**rung for rung in reversed(range(HALVING_RUNGS))]
         if not halving or going < HALVING_FROM or sizes[0] < ROWS_OF_A_CLASS * len(classes):
             return [(self.rows, going)]
         labels, seeds = self._cache.labels("train"), {candidate.seed for candidate in candidates}
-        least = max(protocol.rows_with_every_class(labels, seed, classes) for seed in seeds)
+        parts = [splits.split(labels, self._groups, seed, classes) for seed in seeds]
+        least = max(splits.groups_with_every_class(labels, each) for each in parts)
         found = []
         for size in sizes:
             if size >= least:
@@ -194,7 +199,7 @@ class _Runner:
         if self._prepared is None or seed != self._holds[0] or not set(taps) <= set(self._holds[1]):
             self._prepared = None  # gives the arrays back before there are new ones
             features, labels = arrays.load_split(self._cache, "train", taps)
-            data = history.Samples(features, labels)
+            data = history.Samples(features, labels, self._groups)
             self._prepared = protocol.prepare(data, seed, self._cache.class_names)
             self._holds = seed, taps
         return self._prepared

@@ -45,10 +45,9 @@ class Split(NamedTuple):
 def join_groups(*labelings: NDArray[Any]) -> Rows:
     """Groups (n,), numbered from 0: rows are together where any labeling (n,) has the same value for both."""
     rows = len(labelings[0])
-    links = coo_array((rows, rows), dtype=bool)
-    for labeling in labelings:
-        _, first, inverse = np.unique(labeling, return_index=True, return_inverse=True)
-        links = links + coo_array((np.ones(rows, bool), (np.arange(rows), first[inverse])), shape=(rows, rows))
+    ends = [np.unique(labeling, return_index=True, return_inverse=True)[1:] for labeling in labelings]
+    first = np.concatenate([first[inverse] for first, inverse in ends])
+    links = coo_array((np.ones(len(first), np.int8), (np.tile(np.arange(rows), len(ends)), first)), shape=(rows, rows))
     found: Rows = connected_components(links, directed=False)[1].astype(np.intp)
     return found
 
@@ -69,9 +68,12 @@ class _Grouped:
         self.labels = labels[rarest_first[self._starts]]
 
     def need(self, least: int, purpose: str, class_names: Sequence[str]) -> None:
+        """Refuse classes of fewer groups."""
         counts = np.bincount(self.labels, minlength=len(class_names))
         if counts.min() < least:
-            scarce = ", ".join(f"{class_names[label]} ({counts[label]})" for label in np.flatnonzero(counts < least))
+            scarce = ", ".join(
+                f"{name} ({found})" for name, found in zip(class_names, counts, strict=True) if found < least
+            )
             raise UserError(
                 f"Every class needs at least {least} distinct training images, {purpose}; copies of an image count "
                 f"once. Fewer found for: {scarce}. Add images, or leave out --limit."

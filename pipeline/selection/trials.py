@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("pipeline")
 
 FOLDER = "candidates"
-PROTOCOL = 2  # part of a run's key: raise it when the same inputs give another result
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Trial:
         Every option of the classifier, none left to choose.
     seed : int
     rows : int
-        How many rows to fit on, from the beginning; 0 until that is known.
+        How many distinct images to fit on, from the beginning; 0 until that is known.
     """
 
     classifier: str
@@ -83,15 +82,16 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class TrialRecords:
-    """The records of trials on the features of one data set, whatever their taps."""
+    """The records of trials on the features of one data set, whatever their taps, under one protocol."""
 
     output_dir: Path
     features: FeatureSpec
+    protocol: int
 
     def path(self, trial: Trial) -> Path:
         """Where the record of a trial is or will be."""
         features = dataclasses.replace(self.features, taps=trial.taps)
-        run = RunSpec(features.key(), features.dataset, trial.classifier, trial.params, trial.seed, PROTOCOL)
+        run = RunSpec(features.key(), features.dataset, trial.classifier, trial.params, trial.seed, self.protocol)
         key = digest_of([run.key(), trial.rows])
         return self.output_dir / FOLDER / f"{safe_name(run.dataset)}-{run.classifier}-{key[:16]}.json"
 

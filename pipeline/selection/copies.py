@@ -1,0 +1,123 @@
+"""Which rows are copies of one image, and what is remembered of their number so that a run is found at once.
+
+output/copies/<features key>.json    rows and distinct images of each split
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.common import atomic
+from pipeline.common.text import to_json
+from pipeline.features import store
+from pipeline.features.layout import SPLITS
+from pipeline.network.taps import TAP_COLUMNS
+
+Groups = dict[str, NDArray[np.intp]]  # of each split, (n,)
+
+FOLDER = "copies"
+BLOCK_ROWS = 16384  # that are read together: memory does not grow with rows
+# Part of a run's key: another number means that the same inputs give another result. Rows without copies give what
+# they always gave, so that their runs are found.
+PROTOCOL, PROTOCOL_WITH_COPIES = 2, 3
+
+
+@dataclass(frozen=True)
+class Images:
+    """How many rows and how many distinct images there are.
+
+    Attributes
+    ----------
+    rows, distinct : mapping of str to int
+        Of each split.
+    shared : int
+        Distinct images of test that are in train, too.
+    """
+
+    rows: Mapping[str, int]
+    distinct: Mapping[str, int]
+    shared: int
+
+    @property
+    def protocol(self) -> int:
+        """The number in the key of a run on these rows."""
+        return PROTOCOL if self.rows == self.distinct else PROTOCOL_WITH_COPIES
+
+
+def group(cache: store.Cache, choices: Sequence[tuple[str, ...]]) -> Groups:
+    """Groups (n,) of the rows of each split: equal numbers, also between splits, mean copies of one image.
+
+    They are of one image where its digest is the same, or all features, bit for bit, of one of ``choices`` of taps: the
+    network saw the same pixels then.
+    """
+    from pipeline.selection.splits import join_groups  # late: a run that is there is found without scikit-learn
+
+    labelings = [_alike(cache, taps) for taps in choices]
+    if cache.has_members:
+        digests = np.concatenate([cache.members(split).digests for split in SPLITS])
+        labelings.append(np.unique(digests.view((np.void, digests.shape[1])).ravel(), return_inverse=True)[1])
+    joined = join_groups(*labelings)
+    return dict(zip(SPLITS, np.split(joined, [cache.rows["train"]]), strict=True))
+
+
+def _alike(cache: store.Cache, taps: tuple[str, ...]) -> NDArray[np.int64]:
+    """Numbers (n,) of the rows of both splits, equal where all features are; more taps are read only where it takes."""
+    train, total = cache.rows["train"], sum(cache.rows[split] for split in SPLITS)
+    numbers, left = -1 - np.arange(total), np.arange(total)  # rows that may yet have a copy
+    found = np.zeros(total, np.int64)
+    for tap in sorted(taps, key=TAP_COLUMNS.__getitem__):
+        hashes = np.zeros(len(left), np.int64)
+        for start in range(0, len(left), BLOCK_ROWS):
+            rows = left[start : start + BLOCK_ROWS]
+            values = [
+                *cache.some_features("train", tap, rows[rows < train]),
+                *cache.some_features("test", tap, rows[rows >= train] - train),
+            ]
+            hashes[start : start + len(rows)] = [
+                int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "little", signed=True) for row in values
+            ]
+        both = np.stack([found[left], hashes])
+        _, same, count = np.unique(both, axis=1, return_inverse=True, return_counts=True)
+        found[left] = same
+        left = left[count[same] > 1]
+        if not len(left):
+            break
+    numbers[left] = found[left]
+    return numbers
+
+
+def count(groups: Groups) -> Images:
+    """Count what `group` found."""
+    distinct = {split: np.unique(each) for split, each in groups.items()}
+    return Images(
+        {split: len(each) for split, each in groups.items()},
+        {split: len(each) for split, each in distinct.items()},
+        len(np.intersect1d(distinct["train"], distinct["test"])),
+    )
+
+
+def recall(output_dir: Path, features: str) -> Images | None:
+    """What is remembered of the rows of a features key; None when nothing is."""
+    try:
+        return Images(**json.loads(_path(output_dir, features).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def remember(output_dir: Path, features: str, images: Images) -> None:
+    """Keep what was counted; where it cannot be written it is counted again next time."""
+    with contextlib.suppress(OSError):
+        atomic.make_folder(output_dir / FOLDER)
+        atomic.write_atomically(_path(output_dir, features), to_json(asdict(images)))
+
+
+def _path(output_dir: Path, features: str) -> Path:
+    return output_dir / FOLDER / f"{features[:16]}.json"
