@@ -6,10 +6,9 @@ A folder that grew, or shares images with another, has only its new ones compute
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,24 +22,11 @@ from pipeline.network.taps import TAP_COLUMNS
 log = logging.getLogger("pipeline")
 
 
-class _Place(NamedTuple):
-    source: int
-    split: str
-    row: int
-
-
 class KnownRows:
-    """Rows of open, verified caches.
+    """Rows of open, verified caches: for the digest of an image the cache, its split and the row there."""
 
-    Parameters
-    ----------
-    sources : sequence of Cache
-    places : dict
-        Where the row of a digest is.
-    """
-
-    def __init__(self, sources: Sequence[store.Cache], places: dict[bytes, _Place]) -> None:
-        self._sources, self._places = sources, places
+    def __init__(self, places: Mapping[bytes, tuple[store.Cache, str, int]]) -> None:
+        self._places = places
 
     def __len__(self) -> int:
         return len(self._places)
@@ -48,7 +34,7 @@ class KnownRows:
     @property
     def files(self) -> list[str]:
         """Names of the caches that rows come from."""
-        return sorted({self._sources[place.source].path.name for place in self._places.values()})
+        return sorted({cache.path.name for cache, _, _ in self._places.values()})
 
     def has(self, digests: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which rows are known, bool (n,), by their digests, uint8 (n, 32)."""
@@ -57,12 +43,14 @@ class KnownRows:
     def read(self, digests: NDArray[np.uint8], taps: Sequence[str]) -> dict[str, NDArray[np.float16]]:
         """Features of rows that are known: for each tap float16 (n, columns), in the order of their digests."""
         result = {tap: np.full((len(digests), TAP_COLUMNS[tap]), np.nan, np.float16) for tap in taps}
-        places = [self._places[digest.tobytes()] for digest in digests]
-        for source, split in sorted({(place.source, place.split) for place in places}):
-            here = [i for i, place in enumerate(places) if (place.source, place.split) == (source, split)]
-            rows = np.array([places[i].row for i in here])
+        together: dict[tuple[store.Cache, str], list[tuple[int, int]]] = {}  # the places here, and the rows there
+        for place, digest in enumerate(digests):
+            cache, split, row = self._places[digest.tobytes()]
+            together.setdefault((cache, split), []).append((place, row))
+        for (cache, split), pairs in together.items():
+            here, there = np.array(pairs).T
             for tap in taps:
-                result[tap][here] = self._sources[source].some_features(split, tap, rows)
+                result[tap][here] = cache.some_features(split, tap, there)
         return result
 
 
@@ -74,8 +62,7 @@ def known_rows(folder: Path, spec: FeatureSpec, digests: NDArray[np.uint8]) -> I
     is what was verified. One that is damaged is passed over, and that is said.
     """
     wanted = {digest.tobytes() for digest in digests}
-    sources: list[store.Cache] = []
-    places: dict[bytes, _Place] = {}
+    places: dict[bytes, tuple[store.Cache, str, int]] = {}
     with ExitStack() as stack:
         for path in _similar(folder, spec):
             if wanted <= places.keys():
@@ -90,19 +77,21 @@ def known_rows(folder: Path, spec: FeatureSpec, digests: NDArray[np.uint8]) -> I
                     log.warning("warning: no rows are taken over from %s: %s", path, error)
                     continue
                 new = {
-                    digest.tobytes(): _Place(len(sources), split, row)
+                    digest.tobytes(): (cache, split, row)
                     for split, rows in found.items()
                     for row, digest in enumerate(rows)
                     if digest.tobytes() in wanted and digest.tobytes() not in places
                 }
                 if new:
                     places.update(new)
-                    sources.append(cache)
                     stack.enter_context(opened.pop_all())
-        yield KnownRows(sources, places)
+        yield KnownRows(places)
 
 
 def _similar(folder: Path, spec: FeatureSpec) -> list[Path]:
     """Caches that claim to hold such features, of any data set, newest first."""
-    found = [path for path, held in claims(folder, f"*{name_infix(spec.image_size)}*.h5") if held.same_settings(spec)]
-    return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    found = []
+    for path, held in claims(folder, f"*{name_infix(spec.image_size)}*.h5"):
+        with suppress(FileNotFoundError):  # removed meanwhile
+            found += [(path.stat().st_mtime_ns, path)] if held.same_settings(spec) else []
+    return [path for _, path in sorted(found, reverse=True)]

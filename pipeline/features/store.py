@@ -40,7 +40,7 @@ _BLOCK = 4096  # rows that are read together at most
 # --- the finished cache -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cache:
     """A verified feature file, open: a context manager. What it says of itself stays when it is closed.
 
