@@ -240,7 +240,7 @@ def main() -> None:
         answers.write(json.dumps(rates) + "\n")
         return
     if chosen.name == FROM_32:
-        precision = "bfloat16" if device.has_bfloat16() else "float32"
+        precision = "bfloat16" if device.is_faster_in_bfloat16() else "float32"
         contender, batches = (lambda w, s: ours(w, s, precision, ALL_TAPS)), list[int]()
     else:
         contender, batches = NAMES[chosen.name]

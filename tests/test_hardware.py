@@ -104,6 +104,26 @@ def test_what_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not hardware.may_have_gpu()
 
 
+@pytest.mark.parametrize(
+    ("vendor", "flags", "precision"),
+    [
+        ("AuthenticAMD", "avx512f avx512_bf16", "bfloat16"),
+        ("GenuineIntel", "avx512f avx512_bf16 amx_bf16", "bfloat16"),
+        ("GenuineIntel", "avx512f avx512_bf16", "float32"),  # it has bfloat16, but is slower in it
+        ("AuthenticAMD", "avx512f", "float32"),
+    ],
+)
+def test_auto_takes_what_the_processor_is_faster_in(
+    vendor: str, flags: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"vendor_id : {vendor}\nflags : {flags}\n", encoding="utf-8")
+    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(hardware, "may_have_gpu", lambda: False)
+    assert make_plan("auto", image_size=64, batch_size=None).precision == precision
+    if "bf16" in flags:
+        assert make_plan("bfloat16", image_size=64, batch_size=None).precision == "bfloat16", "asked for, it is done"
+
+
 def test_a_gpu_that_cannot_serve_is_named_and_left_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -60,7 +60,7 @@ def find(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
 def candidate_specs(options: FeatureOptions, dataset: Dataset | None = None) -> list[FeatureSpec]:
     """Specs that satisfy the options, the one to compute first; without a data set their digest of it is "".
 
-    ``auto`` is satisfied by either precision, and computed in bfloat16 where the processor has it.
+    ``auto`` is satisfied by either precision, and computed in the one that the processor is faster in.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def candidate_specs(options: FeatureOptions, dataset: Dataset | None = None) -> 
         if limit == max(rows.values()):
             limit = None  # nothing is left out, so these are the same features
     if options.precision == "auto":
-        precisions = ["bfloat16", "float32"] if device.has_bfloat16() else ["float32", "bfloat16"]
+        precisions = ["bfloat16", "float32"] if device.is_faster_in_bfloat16() else ["float32", "bfloat16"]
     else:
         precisions = [options.precision]
     image = options.image

@@ -33,7 +33,7 @@ def make_plan(precision: str, *, image_size: int, batch_size: int | None) -> Pla
     plan = device.choose_device(
         precision,
         gpus,
-        bfloat16=device.has_bfloat16(),
+        bfloat16=device.is_faster_in_bfloat16() if precision == "auto" else device.has_bfloat16(),
         image_size=image_size,
         batch_size=batch_size,
         memory=free_memory(),
