@@ -68,7 +68,7 @@ def ours(data: Samples, classes: tuple[str, ...]) -> tuple[float, list[float], i
         params = {"C": C, "tol": 3e-4, "max_iter": 1000}
         fitted = fitting.fit_classifier("logistic", params, rows.train, rows.validation, 0, start=start)
         start = fitted.model
-        unfinished += bool(fitted.reason)
+        unfinished += bool(fitted.not_converged)
         scores.append(fitted.validation[1])
     return time.perf_counter() - began, scores, unfinished
 
