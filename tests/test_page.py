@@ -191,11 +191,24 @@ def test_runs_with_values_of_another_type_are_skipped(output: Path, path: str, v
     assert "ffffffff" not in rebuilt.page.read_text(encoding="utf-8")
 
 
-def test_runs_without_test_rows_come_last(output: Path) -> None:
+def test_ranks_are_by_validation_within_a_data_set_whatever_test_says(output: Path) -> None:
+    """Also of a run whose test split has no row left."""
     make_run(output, "d-logistic-0", 0.5, accuracy__test=None, log_loss__test=None, interval__test=None)
+    lucky, chosen = "digits-svm-0", "digits-knn-0"
+    make_run(output, lucky, 0.5, accuracy__test=0.99, log_loss__test=0.01, log_loss__validation=9.0)
+    make_run(output, chosen, 0.5, accuracy__test=0.01, log_loss__test=9.0, log_loss__validation=0.0)
+    for name in (lucky, chosen, *(f"digits-{rest}" for rest in ("logistic-aaaaaaaa",))):
+        path = output / name / "metrics.json"
+        metrics = json.loads(path.read_text())
+        metrics["dataset"] = {"name": "twice", "digest": "d"}
+        path.write_text(json.dumps(metrics))
     runs = leaderboard.read(output)
-    assert [run.name for run in runs][-1] == "d-logistic-0"
-    assert leaderboard.to_text(runs).splitlines()[-1].count("–") == 2
+    of = [(run.metrics["dataset"]["name"], rank) for rank, run in zip(leaderboard.ranks(runs), runs, strict=True)]
+    assert [rank for name, rank in of if name == "twice"] == [1, 2, 3]
+    assert sorted(of) == of
+    twice = [run.name for run in runs if run.metrics["dataset"]["name"] == "twice"]
+    assert (twice[0], twice[-1]) == (chosen, lucky)
+    assert leaderboard.to_text(runs).count("–") == 2
     assert b"d-logistic-0" in page.render(runs, output)[1]
 
 
@@ -343,10 +356,10 @@ def test_the_page_in_a_browser(browser: Callable[..., Any], output: Path) -> Non
     assert column(driver, 1) == sorted(names)
     assert driver.find_elements(By.CSS_SELECTOR, "th[aria-sort=ascending]")[0].text.startswith("run")
     by_name["seconds"].send_keys(Keys.ENTER)
-    seconds = [float(text.replace(",", "")) for text in column(driver, 11)]
+    seconds = [float(text.replace(",", "")) for text in column(driver, 12)]
     assert seconds == sorted(seconds)
     by_name["seconds"].send_keys(Keys.SPACE)
-    assert column(driver, 11) == [f"{value:.0f}" for value in sorted(seconds, reverse=True)]
+    assert column(driver, 12) == [f"{value:.0f}" for value in sorted(seconds, reverse=True)]
 
     # The images are there.
     driver.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")

@@ -1,4 +1,4 @@
-"""Every run in an output folder, best first: read from what the runs left, as a table and as CSV.
+"""Every run in an output folder, best on validation first: read from what the runs left, as a table and as CSV.
 
 A run is a folder with a metrics.json that holds what one must hold; the folder is renamed into place when it is
 complete, so a half-written run is never seen. The list is made anew from the folders each time: a folder that is
@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def _refuse(constant: str) -> None:
 
 
 def read(output_dir: Path, dataset: str | None = None) -> list[Run]:
-    """All complete runs of a folder, highest test accuracy first.
+    """All complete runs of a folder, data set by data set, in each the lowest validation loss first.
 
     Parameters
     ----------
@@ -90,14 +91,32 @@ def read(output_dir: Path, dataset: str | None = None) -> list[Run]:
     return sorted(found, key=_order)
 
 
-def _order(run: Run) -> tuple[float, float, str]:
-    accuracy, loss = run.metrics["accuracy"]["test"], run.metrics["log_loss"]["test"]
-    return (1, 0, run.name) if accuracy is None else (-accuracy, loss, run.name)
+def _rows_of(run: Run) -> tuple[Any, ...]:
+    """Which rows a run is of: only runs on the same can be ranked."""
+    data = run.metrics["dataset"]
+    return data["name"], data["digest"], run.metrics["features"].get("limit") or 0
+
+
+def _order(run: Run) -> tuple[Any, ...]:
+    """By validation: whoever chose among runs by their test scores would have no test left."""
+    accuracy, loss = run.metrics["accuracy"]["validation"], run.metrics["log_loss"]["validation"]
+    return (*_rows_of(run), loss, -accuracy, run.name)
+
+
+def ranks(runs: Sequence[Run]) -> list[int]:
+    """The rank of each run among those on the same rows, in the order given."""
+    seen: Counter[tuple[Any, ...]] = Counter()
+    found = []
+    for run in runs:
+        seen[_rows_of(run)] += 1
+        found.append(seen[_rows_of(run)])
+    return found
 
 
 HEADER = (
     "rank", "run", "dataset", "classifier", "parameters", "taps", "image_size", "columns", "validation_accuracy",
-    "test_accuracy", "test_low", "test_high", "test_log_loss", "calibration_error", "seconds", "converged", "created",
+    "validation_log_loss", "test_accuracy", "test_low", "test_high", "test_log_loss", "calibration_error", "seconds",
+    "converged", "created",
 )  # fmt: skip
 
 
@@ -114,6 +133,7 @@ def _row(rank: int, run: Run) -> tuple[Any, ...]:
         metrics["features"]["image_size"],
         metrics["features"]["columns"],
         f"{metrics['accuracy']['validation']:.6f}",
+        f"{metrics['log_loss']['validation']:.6f}",
         number(metrics["accuracy"]["test"], ".6f", ""),
         number(low, ".6f", ""),
         number(high, ".6f", ""),
@@ -129,8 +149,11 @@ def to_text(runs: Sequence[Run]) -> str:
     """The list for a terminal."""
     if not runs:
         return "There is no run yet. 'python -m pipeline train' makes one.\n"
-    header = ("rank", "run", "classifier", "taps", "px", "columns", "val", "test", "log loss", "seconds", "date", "")
-    return text_table(header, [_cells(rank, run) for rank, run in enumerate(runs, 1)])
+    header = (
+        "rank", "run", "classifier", "taps", "px", "columns", "val", "val loss", "test", "test loss", "seconds",
+        "date", "",
+    )  # fmt: skip
+    return text_table(header, list(map(_cells, ranks(runs), runs)))
 
 
 def _cells(rank: int, run: Run) -> tuple[str, ...]:
@@ -138,7 +161,8 @@ def _cells(rank: int, run: Run) -> tuple[str, ...]:
     return (
         str(rank), run.name, str(m["classifier"]["name"]), describe_taps(m["features"]["taps"]),
         str(m["features"]["image_size"]), f"{m['features']['columns']:,}", f"{m['accuracy']['validation']:.2%}",
-        number(m["accuracy"]["test"], ".2%"), number(m["log_loss"]["test"], ".4f"),
+        f"{m['log_loss']['validation']:.4f}", number(m["accuracy"]["test"], ".2%"),
+        number(m["log_loss"]["test"], ".4f"),
         f"{m['seconds']['total']:.0f}", m["created"][:10], "" if run.converged else "not converged",
     )  # fmt: skip
 
@@ -146,7 +170,7 @@ def _cells(rank: int, run: Run) -> tuple[str, ...]:
 def write_csv(output_dir: Path, runs: Sequence[Run]) -> Path:
     """Write the list beside the runs, accuracies between 0 and 1, losses in nats, times in seconds; return where."""
     path = output_dir / CSV_NAME
-    atomic.write_atomically(path, to_csv(HEADER, [_row(rank, run) for rank, run in enumerate(runs, 1)]))
+    atomic.write_atomically(path, to_csv(HEADER, map(_row, ranks(runs), runs)))
     return path
 
 

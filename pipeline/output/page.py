@@ -347,6 +347,7 @@ def render(runs: Sequence[Run], data_dir: Path, *, dataset: str | None = None) -
     text = templating.render(
         "index.html",
         runs=views,
+        ranks=leaderboard.ranks(shown),
         pairs=_comparisons(views),
         dataset=dataset,
         several=len({run.metrics["dataset"]["name"] for run in shown}) > 1,
