@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import pipeline
+from pipeline import network
 from pipeline.common import memory
 from pipeline.common.errors import UserError
 from pipeline.network import device as hardware
@@ -130,7 +130,7 @@ def test_a_gpu_that_cannot_serve_is_named_and_left_alone(
     left: list[bool] = []
     vgg16 = SimpleNamespace(gpus=lambda: [("a Hopper", (9, 0), GB // 100)], leave_gpus=lambda: left.append(True))
     monkeypatch.setitem(sys.modules, "pipeline.network.vgg16", vgg16)
-    monkeypatch.setattr(pipeline, "vgg16", vgg16, raising=False)
+    monkeypatch.setattr(network, "vgg16", vgg16, raising=False)
     monkeypatch.setattr(hardware, "may_have_gpu", lambda: True)
     with caplog.at_level("WARNING", logger="pipeline"):
         assert make_plan("auto", image_size=64, batch_size=None).device == "CPU:0"
