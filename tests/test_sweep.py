@@ -52,6 +52,7 @@ def table(folder: Path) -> list[dict[str, str]]:
         ("C=0.001, 0.01", [0.001, 0.01]),
         ("max-iter=5,10", [5, 10]),
         ("hidden_layer_sizes=256,512x128", [(256,), (512, 128)]),
+        ("hidden_layer_sizes=64..256,log,3", [(64,), (128,), (256,)]),
         ("classifier=ridge,knn", ["ridge", "knn"]),
         ("n_neighbors=3..12,log,3", [3, 6, 12]),
         ("seed=0..3,lin,4", [0, 1, 2, 3]),

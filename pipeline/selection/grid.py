@@ -128,9 +128,10 @@ def read_file(path: Path, classifier: str = "logistic") -> list[Grid]:
 def _read_table(table: Mapping[str, Any], many: bool, classifier: str) -> Grid:
     """A table's values, checked and in their types; ``many`` allows lists and ranges of them."""
     grid: dict[str, Sequence[Any]] = {"classifier": [classifier], **{key: [value] for key, value in table.items()}}
+    ranges = {key: value for key, value in table.items() if many and isinstance(value, str) and ".." in value}
     if many:
         grid |= {key: value for key, value in table.items() if isinstance(value, list)}
-        grid |= {key: _range(key, value) for key, value in table.items() if isinstance(value, str) and ".." in value}
+        grid |= {key: _range(key, value) for key, value in ranges.items()}
     for key, values in grid.items():
         if not values:
             raise UserError(f"the key {key!r} is an empty list. Give at least one value, or leave it out.")
@@ -142,15 +143,23 @@ def _read_table(table: Mapping[str, Any], many: bool, classifier: str) -> Grid:
         if key == "taps":
             grid[key] = [_read_taps(value) for value in values]
         elif key == "seed":
-            grid[key] = [SEED.check(value, subject) for value in values]
+            grid[key] = _checked(SEED, values, subject, key in ranges)
         elif key != "classifier":
             for name in names:
                 own = {option.name: option for option in classifiers.get(name).options}
                 if key not in own:
                     allowed = ", ".join((*COMMON, *own))
                     raise UserError(f"{subject} is not known for the classifier {name}. Allowed are {allowed}.")
-                grid[key] = [own[key].check(value, subject) for value in values]
+                grid[key] = _checked(own[key], values, subject, key in ranges)
     return grid
+
+
+def _checked(option: Option, values: Sequence[Any], subject: str, is_range: bool) -> Sequence[Any]:
+    if is_range and not option.many:  # in their type already, and between the two ends
+        for end in (values[0], values[-1]):
+            option.check(end, subject)
+        return values
+    return [option.check(value, subject) for value in values]
 
 
 def _range(name: str, text: str) -> list[float]:
