@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pictures
 import pytest
+from conftest import ROOT
 from PIL import Image, ImageCms
 
 from pipeline.data import decode
@@ -65,6 +69,58 @@ def test_every_fault_is_named(name: str) -> None:
     assert word in fault
 
 
+@pytest.mark.parametrize("name", list(pictures.USABLE))
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_the_same_whether_made_in_one_piece_or_in_many(
+    name: str, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = pictures.USABLE[name](3)
+    if name in ("rgb.png", "grey16.png", "cmyk.jpg"):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image = Image.open(io.BytesIO(content)).resize((59, 137))
+        content = pictures.encode(image, str(Image.open(io.BytesIO(content)).format), exif=exif)
+    elif orientation > 1:
+        return
+    shapes = [(None, "squash"), (8, "squash"), (8, "crop"), (8, "pad"), (100, "crop")]
+    whole = [decode.decode(content, size, fit) for size, fit in shapes]
+    monkeypatch.setattr(decode, "_BAND_PIXELS", 500)
+    for (size, fit), expected in zip(shapes, whole, strict=True):
+        np.testing.assert_array_equal(decode.decode(content, size, fit), expected)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "F"])
+def test_the_memory_of_all_images_together_is_bounded(tmp_path: Path, mode: str) -> None:
+    """Six files at once, by six threads: each takes 35 or 70 MB, and they may have 134 MB together."""
+    path = tmp_path / ("large.tiff" if mode == "F" else "large.png")
+    Image.new(mode, (4200, 4200)).save(path, compress_level=1)
+    code = f"""if True:
+        from concurrent.futures import ThreadPoolExecutor
+        from pathlib import Path
+        from pipeline.common import memory
+        from pipeline.data import decode
+        from pipeline.data.image_files import FoundFiles
+        decode.MAX_MEMORY = 1 << 27
+        images = FoundFiles([Path({str(path)!r})] * 6).decoder(64, "crop")
+        images(0)
+        before = memory.proc_fields(memory.STATUS)["VmHWM"]
+        with ThreadPoolExecutor(6) as pool:
+            assert [image.shape for image in pool.map(images, range(6))] == [(64, 64, 3)] * 6
+        print(before, memory.proc_fields(memory.STATUS)["VmHWM"])
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    one, six = (int(number) / 1024 for number in done.stdout.replace("kB", "").split())  # MB
+    assert one < 160
+    assert six < 260
+
+
+def test_an_image_that_takes_more_memory_than_is_free_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = pictures.bomb(9000, 9000)
+    monkeypatch.setattr(decode, "free_memory", lambda: 150_000_000)
+    with pytest.raises(Unusable, match=r"decoding it takes 81\.0 MB of memory; at most 75\.0 MB may be taken here"):
+        decode.decode(content, 64)
+
+
 def test_a_large_image_of_a_known_size_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(Unusable, match=r"400,000,000 pixels; at most 178,956,970"):
         decode.decode(pictures.bomb())
@@ -75,7 +131,7 @@ def test_square_images_that_fit_are_left_alone(fit: str) -> None:
     for side in (8, 32, 64):
         image = pictures.pixels(2, side, side)
         np.testing.assert_array_equal(decode.decode(pictures.encode(Image.fromarray(image), "PNG"), 64, fit), image)
-        assert decode.fitted(image, 64, fit) is image
+        assert decode.resized_to_fit(image, 64, fit) is image
 
 
 @pytest.mark.parametrize(
@@ -90,7 +146,7 @@ def test_fits(fit: str, height: int, width: int, shape: tuple[int, int]) -> None
     image = pictures.pixels(4, height, width)
     found = decode.decode(pictures.encode(Image.fromarray(image), "PNG"), 64, fit)
     assert found.shape == (*shape, 3)
-    np.testing.assert_array_equal(decode.fitted(image, 64, fit), found)
+    np.testing.assert_array_equal(decode.resized_to_fit(image, 64, fit), found)
     if fit == "pad" and height != width:
         assert tuple(found[0, 0]) == decode.PAD_COLOUR
 
@@ -98,7 +154,7 @@ def test_fits(fit: str, height: int, width: int, shape: tuple[int, int]) -> None
 def test_cropping_takes_the_middle() -> None:
     image = np.zeros((10, 30, 3), np.uint8)
     image[:, 10:20] = 200
-    assert (decode.fitted(image, 64, "crop") == 200).all()
+    assert (decode.resized_to_fit(image, 64, "crop") == 200).all()
 
 
 def test_reducing_does_not_alias() -> None:

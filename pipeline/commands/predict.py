@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +21,9 @@ from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.progress import Progress
 from pipeline.common.text import count_of_files, printable, to_csv, to_json
-from pipeline.data import decode as images
 from pipeline.data import folder, loader
 from pipeline.data.dataset import Image, Skipped, Split, Unusable, few_reasons, listing
+from pipeline.data.image_files import FoundFiles
 from pipeline.features import compute
 from pipeline.models import persistence
 from pipeline.network import compile as compiling
@@ -40,50 +39,6 @@ class Prediction(NamedTuple):
 
     file: str
     best: list[tuple[str, float]]
-
-
-class Files:
-    """Images in files, wherever they are; see `dataset.LazyImages`.
-
-    While ``keeps_thumbnails`` is true, decoding a row leaves its picture in ``thumbnails``: a file may have changed, or
-    be gone, by the time when all are classified.
-    """
-
-    def __init__(self, paths: Sequence[Path], *, keeps_thumbnails: bool) -> None:
-        self._paths = paths
-        self.keeps_thumbnails = keeps_thumbnails
-        self.thumbnails: dict[int, Image] = {}
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, rows: slice) -> list[Image]:
-        """Decode some images at their own size, or raise Unusable."""
-        return [images.decode(_content(path)) for path in self._paths[rows]]
-
-    def decoder(self, image_size: int, fit: str) -> Callable[[int], Image]:
-        """Give a function that decodes one image as the network is to see it, or raises Unusable."""
-
-        def decode(row: int) -> Image:
-            content = _content(self._paths[row])
-            pixels = images.decode(content, image_size, fit)
-            if self.keeps_thumbnails:
-                self.thumbnails[row] = images.thumbnail(content, contact_sheet.THUMBNAIL)
-            return pixels
-
-        return decode
-
-
-def _content(path: Path) -> bytes:
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise Unusable("not a file, but a device, a pipe or a socket")
-        if status.st_size > images.MAX_FILE_BYTES:
-            raise Unusable(images.too_many_bytes(status.st_size))
-        return path.read_bytes()
-    except OSError as error:
-        raise Unusable(f"unreadable: {error.strerror}") from error
 
 
 def predict(options: PredictOptions) -> str:
@@ -213,7 +168,7 @@ def _classify(
     predictions: list[Prediction] = []
     faults: list[Skipped] = []
     rows = [("images", row) for row in range(len(paths))]
-    source_files = Files(paths, keeps_thumbnails=options.sheet is not None)
+    source_files = FoundFiles(paths, thumbnail_side=contact_sheet.THUMBNAIL if options.sheet else None)
     thumbnails: list[Image] = []
     splits = {"images": Split(source_files, np.zeros(len(paths), np.uint8))}
     extractor: Callable[[Any], loader.Features] | None = None
@@ -238,9 +193,10 @@ def _classify(
                 columns = np.hstack([features[tap] for tap in spec.taps]).astype(np.float32)
                 names = [str(paths[row]) for row, _ in usable]
                 predictions += _best(model, names, columns, options.top_k)
-                if source_files.keeps_thumbnails:
+                if len(thumbnails) >= contact_sheet.MOST:
+                    source_files.thumbnail_side = None
+                elif source_files.thumbnail_side:
                     thumbnails += [source_files.thumbnails.pop(row) for row, _ in usable]
-                    source_files.keeps_thumbnails = len(thumbnails) < contact_sheet.MOST
             progress.update(len(batch))
     return predictions, faults, thumbnails
 

@@ -102,7 +102,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Members:
+class RowIds:
     """Who the rows of a split are, one by one.
 
     Attributes
@@ -117,15 +117,17 @@ class Members:
     names: tuple[str, ...]
     digests: NDArray[np.uint8]
 
-    def first(self, rows: int) -> Members:
+    def first(self, rows: int) -> RowIds:
         """The first rows."""
-        return Members(self.names[:rows], self.digests[:rows])
+        return RowIds(self.names[:rows], self.digests[:rows])
 
-    def without(self, rows: Sequence[int]) -> Members:
+    def take(self, rows: Sequence[int] | NDArray[np.intp]) -> RowIds:
+        """Some rows, in that order."""
+        return RowIds(tuple(self.names[row] for row in rows), self.digests[rows])
+
+    def without(self, rows: Sequence[int]) -> RowIds:
         """All but some rows."""
-        gone = set(rows)
-        kept = tuple(name for row, name in enumerate(self.names) if row not in gone)
-        return Members(kept, np.delete(self.digests, list(rows), axis=0))
+        return self.take(np.delete(np.arange(len(self.names)), list(rows)))
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Dataset:
         Where it was read from, for people.
     read : callable
         Reads the splits, ``train`` and ``test``; raises UserError when they are not what was identified.
-    members : mapping of split to Members, or None
+    members : mapping of split to RowIds, or None
         Where rows are files or images of their own, who they are; None where rows have no names.
     skipped : tuple of Skipped
         Files that were found to be unusable without being decoded.
@@ -160,7 +162,7 @@ class Dataset:
     official: bool
     source: str
     read: Callable[[], Mapping[str, Split]] = field(repr=False)
-    members: Mapping[str, Members] | None = field(default=None, repr=False)
+    members: Mapping[str, RowIds] | None = field(default=None, repr=False)
     skipped: tuple[Skipped, ...] = ()
 
     def first(self, rows: int | None) -> Dataset:

@@ -111,7 +111,7 @@ def load(name: str, data_dir: Path, *, download: bool, follow_links: bool = Fals
     if is_folder(name):
         from pipeline.data import folder as folders  # late: it loads Pillow
 
-        return folders.load(Path(name).expanduser(), name_of(name), follow_links=follow_links)
+        return folders.load_folder(Path(name).expanduser(), name_of(name), follow_links=follow_links)
     if name != "cifar10":
         raise NotFoundHere(
             f"The dataset parameter must be one of {', '.join(NAMES)}, or a folder of images. Got {name!r}, where "

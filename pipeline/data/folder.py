@@ -17,12 +17,12 @@ import os
 import stat
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,8 @@ from pipeline.common.keys import digest_of
 from pipeline.common.progress import Progress
 from pipeline.common.text import count_of_files, printable
 from pipeline.data import decode
-from pipeline.data.dataset import Dataset, Image, Members, Skipped, Split, Unusable, few_reasons
+from pipeline.data.dataset import Dataset, RowIds, Skipped, Split, few_reasons
+from pipeline.data.image_files import ImageFiles
 
 log = logging.getLogger("pipeline")
 
@@ -46,7 +47,7 @@ _HASH_SIZE = 1 << 20  # bytes read at a time
 
 
 class _File(NamedTuple):
-    """A file of a class: its path inside the folder, as in `Members`, and what its bytes are."""
+    """A file of a class: its path inside the folder, as in `RowIds`, and what its bytes are."""
 
     split: str  # "" where the folder has no splits
     label: str
@@ -66,7 +67,7 @@ class _Found:
 # --- the data set -----------------------------------------------------------------------------
 
 
-def load(folder: Path, name: str, *, follow_links: bool) -> Dataset:
+def load_folder(folder: Path, name: str, *, follow_links: bool) -> Dataset:
     """Look at a folder of images.
 
     Parameters
@@ -101,8 +102,13 @@ def load(folder: Path, name: str, *, follow_links: bool) -> Dataset:
     contents = [[_plain(file.name), file.digest.hex(), file.split, file.label] for file in sorted(rows)]
     others = [[_plain(item.file), digests[item.file]] for item in skipped]
 
+    members = {split: _row_ids(files) for split, files in splits.items()}
+
     def read() -> Mapping[str, Split]:
-        return {split: Split(FolderImages(folder, members), labels[split]) for split, members in splits.items()}
+        return {
+            split: Split(ImageFiles([folder / name for name in who.names], who), labels[split])
+            for split, who in members.items()
+        }
 
     return Dataset(
         name=name,
@@ -112,59 +118,14 @@ def load(folder: Path, name: str, *, follow_links: bool) -> Dataset:
         official=True,
         source=str(folder),
         read=read,
-        members={split: _members(files) for split, files in splits.items()},
+        members=members,
         skipped=tuple(skipped),
     )
 
 
-def _members(files: Sequence[_File]) -> Members:
+def _row_ids(files: Sequence[_File]) -> RowIds:
     digests = np.frombuffer(b"".join(file.digest for file in files), np.uint8).reshape(-1, 32)
-    return Members(tuple(file.name for file in files), digests)
-
-
-class FolderImages(Sequence[Image]):
-    """The images of some files, decoded when they are asked for; see `dataset.LazyImages`."""
-
-    def __init__(self, folder: Path, files: Sequence[_File]) -> None:
-        self._folder, self._files = folder, files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    @overload
-    def __getitem__(self, rows: int) -> Image: ...
-
-    @overload
-    def __getitem__(self, rows: slice) -> list[Image]: ...
-
-    def __getitem__(self, rows: int | slice) -> Image | list[Image]:
-        """Decode one image or some, at their own size; raises UserError when one cannot be used."""
-        return (
-            [self._decoded(file) for file in self._files[rows]]
-            if isinstance(rows, slice)
-            else self._decoded(self._files[rows])
-        )
-
-    def _decoded(self, file: _File) -> Image:
-        try:
-            return decode.decode(self._content(file))
-        except Unusable as error:
-            raise UserError(f"The image {printable(file.name)} in {self._folder} cannot be used: {error}.") from error
-
-    def decoder(self, image_size: int, fit: str) -> Callable[[int], Image]:
-        """Give a function that decodes one row as the network is to see it, or raises Unusable."""
-        return lambda row: decode.decode(self._content(self._files[row]), image_size, fit)
-
-    def _content(self, file: _File) -> bytes:
-        path = self._folder / file.name
-        with file_errors("read the image", path):
-            content = path.read_bytes()
-        if hashlib.sha256(content).digest() != file.digest:
-            raise UserError(
-                f"The image {path} changed while it was being used. Run the same command again: what is finished of "
-                f"the other images is kept."
-            )
-        return content
+    return RowIds(tuple(file.name for file in files), digests)
 
 
 # --- names ------------------------------------------------------------------------------------
@@ -222,7 +183,7 @@ def list_images(folder: Path, *, follow_links: bool) -> tuple[list[str], list[Sk
     """
     walk = _Walk(folder, follow_links)
     names = walk.files("")
-    pictures = [name for name in names if decode.named_format(name)]
+    pictures = [name for name in names if decode.extension_format(name)]
     others = set(names) - set(pictures)
     skipped = [*walk.skipped, *(Skipped(name, "wrong extension: it is not an image's") for name in others)]
     return pictures, sorted(skipped, key=lambda item: os.fsencode(item.file))
@@ -304,7 +265,7 @@ class _Walk:
     def stray(self, entries: Iterable[tuple[str, bool]], reason: str) -> None:
         """Note images that lie beside the class folders; anything else there is somebody's notes."""
         for name, is_folder in entries:
-            if not is_folder and decode.named_format(name):
+            if not is_folder and decode.extension_format(name):
                 self.skipped.append(Skipped(name, reason))
 
 
@@ -321,13 +282,13 @@ def _hash(folder: Path, files: Sequence[_File]) -> tuple[list[_File], list[Skipp
         for chunk, results in zip(
             chunks, pool.map(lambda chunk: [_look(folder / f.name) for f in chunk], chunks), strict=True
         ):
-            for file, (digest, told, fault) in zip(chunk, results, strict=True):
+            for file, (digest, sniffed, fault) in zip(chunk, results, strict=True):
                 if fault:
                     faulty.append(Skipped(file.name, fault))
                 else:
                     hashed.append(file._replace(digest=digest))
-                    if told != decode.named_format(file.name):
-                        misnamed.append(f"{printable(file.name)} ({told})")
+                    if sniffed != decode.extension_format(file.name):
+                        misnamed.append(f"{printable(file.name)} ({sniffed})")
             progress.update(len(chunk))
     if misnamed:
         names = ", ".join(misnamed[:5]) + (f" and {len(misnamed) - 5:,} more" if len(misnamed) > 5 else "")
@@ -350,7 +311,7 @@ def _look(path: Path) -> tuple[bytes, str | None, str]:
                 digest.update(block)
     except OSError as error:
         return b"", None, f"unreadable: {error.strerror}"
-    return digest.digest(), decode.told_format(head), ""
+    return digest.digest(), decode.sniffed_format(head), ""
 
 
 # --- copies -----------------------------------------------------------------------------------

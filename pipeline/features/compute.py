@@ -24,7 +24,7 @@ from pipeline.common.errors import Interrupted, UserError
 from pipeline.common.progress import Progress, format_bytes, format_seconds
 from pipeline.common.text import count_of_files, printable
 from pipeline.data import loader
-from pipeline.data.dataset import Dataset, Image, Members, Skipped, Unusable, few_reasons
+from pipeline.data.dataset import Dataset, Image, RowIds, Skipped, Unusable, few_reasons
 from pipeline.features import reuse, store
 from pipeline.features.options import ComputeOptions
 from pipeline.features.parts import Build, Part, PartContent
@@ -139,7 +139,7 @@ def _rate(build: Build) -> float:
     return build.computed / max(build.seconds, 1e-9) if build.computed else 0.0
 
 
-def _digests(members: Mapping[str, Members]) -> NDArray[np.uint8]:
+def _digests(members: Mapping[str, RowIds]) -> NDArray[np.uint8]:
     return np.concatenate([who.digests for who in members.values()])
 
 
@@ -223,7 +223,7 @@ def _assemble(
     stream: loader.Stream,
     known: NDArray[np.bool_],
     others: reuse.KnownRows | None,
-    members: Mapping[str, Members] | None,
+    members: Mapping[str, RowIds] | None,
 ) -> PartContent:
     """Put a part together from the rows that another cache has and those that are computed."""
     taps = build.spec.taps
@@ -250,7 +250,7 @@ def _assemble(
 class _Leaks:
     """Finds test rows whose features are those of a training row: the same picture in another file."""
 
-    def __init__(self, members: Mapping[str, Members] | None) -> None:
+    def __init__(self, members: Mapping[str, RowIds] | None) -> None:
         self._members = members
         self._train: dict[bytes, str] = {}
 

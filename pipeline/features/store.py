@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError, file_errors
-from pipeline.data.dataset import Members, Skipped
+from pipeline.data.dataset import RowIds, Skipped
 from pipeline.features import checksum
 from pipeline.features.checksum import unusable
 from pipeline.features.layout import (
@@ -100,11 +100,11 @@ class Cache:
             raise unusable(self.path, f"a label of {split} is outside 0 to {len(self.class_names) - 1}")
         return labels
 
-    def members(self, split: str) -> Members:
+    def members(self, split: str) -> RowIds:
         """Who the rows of a split are: the name of each one's file, and the digest of its image."""
         if not self.has_members:
             raise CacheError(f"The rows of the feature file {self.path} have no names: its data set is no folder.")
-        return Members(tuple(map(os.fsdecode, self._proven(split, "names"))), self._proven(split, "digests"))
+        return RowIds(tuple(map(os.fsdecode, self._proven(split, "names"))), self._proven(split, "digests"))
 
     def features(
         self, split: str, taps: Sequence[str], *, progress: Callable[[int], object] = lambda count: None

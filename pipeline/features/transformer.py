@@ -9,9 +9,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from sklearn.utils.validation import check_is_fitted
 from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.keys import digest_of
-from pipeline.data import decode, pixel_check
-from pipeline.data.dataset import Dataset, Image, Members, Split
+from pipeline.data import pixel_check
+from pipeline.data.dataset import Dataset, Split
+from pipeline.data.image_files import ImageArrays, ImageFiles
 from pipeline.features import compute, parts, reuse
 from pipeline.features.find import candidate_specs
 from pipeline.features.options import ComputeOptions, FeatureOptions
@@ -99,7 +99,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             When a parameter or an image is none that can be used.
         """
         self._options()
-        _Images.of(X, guarded=self.guard)
+        _identified(X, guarded=self.guard)
         self.taps_ = self._taps()
         return self
 
@@ -121,7 +121,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         options = self._options()
-        given = _Images.of(X, guarded=self.guard)
+        given = _identified(X, guarded=self.guard)
         if not len(given):
             return np.empty((0, columns_of(self.taps_)), np.float32)
         specs = candidate_specs(options)
@@ -164,25 +164,27 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return ComputeOptions(**{name: given[name] for name in names})
 
     def _read_known(
-        self, options: FeatureOptions, specs: Sequence[FeatureSpec], given: _Images
+        self, options: FeatureOptions, specs: Sequence[FeatureSpec], given: ImageFiles | ImageArrays
     ) -> NDArray[np.float32] | None:
         """Features of all images, if the caches have them under one of the specs."""
         for spec in specs:
-            with reuse.known_rows(options.features_dir, spec, given.digests) as known:
-                if known.has(given.digests).all():
-                    features = known.read(given.digests, spec.taps)
+            with reuse.known_rows(options.features_dir, spec, given.ids.digests) as known:
+                if known.has(given.ids.digests).all():
+                    features = known.read(given.ids.digests, spec.taps)
                     return np.hstack([features[tap] for tap in spec.taps]).astype(np.float32)
         return None
 
     @staticmethod
-    def _compute_missing(options: ComputeOptions, spec: FeatureSpec, plan: Plan, given: _Images) -> None:
+    def _compute_missing(
+        options: ComputeOptions, spec: FeatureSpec, plan: Plan, given: ImageFiles | ImageArrays
+    ) -> None:
         """Make a cache of the images that no other has; the caller holds the lock of all transformers."""
-        with reuse.known_rows(options.features_dir, spec, given.digests) as known:
-            missing = np.flatnonzero(~known.has(given.digests))
+        with reuse.known_rows(options.features_dir, spec, given.ids.digests) as known:
+            missing = np.flatnonzero(~known.has(given.ids.digests))
         if not len(missing):
             return
-        _, first = np.unique(given.digests[missing], axis=0, return_index=True)
-        dataset = given.dataset(missing[np.sort(first)])
+        _, first = np.unique(given.ids.digests[missing], axis=0, return_index=True)
+        dataset = _dataset(given.take(missing[np.sort(first)]))
         spec = dataclasses.replace(spec, dataset_digest=dataset.digest)
         build = parts.Build(options.features_dir, spec, dataset.rows)
         with build.hold():
@@ -195,97 +197,36 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             )
 
 
-class _Images:
-    """Images that were given to the transformer, each with its digest; see `dataset.LazyImages`.
+def _identified(given: Any, *, guarded: bool) -> ImageFiles | ImageArrays:
+    """Take arrays or paths, each with its digest.
 
-    Parameters
-    ----------
-    names : sequence of str
-    digests : ndarray, uint8 (n, 32)
-        Of a file's bytes, as for a folder, or of an array's shape and bytes.
-    load : callable
-        From a row, an image size and a fit, the image as the network is to see it.
+    Raises
+    ------
+    UserError
+        When they are neither, or not what they should be.
     """
-
-    def __init__(
-        self, names: Sequence[str], digests: NDArray[np.uint8], load: Callable[[int, int | None, str], Image]
-    ) -> None:
-        self.names, self.digests, self._load = names, digests, load
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, rows: slice) -> list[Image]:
-        """Some of the images at their own size."""
-        return [self._load(row, None, "squash") for row in range(*rows.indices(len(self)))]
-
-    def decoder(self, image_size: int, fit: str) -> Callable[[int], Image]:
-        """Give a function that gives one image as the network is to see it, or raises Unusable."""
-        return lambda row: self._load(row, image_size, fit)
-
-    @classmethod
-    def of(cls, given: Any, *, guarded: bool) -> _Images:
-        """Take arrays or paths.
-
-        Raises
-        ------
-        UserError
-            When they are neither, or not what they should be.
-        """
-        if not hasattr(given, "__len__") or isinstance(given, (str, bytes, os.PathLike)):
-            raise UserError(
-                f"The images X must be a uint8 array (n, h, w, 3), or a sequence of such images or of paths. Got "
-                f"{type(given).__name__}."
-            )
-        if len(given) and not (isinstance(given, np.ndarray) and given.dtype.kind not in "OUT"):
-            given = list(given)
-            if all(isinstance(item, (str, os.PathLike)) for item in given):
-                return cls._of_paths([Path(item) for item in given])
-        arrays = pixel_check.check_images(given, guess=guarded)
-        return cls._of_arrays(arrays)
-
-    @classmethod
-    def _of_paths(cls, paths: Sequence[Path]) -> _Images:
-        digests = np.empty((len(paths), 32), np.uint8)
-        for row, path in enumerate(paths):
-            with file_errors("read the image", path), open(path, "rb") as stream:
-                digests[row] = np.frombuffer(hashlib.file_digest(stream, "sha256").digest(), np.uint8)
-
-        def load(row: int, image_size: int | None, fit: str) -> Image:
-            content = paths[row].read_bytes()
-            if hashlib.sha256(content).digest() != digests[row].tobytes():
-                raise UserError(f"The image {paths[row]} changed while it was being used. Run the same again.")
-            return decode.decode(content, image_size, fit)
-
-        return cls([str(path) for path in paths], digests, load)
-
-    @classmethod
-    def _of_arrays(cls, arrays: Sequence[Image] | NDArray[np.uint8]) -> _Images:
-        digests = np.empty((len(arrays), 32), np.uint8)
-        for row, array in enumerate(arrays):
-            digest = hashlib.sha256(f"array {array.shape} ".encode("ascii"))
-            digest.update(np.ascontiguousarray(array).data)
-            digests[row] = np.frombuffer(digest.digest(), np.uint8)
-
-        def load(row: int, image_size: int | None, fit: str) -> Image:
-            return arrays[row] if image_size is None else decode.fitted(arrays[row], image_size, fit)
-
-        return cls([f"array {digest[:6].tobytes().hex()}" for digest in digests], digests, load)
-
-    def dataset(self, rows: NDArray[np.intp]) -> Dataset:
-        """Some of the images as a data set without labels, all of it train."""
-        names = tuple(self.names[row] for row in rows)
-        digests = self.digests[rows]
-        some = _Images(names, digests, lambda row, image_size, fit: self._load(int(rows[row]), image_size, fit))
-        nothing = _Images((), digests[:0], some._load)
-        unlabelled = np.zeros(len(rows), np.uint8)
-        return Dataset(
-            name=NAME,
-            rows={"train": len(rows), "test": 0},
-            class_names=("unlabelled",),
-            digest=digest_of([NAME, sorted(digest.tobytes().hex() for digest in digests)]),
-            official=True,
-            source="arrays or files given to VGG16Features",
-            read=lambda: {"train": Split(some, unlabelled), "test": Split(nothing, unlabelled[:0])},
-            members={"train": Members(names, digests), "test": Members((), digests[:0])},
+    if not hasattr(given, "__len__") or isinstance(given, (str, bytes, os.PathLike)):
+        raise UserError(
+            f"The images X must be a uint8 array (n, h, w, 3), or a sequence of such images or of paths. Got "
+            f"{type(given).__name__}."
         )
+    if len(given) and not (isinstance(given, np.ndarray) and given.dtype.kind not in "OUT"):
+        given = list(given)
+        if all(isinstance(item, (str, os.PathLike)) for item in given):
+            return ImageFiles.identified([Path(item) for item in given])
+    return ImageArrays.identified(pixel_check.check_images(given, guess=guarded))
+
+
+def _dataset(images: ImageFiles | ImageArrays) -> Dataset:
+    """Images as a data set without labels, all of it train."""
+    ids, labels = images.ids, np.zeros(len(images), np.uint8)
+    return Dataset(
+        name=NAME,
+        rows={"train": len(images), "test": 0},
+        class_names=("unlabelled",),
+        digest=digest_of([NAME, sorted(digest.tobytes().hex() for digest in ids.digests)]),
+        official=True,
+        source="arrays or files given to VGG16Features",
+        read=lambda: {"train": Split(images, labels), "test": Split(images, labels[:0])},
+        members={"train": ids, "test": ids.first(0)},
+    )
