@@ -276,6 +276,8 @@ def cost(names: Sequence[str], seconds: Sequence[float], accuracy: Sequence[floa
             marks.set_urls([links[row] for row in rows])
         axis.set(xscale="log", xlabel="seconds of computing (logarithmic scale)", ylabel="test accuracy")
         axis.margins(0.08)
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(low, -0.005), min(high, 1.005))  # a mark at 0 or 100 % is whole, and no tick lies beyond
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_minor_formatter(NullFormatter())
