@@ -25,6 +25,7 @@ from PIL import Image
 from pipeline.data import loader
 from pipeline.data.dataset import Split, Unusable
 from pipeline.data.image_files import FoundFiles
+from pipeline.data.options import ImageOptions
 
 SIDE = 13_300
 FILES = 8
@@ -56,7 +57,7 @@ def decode(path: Path) -> str:
     files, rows = FoundFiles([path] * FILES), [("train", row) for row in range(FILES)]
     began = time.perf_counter()
     with loader.batches(
-        {"train": Split(files, np.zeros(FILES, np.uint8))}, rows, image_size=64, fit="crop", batch_size=FILES
+        {"train": Split(files, np.zeros(FILES, np.uint8))}, rows, ImageOptions(fit="crop"), batch_size=FILES
     ) as source:
         faults = [str(image) for batch in source for _, image in batch if isinstance(image, Unusable)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import datasets
+from pipeline.data.options import ImageOptions
 from pipeline.features import extract
 from pipeline.features.options import ComputeOptions
 
@@ -44,7 +45,7 @@ class FileImages:
         data = np.fromfile(self._path, np.uint8, len(rows) * size, offset=rows.start * size)
         return data.reshape(-1, *PIXELS)
 
-    def decoder(self, image_size: int, fit: str) -> Callable[[int], NDArray[np.uint8]]:
+    def decoder(self, how: ImageOptions) -> Callable[[int], NDArray[np.uint8]]:
         """Give a function that reads one image; see `pipeline.data.dataset.LazyImages`."""
         return lambda row: self[row : row + 1][0]
 

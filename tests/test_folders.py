@@ -23,6 +23,7 @@ from pipeline import cli
 from pipeline.common.errors import UserError
 from pipeline.data import datasets
 from pipeline.data.dataset import Dataset, Skipped, Unusable
+from pipeline.data.options import ImageOptions
 from pipeline.features import layout, store
 
 
@@ -274,7 +275,7 @@ def test_folders_that_make_no_data_set(tmp_path: Path, make, words: list[str]) -
 
 def test_an_image_that_changes_meanwhile_ends_the_run(folder: Path) -> None:
     dataset = load(folder)
-    decode = dataset.splits["train"].images.decoder(32, "squash")  # type: ignore[union-attr]
+    decode = dataset.splits["train"].images.decoder(ImageOptions(image_size=32))  # type: ignore[union-attr]
     first = folder / names(dataset, "train")[0]
     first.write_bytes(pictures.png(4711))
     with pytest.raises(UserError, match="changed while it was being used"):
@@ -290,7 +291,7 @@ def test_a_fault_found_by_decoding_is_that_rows_alone(folder: Path) -> None:
     split = "train" if "ant/000.png" in names(dataset, "train") else "test"
     row = names(dataset, split).index("ant/000.png")
     with pytest.raises(Unusable, match="damaged"):
-        dataset.splits[split].images.decoder(32, "squash")(row)  # type: ignore[union-attr]
+        dataset.splits[split].images.decoder(ImageOptions(image_size=32))(row)  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"ant/000\.png"):
         dataset.splits[split].images[row : row + 1]
 
@@ -500,7 +501,7 @@ def test_memory_does_not_grow_with_the_folder(folder: Path) -> None:
         def __len__(self) -> int:
             return 1000
 
-        def decoder(self, image_size: int, fit: str):  # type: ignore[no-untyped-def]
+        def decoder(self, how):  # type: ignore[no-untyped-def]
             def decode(row: int) -> np.ndarray:
                 asked.append(row)
                 return np.full((2, 2, 3), row % 256, np.uint8)
@@ -511,8 +512,7 @@ def test_memory_does_not_grow_with_the_folder(folder: Path) -> None:
     with loader.batches(
         {"train": Split(Counting(), np.zeros(1000))},
         rows,
-        image_size=32,
-        fit="squash",
+        ImageOptions(image_size=32),
         batch_size=50,  # type: ignore[arg-type]
     ) as source:
         seen = []

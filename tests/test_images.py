@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 
 from pipeline.data import decode
 from pipeline.data.dataset import Unusable
+from pipeline.data.options import ImageOptions
 
 
 @pytest.mark.parametrize("name", list(pictures.USABLE))
@@ -64,7 +65,7 @@ def test_every_fault_is_named(name: str) -> None:
     fault = decode.fault_of_head(name, content[:16], len(content))
     if not fault:
         with pytest.raises(Unusable) as caught:
-            decode.decode(content, 64)
+            decode.decode(content, ImageOptions())
         fault = str(caught.value)
     assert word in fault
 
@@ -82,11 +83,15 @@ def test_images_are_the_same_whether_made_in_one_piece_or_in_many(
         content = pictures.encode(image, str(Image.open(io.BytesIO(content)).format), exif=exif)
     elif orientation > 1:
         return
-    shapes = [(None, "squash"), (8, "squash"), (8, "crop"), (8, "pad"), (100, "crop")]
-    whole = [decode.decode(content, size, fit) for size, fit in shapes]
+    shown = [
+        None,
+        *(ImageOptions(image_size=32, fit=fit) for fit in ("squash", "crop", "pad")),
+        ImageOptions(fit="crop"),
+    ]
+    whole = [decode.decode(content, how) for how in shown]
     monkeypatch.setattr(decode, "_BAND_PIXELS", 500)
-    for (size, fit), expected in zip(shapes, whole, strict=True):
-        np.testing.assert_array_equal(decode.decode(content, size, fit), expected)
+    for how, expected in zip(shown, whole, strict=True):
+        np.testing.assert_array_equal(decode.decode(content, how), expected)
 
 
 @pytest.mark.parametrize("mode", ["I;16", "RGBA", "F"])
@@ -100,8 +105,9 @@ def test_the_memory_of_all_images_together_is_bounded(tmp_path: Path, mode: str)
         from pipeline.common import memory
         from pipeline.data import decode
         from pipeline.data.image_files import FoundFiles
+        from pipeline.data.options import ImageOptions
         decode.MAX_MEMORY = 1 << 27
-        images = FoundFiles([Path({str(path)!r})] * 6).decoder(64, "crop")
+        images = FoundFiles([Path({str(path)!r})] * 6).decoder(ImageOptions(fit="crop"))
         images(0)
         before = memory.proc_fields(memory.STATUS)["VmHWM"]
         with ThreadPoolExecutor(6) as pool:
@@ -118,7 +124,7 @@ def test_an_image_that_takes_more_memory_than_is_free_is_refused(monkeypatch: py
     content = pictures.bomb(9000, 9000)
     monkeypatch.setattr(decode, "free_memory", lambda: 150_000_000)
     with pytest.raises(Unusable, match=r"decoding it takes 81\.0 MB of memory; at most 75\.0 MB may be taken here"):
-        decode.decode(content, 64)
+        decode.decode(content, ImageOptions())
 
 
 def test_a_large_image_of_a_known_size_is_refused_before_it_is_decoded() -> None:
@@ -130,8 +136,10 @@ def test_a_large_image_of_a_known_size_is_refused_before_it_is_decoded() -> None
 def test_square_images_that_fit_are_left_alone(fit: str) -> None:
     for side in (8, 32, 64):
         image = pictures.pixels(2, side, side)
-        np.testing.assert_array_equal(decode.decode(pictures.encode(Image.fromarray(image), "PNG"), 64, fit), image)
-        assert decode.resized_to_fit(image, 64, fit) is image
+        np.testing.assert_array_equal(
+            decode.decode(pictures.encode(Image.fromarray(image), "PNG"), ImageOptions(fit=fit)), image
+        )
+        assert decode.resized_to_fit(image, ImageOptions(fit=fit)) is image
 
 
 @pytest.mark.parametrize(
@@ -144,9 +152,9 @@ def test_square_images_that_fit_are_left_alone(fit: str) -> None:
 )  # fmt: skip
 def test_fits(fit: str, height: int, width: int, shape: tuple[int, int]) -> None:
     image = pictures.pixels(4, height, width)
-    found = decode.decode(pictures.encode(Image.fromarray(image), "PNG"), 64, fit)
+    found = decode.decode(pictures.encode(Image.fromarray(image), "PNG"), ImageOptions(fit=fit))
     assert found.shape == (*shape, 3)
-    np.testing.assert_array_equal(decode.resized_to_fit(image, 64, fit), found)
+    np.testing.assert_array_equal(decode.resized_to_fit(image, ImageOptions(fit=fit)), found)
     if fit == "pad" and height != width:
         assert tuple(found[0, 0]) == decode.PAD_COLOUR
 
@@ -154,14 +162,14 @@ def test_fits(fit: str, height: int, width: int, shape: tuple[int, int]) -> None
 def test_cropping_takes_the_middle() -> None:
     image = np.zeros((10, 30, 3), np.uint8)
     image[:, 10:20] = 200
-    assert (decode.resized_to_fit(image, 64, "crop") == 200).all()
+    assert (decode.resized_to_fit(image, ImageOptions(fit="crop")) == 200).all()
 
 
 def test_reducing_does_not_alias() -> None:
     """A fine checkerboard becomes grey, not a pattern."""
     board = np.indices((512, 512)).sum(axis=0) % 2 * 255
     image = np.repeat(board[..., None], 3, axis=2).astype(np.uint8)
-    found = decode.decode(pictures.encode(Image.fromarray(image), "PNG"), 64).astype(int)
+    found = decode.decode(pictures.encode(Image.fromarray(image), "PNG"), ImageOptions()).astype(int)
     assert np.abs(found - 128).max() < 12
 
 
@@ -169,4 +177,4 @@ def test_large_jpegs_are_reduced_while_they_are_decoded() -> None:
     image = Image.fromarray(pictures.pixels(6, 1600, 1200))
     content = pictures.encode(image, "JPEG", quality=92)
     exact = np.asarray(Image.open(io.BytesIO(content)).resize((64, 64), Image.Resampling.BICUBIC)).astype(float)
-    assert np.abs(decode.decode(content, 64) - exact).mean() < 1.5
+    assert np.abs(decode.decode(content, ImageOptions()) - exact).mean() < 1.5

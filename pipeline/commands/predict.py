@@ -174,7 +174,7 @@ def _classify(
     extractor: Callable[[Any], loader.Features] | None = None
     with (
         Progress("predicting", len(paths), "images") as progress,
-        loader.batches(splits, rows, image_size=spec.image_size, fit=spec.fit, batch_size=plan.batch_size) as source,
+        loader.batches(splits, rows, spec, batch_size=plan.batch_size) as source,
     ):
         for batch in source:
             usable = [(row, image) for (_, row), image in batch if not isinstance(image, Unusable)]

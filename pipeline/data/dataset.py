@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError
 from pipeline.common.text import count_of_files, printable
+from pipeline.data.options import ImageOptions
 
 Image = NDArray[np.uint8]  # (h, w, 3), RGB, 0 to 255
 
@@ -77,7 +78,7 @@ class LazyImages(Protocol):
     def __getitem__(self, rows: slice) -> Sequence[Image]:
         """Decode some images as they are, upright; raises UserError when one cannot be used."""
 
-    def decoder(self, image_size: int, fit: str) -> Callable[[int], Image]:
+    def decoder(self, how: ImageOptions) -> Callable[[int], Image]:
         """Give a function that decodes one row as the network is to see it, or raises Unusable; any thread may."""
 
 

@@ -32,6 +32,7 @@ from PIL import (
 from pipeline.common.memory import free_memory
 from pipeline.common.progress import format_bytes
 from pipeline.data.dataset import Unusable
+from pipeline.data.options import ImageOptions
 
 # Extensions of each format that is read.
 EXTENSIONS = {
@@ -106,7 +107,7 @@ def fault_of_head(name: str, head: bytes, size: int) -> str:
     return ""
 
 
-def decode(source: bytes | IO[bytes], image_size: int | None = None, fit: str = "squash") -> NDArray[np.uint8]:
+def decode(source: bytes | IO[bytes], how: ImageOptions | None = None) -> NDArray[np.uint8]:
     """Decode an image file.
 
     Grey becomes three equal channels, 16 bits become 8 (of grey by dividing by 257, of colours as their upper byte),
@@ -117,8 +118,8 @@ def decode(source: bytes | IO[bytes], image_size: int | None = None, fit: str = 
     ----------
     source : bytes or binary file
         The whole file; an open one spares the memory of its bytes.
-    image_size, fit
-        As for `resized_to_fit`; an image_size of None leaves the image at its own size.
+    how : ImageOptions, optional
+        As for `resized_to_fit`; left out, the image keeps its own size.
 
     Returns
     -------
@@ -130,9 +131,9 @@ def decode(source: bytes | IO[bytes], image_size: int | None = None, fit: str = 
     Unusable
         When it is empty, no image, damaged, has absurdly many pixels, or takes more memory than may be had.
     """
-    with _opened(source, image_size) as pixels:
-        if image_size is not None:
-            return np.array(_shaped(pixels, image_size, fit).convert("RGB"))
+    with _opened(source, how.image_size if how else None) as pixels:
+        if how is not None:
+            return np.array(_shaped(pixels, how).convert("RGB"))
         width, height = pixels.size
         result = np.empty((height, width, 3), np.uint8)
         for top, band in pixels.bands((0, 0, width, height)):
@@ -313,7 +314,7 @@ _TURNS: dict[int, tuple[Image.Transpose | None, bool, bool, bool]] = {
 # --- the shape that the network takes ---------------------------------------------------------
 
 
-def resized_to_fit(image: NDArray[np.uint8], image_size: int, fit: str) -> NDArray[np.uint8]:
+def resized_to_fit(image: NDArray[np.uint8], how: ImageOptions) -> NDArray[np.uint8]:
     """Give an image the shape in which the network's graph takes it.
 
     What is larger than the network's size on a side is reduced here, with antialiasing; what is not is left as it
@@ -323,37 +324,36 @@ def resized_to_fit(image: NDArray[np.uint8], image_size: int, fit: str) -> NDArr
     ----------
     image : ndarray, uint8 (h, w, 3)
         RGB.
-    image_size : int
-        Height and width, in pixels, at which the network sees it.
-    fit : {'squash', 'crop', 'pad'}
-        What happens to an image that is not square: its sides are scaled each by its own factor; its middle is
-        taken; or the shorter side is filled up, on both ends, with ImageNet's mean colour.
+    how : ImageOptions
+        Its ``fit`` says what happens to an image that is not square: its sides are scaled each by its own factor; its
+        middle is taken; or the shorter side is filled up, on both ends, with ImageNet's mean colour.
 
     Returns
     -------
     ndarray, uint8 (h', w', 3)
-        Neither side is larger than image_size.
+        Neither side is larger than ``how.image_size``.
     """
     height, width = image.shape[:2]
-    if max(height, width) <= image_size and (height == width or fit == "squash"):
+    if max(height, width) <= how.image_size and (height == width or how.fit == "squash"):
         return image
-    return np.array(_shaped(_Pixels(Image.fromarray(np.ascontiguousarray(image))), image_size, fit))
+    return np.array(_shaped(_Pixels(Image.fromarray(np.ascontiguousarray(image))), how))
 
 
-def _shaped(pixels: _Pixels, image_size: int, fit: str) -> Image.Image:
+def _shaped(pixels: _Pixels, how: ImageOptions) -> Image.Image:
     width, height = pixels.size
     box = (0, 0, width, height)
-    if fit == "pad" and width != height:
-        image = _inside(pixels, image_size)
+    if how.fit == "pad" and width != height:
+        image = _inside(pixels, how.image_size)
         side = max(image.size)
         square = Image.new("RGB", (side, side), PAD_COLOUR)
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         return square
-    if fit == "crop":
+    if how.fit == "crop":
         width = height = min(width, height)
         left, top = (pixels.size[0] - width) // 2, (pixels.size[1] - height) // 2
         box = (left, top, left + width, top + height)
-    return pixels.resized(box, (width, height) if max(width, height) <= image_size else (image_size, image_size))
+    size = how.image_size
+    return pixels.resized(box, (width, height) if max(width, height) <= size else (size, size))
 
 
 def _inside(pixels: _Pixels, side: int) -> Image.Image:

@@ -15,6 +15,7 @@ from pipeline.common.errors import UserError, file_errors
 from pipeline.common.text import printable
 from pipeline.data import decode
 from pipeline.data.dataset import Image, RowIds, Unusable
+from pipeline.data.options import ImageOptions
 
 
 class ImageFiles:
@@ -51,20 +52,20 @@ class ImageFiles:
         images = []
         for row in range(*rows.indices(len(self))):
             try:
-                images.append(self._decode(row, None, "squash"))
+                images.append(self._decode(row, None))
             except Unusable as error:
                 raise UserError(f"The image {printable(str(self._paths[row]))} cannot be used: {error}.") from error
         return images
 
-    def decoder(self, image_size: int, fit: str) -> Callable[[int], Image]:
+    def decoder(self, how: ImageOptions) -> Callable[[int], Image]:
         """Give a function that decodes one row as the network is to see it, or raises Unusable."""
-        return lambda row: self._decode(row, image_size, fit)
+        return lambda row: self._decode(row, how)
 
-    def _decode(self, row: int, image_size: int | None, fit: str) -> Image:
+    def _decode(self, row: int, how: ImageOptions | None) -> Image:
         path = self._paths[row]
         with file_errors("read the image", path), open(path, "rb") as stream:
             try:
-                return decode.decode(stream, image_size, fit)
+                return decode.decode(stream, how)
             finally:  # only now, so that the bytes need not be in memory; what was made of others is dropped
                 if _sha256(stream) != self.ids.digests[row].tobytes():
                     raise UserError(
@@ -93,13 +94,13 @@ class FoundFiles:
 
     def __getitem__(self, rows: slice) -> list[Image]:
         """Decode some images at their own size, or raise Unusable."""
-        return [self._decode(row, None, "squash") for row in range(*rows.indices(len(self)))]
+        return [self._decode(row, None) for row in range(*rows.indices(len(self)))]
 
-    def decoder(self, image_size: int, fit: str) -> Callable[[int], Image]:
+    def decoder(self, how: ImageOptions) -> Callable[[int], Image]:
         """Give a function that decodes one row as the network is to see it, or raises Unusable."""
-        return lambda row: self._decode(row, image_size, fit)
+        return lambda row: self._decode(row, how)
 
-    def _decode(self, row: int, image_size: int | None, fit: str) -> Image:
+    def _decode(self, row: int, how: ImageOptions | None) -> Image:
         try:
             status = self._paths[row].stat()  # before it is opened: a pipe would keep us waiting
             if not stat.S_ISREG(status.st_mode):
@@ -107,7 +108,7 @@ class FoundFiles:
             if status.st_size > decode.MAX_FILE_BYTES:
                 raise Unusable(decode.too_many_bytes(status.st_size))
             with open(self._paths[row], "rb") as stream:
-                pixels = decode.decode(stream, image_size, fit)
+                pixels = decode.decode(stream, how)
                 if self.thumbnail_side is not None:
                     self.thumbnails[row] = decode.thumbnail(stream, self.thumbnail_side)
                 return pixels
@@ -142,9 +143,9 @@ class ImageArrays:
         """Some of the images at their own size."""
         return list(self._arrays[rows])
 
-    def decoder(self, image_size: int, fit: str) -> Callable[[int], Image]:
+    def decoder(self, how: ImageOptions) -> Callable[[int], Image]:
         """Give a function that gives one image as the network is to see it."""
-        return lambda row: decode.resized_to_fit(self._arrays[row], image_size, fit)
+        return lambda row: decode.resized_to_fit(self._arrays[row], how)
 
 
 def _sha256(stream: IO[bytes]) -> bytes:

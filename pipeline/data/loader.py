@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.dataset import Image, LazyImages, Split, Unusable
+from pipeline.data.options import ImageOptions
 
 Row = tuple[str, int]  # a split and a row of it
 Decoded = tuple[Row, Image | Unusable]
@@ -23,7 +24,7 @@ _CHUNK = 16  # images that a thread decodes at a time: small ones take less time
 
 @contextmanager
 def batches(
-    splits: Mapping[str, Split], rows: Sequence[Row], *, image_size: int, fit: str, batch_size: int
+    splits: Mapping[str, Split], rows: Sequence[Row], how: ImageOptions, *, batch_size: int
 ) -> Iterator[Iterator[list[Decoded]]]:
     """Give the images of some rows, in that order, in batches; what comes next is being decoded meanwhile.
 
@@ -31,13 +32,11 @@ def batches(
     ----------
     splits : mapping of str to Split
     rows : sequence of (str, int)
-    image_size, fit
-        As `decode.fitted` has them; arrays are given as they are.
+    how : ImageOptions
+        Arrays are given as they are.
     batch_size : int
     """
-    decoders: dict[str, Callable[[int], Image]] = {
-        name: _decoder(split.images, image_size, fit) for name, split in splits.items()
-    }
+    decoders: dict[str, Callable[[int], Image]] = {name: _decoder(split.images, how) for name, split in splits.items()}
 
     def decode(chunk: Sequence[Row]) -> list[Decoded]:
         return [(row, _attempt(decoders[row[0]], row[1])) for row in chunk]
@@ -62,10 +61,10 @@ def _ahead(
             yield [item for future in waiting.popleft() for item in future.result()]
 
 
-def _decoder(images: NDArray[np.uint8] | LazyImages, image_size: int, fit: str) -> Callable[[int], Image]:
+def _decoder(images: NDArray[np.uint8] | LazyImages, how: ImageOptions) -> Callable[[int], Image]:
     if isinstance(images, np.ndarray):
         return lambda row: np.ascontiguousarray(images[row])  # read and put into order here, not where it is computed
-    return images.decoder(image_size, fit)
+    return images.decoder(how)
 
 
 def _attempt(decode: Callable[[int], Image], row: int) -> Image | Unusable:

@@ -54,7 +54,7 @@ def check_images(dataset: Dataset, build: Build, batch_size: int) -> None:
     faults = list(dataset.skipped)
     with (
         Progress("checking", len(rows), "images") as progress,
-        loader.batches(dataset.splits, rows, image_size=spec.image_size, fit=spec.fit, batch_size=batch_size) as source,
+        loader.batches(dataset.splits, rows, spec, batch_size=batch_size) as source,
     ):
         for batch in source:
             faults += [
@@ -184,9 +184,7 @@ def _fill(dataset: Dataset, build: Build, extractor: _LazyExtractor, batch_size:
                     "taking over %s rows from %s", f"{sum(map(np.sum, known.values())):,}", ", ".join(others.files)
                 )
         rows = [(part.split, part.start + int(row)) for part in todo for row in np.flatnonzero(~known[part])]
-        source = stack.enter_context(
-            loader.batches(dataset.splits, rows, image_size=spec.image_size, fit=spec.fit, batch_size=batch_size)
-        )
+        source = stack.enter_context(loader.batches(dataset.splits, rows, spec, batch_size=batch_size))
         stream = loader.Stream(source, extractor, progress.update)
         leaks = _Leaks(members)
         writer = stack.enter_context(Aside())

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.common.errors import UserError
 from pipeline.common.keys import digest_of, safe_name
 from pipeline.common.options import option
-from pipeline.features.options import ImageOptions
+from pipeline.data.options import ImageOptions
 from pipeline.network.taps import order_taps
 
 FORMAT_VERSION = 2  # of the feature file; another number means another meaning of the bytes
