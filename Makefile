@@ -83,6 +83,7 @@ torture: $(DEV) ## attack the cache for half an hour: kills, full disks, flipped
 	@$(VENV)/bin/python tests/torture.py
 
 bench: $(BENCH)/.installed ## set stage one against other tools, into docs/ (half an hour; QUICK=1: minutes)
+	@$(subst $(VENV),$(BENCH),$(RUN)) --help >/dev/null
 	@$(BENCH)/bin/python benchmarks/bench.py$(addprefix $() --data-dir ,$(call given,DATA_DIR))$(if $(QUICK), --quick)
 
 check: $(DEV) ## lint and type-check (ruff, mypy strict)
