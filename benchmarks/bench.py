@@ -89,7 +89,7 @@ def images_at(size: int, data_dir: Path, folder: Path) -> Path:
     """The first 1,024 test images of CIFAR-10 at a size, as a file for all contenders."""
     import tensorflow as tf
 
-    dataset = datasets.load("cifar10", data_dir, download=True)
+    dataset = datasets.load_dataset("cifar10", data_dir, download=True)
     images = np.ascontiguousarray(dataset.splits["test"].images[:1024])
     if size != images.shape[1]:
         larger = tf.image.resize(images.astype(np.float32), (size, size), method="bicubic").numpy()

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from PIL import Image
 
-from pipeline.data import datasets
+from pipeline.data import cifar10, datasets
 from pipeline.data.dataset import Split
 from pipeline.features import layout, store
 
@@ -32,7 +32,7 @@ from pipeline.features import layout, store
 def write_files(folder: Path, split: Split, rows: range) -> None:
     """Write rows as PNG files, each named by its row, in a folder for each class."""
     for row in rows:
-        place = folder / datasets.CIFAR10_CLASSES[int(split.labels[row])]
+        place = folder / cifar10.CLASSES[int(split.labels[row])]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(split.images[row])).save(place / f"{row:05d}.png")
 
@@ -62,7 +62,7 @@ def differing_rows(folder_cache: Path, reference_cache: Path) -> tuple[int, int]
 
 def rate(data_dir: Path, image_size: int, rows: int, rounds: int) -> None:
     """Compare a folder of files with the same rows of the data set."""
-    splits = datasets.load("cifar10", data_dir, download=True).splits
+    splits = datasets.load_dataset("cifar10", data_dir, download=True).splits
     size = str(image_size)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT) as name:
         place = Path(name)
@@ -88,7 +88,7 @@ def rate(data_dir: Path, image_size: int, rows: int, rounds: int) -> None:
 
 def growth(data_dir: Path, rows: int, added: int) -> None:
     """Compare the time for a folder, for the folder with more files, and for those files alone."""
-    train = datasets.load("cifar10", data_dir, download=True).splits["train"]
+    train = datasets.load_dataset("cifar10", data_dir, download=True).splits["train"]
     with tempfile.TemporaryDirectory(prefix="bench-", dir=ROOT) as name:
         place = Path(name)
         write_files(place / "files", train, range(rows))

@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data import datasets
+from pipeline.data import cifar10, datasets
+from pipeline.data.dataset import Dataset, Split
 from pipeline.data.options import ImageOptions
 from pipeline.features import extract
 from pipeline.features.options import ComputeOptions
@@ -52,26 +53,26 @@ class FileImages:
 
 def write_images(data_dir: Path, rows: int, path: Path) -> None:
     """Write the first ``rows`` of CIFAR-10's training images, repeated, to a file."""
-    images = datasets.load("cifar10", data_dir, download=True).splits["train"].images
+    images = datasets.load_dataset("cifar10", data_dir, download=True).splits["train"].images
     batch = 10_000
     with open(path, "wb") as file:
         for start in range(0, rows, batch):
             file.write(np.ascontiguousarray(images[start % len(images) :][: min(batch, rows - start)]).data)
 
 
-def repeated(rows: int, path: Path) -> datasets.Dataset:
+def repeated(rows: int, path: Path) -> Dataset:
     """A data set of a file's first ``rows`` images, a sixth of them test."""
     train = rows - rows // 6
 
-    def split(start: int, stop: int) -> datasets.Split:
+    def split(start: int, stop: int) -> Split:
         labels: NDArray[np.uint8] = (np.arange(start, stop) % 10).astype(np.uint8)
-        return datasets.Split(FileImages(path, start, stop), labels)  # type: ignore[arg-type]
+        return Split(FileImages(path, start, stop), labels)  # type: ignore[arg-type]
 
     splits = {"train": split(0, train), "test": split(train, rows)}
-    return datasets.Dataset(
+    return Dataset(
         name="cifar10",
         rows={name: len(split.labels) for name, split in splits.items()},
-        class_names=datasets.CIFAR10_CLASSES,
+        class_names=cifar10.CLASSES,
         digest="0" * 64,  # of no data set: these features are thrown away
         official=False,
         source=str(path),
@@ -91,7 +92,7 @@ def main() -> None:
         if not path.exists():
             write_images(chosen.data_dir, chosen.rows, path)
         dataset = repeated(chosen.rows, path)
-        datasets.load = lambda *arguments, **options: dataset
+        datasets.load_dataset = lambda *arguments, **options: dataset
         options = ComputeOptions(data_dir=chosen.data_dir, features_dir=Path(folder) / "f", image_size=32)
         extract.extract(options)
 

@@ -100,7 +100,7 @@ def page() -> None:
     from pipeline.data import datasets
     from pipeline.output import page as pages
 
-    digest = datasets.load("digits", Path(), download=False).digest
+    digest = datasets.load_dataset("digits", Path(), download=False).digest
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "output"
         for number in range(50):

@@ -353,7 +353,7 @@ def test_train_works_where_only_the_features_are(features_dir: Path, tmp_path: P
     code = (
         "import sys; from pipeline import cli; from pipeline.data import datasets\n"
         "def load(*arguments, **options): raise datasets.NotFoundHere('not here')\n"
-        "datasets.load = load\n"
+        "datasets.load_dataset = load\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     flags = ["train", *DIGITS, *TAPS, "--C", "0.1", "--features-dir", str(features_dir), *places(tmp_path)]

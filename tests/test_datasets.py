@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import sys
 import tarfile
 from collections.abc import Callable
@@ -16,15 +17,11 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import UserError
-from pipeline.data import datasets
+from pipeline.data import cifar10, datasets
+from pipeline.data.dataset import Dataset, NotFoundHere
 
 ROWS = 100  # of a batch in these tests; the official 10,000 are read in the tests on real data
 BATCHES = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
-
-
-@pytest.fixture(autouse=True)
-def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "CIFAR10_ROWS", ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -72,25 +69,18 @@ def write_folder(folder: Path, records: np.ndarray, form: str) -> Path:
     return path
 
 
-def write_archive(
-    folder: Path, records: np.ndarray, form: str, extra: Callable[[tarfile.TarFile], None] | None = None
-) -> Path:
+def write_archive(folder: Path, records: np.ndarray, form: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ("cifar-10-binary.tar.gz" if form == "bin" else "cifar-10-python.tar.gz")
-    with gzip.open(path, "wb", compresslevel=1) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
-        if extra is not None:
-            extra(archive)
-        for name, content in batch_bytes(records, form):
-            add_member(archive, f"cifar-10-batches-{form}/{name}", content)
+    with (
+        gzip.GzipFile(path, "wb", compresslevel=1, mtime=0) as stream,
+        tarfile.open(fileobj=stream, mode="w") as archive,
+    ):
+        for name, content in reversed(batch_bytes(records, form)):
+            member = tarfile.TarInfo(f"cifar-10-batches-{form}/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
     return path
-
-
-def add_member(
-    archive: tarfile.TarFile, name: str, content: bytes, kind: bytes = tarfile.REGTYPE, link: str = ""
-) -> None:
-    member = tarfile.TarInfo(name)
-    member.size, member.type, member.linkname = len(content), kind, link
-    archive.addfile(member, io.BytesIO(content))
 
 
 @pytest.fixture(scope="module")
@@ -103,15 +93,28 @@ def four_forms(records: np.ndarray, tmp_path_factory: pytest.TempPathFactory) ->
     return {name: base / name for name in ("bin folder", "bin archive", "py folder", "py archive")}
 
 
-def load(folder: Path) -> datasets.Dataset:
-    return datasets.load("cifar10", folder, download=False)
+@pytest.fixture(autouse=True)
+def _official(four_forms: dict[str, Path], records: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let these small files pass for the official ones."""
+    own = {name: hashlib.sha256(records[index].tobytes()).hexdigest() for index, name in enumerate(BATCHES)}
+    pickles = {name: hashlib.md5(content).hexdigest() for name, content in batch_bytes(records, "py")}
+    archives = [path for form in ("bin archive", "py archive") for path in four_forms[form].iterdir()]
+    monkeypatch.setattr(cifar10, "ROWS", ROWS)
+    monkeypatch.setattr(cifar10, "_OFFICIAL_RECORDS", own)
+    monkeypatch.setattr(cifar10, "_OFFICIAL_PICKLES", pickles)
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in archives}
+    monkeypatch.setattr(cifar10, "_OFFICIAL_ARCHIVES", hashes)
+
+
+def load(folder: Path) -> Dataset:
+    return datasets.load_dataset("cifar10", folder, download=False)
 
 
 def test_all_forms_give_the_same(four_forms: dict[str, Path], records: np.ndarray) -> None:
     loaded = {name: load(folder) for name, folder in four_forms.items()}
     assert len({dataset.digest for dataset in loaded.values()}) == 1
     for dataset in loaded.values():
-        assert not dataset.official
+        assert dataset.official
         assert dataset.splits["train"].images.shape == (5 * ROWS, 32, 32, 3)
         assert dataset.splits["test"].images.shape == (ROWS, 32, 32, 3)
         assert dataset.splits["train"].images.dtype == np.uint8
@@ -122,61 +125,31 @@ def test_all_forms_give_the_same(four_forms: dict[str, Path], records: np.ndarra
         assert dataset.splits["train"].images[ROWS + 7, 4, 9].tolist() == [
             record[1 + c * 1024 + 4 * 32 + 9] for c in range(3)
         ]
-        np.testing.assert_array_equal(dataset.splits["test"].images[:5], loaded["bin folder"].splits["test"].images[:5])
+        for split in ("train", "test"):
+            expected = loaded["bin folder"].splits[split]
+            np.testing.assert_array_equal(dataset.splits[split].images, expected.images)
+            np.testing.assert_array_equal(dataset.splits[split].labels, expected.labels)
 
 
-def test_numpy_2_pickles_are_read_too(records: np.ndarray, tmp_path: Path) -> None:
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    for index, name in enumerate(BATCHES):
-        content = {"data": records[index, :, 1:], "labels": records[index, :, 0].tolist()}
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-    assert load(tmp_path).splits["train"].labels[11] == records[0, 11, 0]
-
-
-def test_unofficial_files_are_labelled(four_forms: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
-    load(four_forms["bin folder"])
+def test_unofficial_files_are_labelled(
+    records: np.ndarray, four_forms: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_folder(tmp_path, records[::-1], "bin")
+    assert not load(tmp_path).official
     assert "not the official CIFAR-10" in caplog.text
 
 
 @pytest.mark.parametrize("form", ["bin folder", "bin archive", "py folder", "py archive"])
-def test_official_files_are_known(
-    four_forms: dict[str, Path], records: np.ndarray, form: str, monkeypatch: pytest.MonkeyPatch
+def test_what_changed_after_it_was_identified_is_not_used(
+    four_forms: dict[str, Path], records: np.ndarray, tmp_path: Path, form: str
 ) -> None:
-    """With the hashes of the official files replaced by these files' own."""
-    own = {name: hashlib.sha256(records[index].tobytes()).hexdigest() for index, name in enumerate(BATCHES)}
-    if form.endswith("archive"):
-        (archive,) = four_forms[form].iterdir()
-        sha = hashlib.sha256(archive.read_bytes()).hexdigest()
-        monkeypatch.setattr(datasets, "_OFFICIAL_ARCHIVES", {archive.name: (sha, archive.stat().st_size)})
-        monkeypatch.setattr(datasets, "_OFFICIAL_RECORDS", own)
-    elif form.startswith("bin"):
-        monkeypatch.setattr(datasets, "_OFFICIAL_RECORDS", own)
-    else:
-        pickles = {name: hashlib.md5(content).hexdigest() for name, content in batch_bytes(records, "py")}
-        monkeypatch.setattr(datasets, "_OFFICIAL_PICKLES", pickles)
-    found = load(four_forms[form])
-    assert found.official
-    assert len(found.splits["train"].labels) == 5 * ROWS
-
-
-def test_an_official_archive_is_not_unpacked_for_its_digest(
-    four_forms: dict[str, Path], records: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And yet what is unpacked later must be what the digest says."""
-    before = load(four_forms["bin archive"]).digest
-    (archive,) = four_forms["bin archive"].iterdir()
-    sha = hashlib.sha256(archive.read_bytes()).hexdigest()
-    monkeypatch.setattr(datasets, "_OFFICIAL_ARCHIVES", {archive.name: (sha, archive.stat().st_size)})
-    own = {name: hashlib.sha256(records[index].tobytes()).hexdigest() for index, name in enumerate(BATCHES)}
-    monkeypatch.setattr(datasets, "_OFFICIAL_RECORDS", own)
-    with monkeypatch.context() as patched:
-        patched.delattr(datasets, "_read_archive")
-        found = load(four_forms["bin archive"])
-    assert found.digest == before
-    monkeypatch.setattr(datasets, "_OFFICIAL_RECORDS", {**own, "test_batch": "0" * 64})
+    shutil.copytree(four_forms[form], tmp_path / "data")
+    dataset = load(tmp_path / "data")
+    shutil.rmtree(tmp_path / "data")
+    write = write_archive if form.endswith("archive") else write_folder
+    write(tmp_path / "data", records[::-1], form.split(maxsplit=1)[0])
     with pytest.raises(UserError, match="changed while it was being used"):
-        _ = load(four_forms["bin archive"]).splits
+        _ = dataset.splits
 
 
 def test_the_digest_covers_images_and_labels(records: np.ndarray, tmp_path: Path) -> None:
@@ -193,7 +166,7 @@ def test_keras_cache_is_found(
     records: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, four_forms: dict[str, Path]
 ) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    with pytest.raises(datasets.NotFoundHere, match=r"cifar-10-binary\.tar\.gz"):
+    with pytest.raises(NotFoundHere, match=r"cifar-10-binary\.tar\.gz"):
         load(tmp_path / "data")
     write_folder(tmp_path / "keras" / "datasets" / "cifar-10-batches-py-target", records, "py")
     dataset = load(tmp_path / "data")
@@ -219,113 +192,26 @@ def test_wrong_size(records: np.ndarray, tmp_path: Path, change: int) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("form", ["bin", "py"])
-def test_label_out_of_range(records: np.ndarray, tmp_path: Path, form: str) -> None:
+def test_label_out_of_range(records: np.ndarray, tmp_path: Path) -> None:
     changed = records.copy()
     changed[4, 77, 0] = 10
-    write_folder(tmp_path, changed, form)
+    write_folder(tmp_path, changed, "bin")
     with pytest.raises(UserError, match=r"data_batch_5.* label 10"):
         load(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["bin", "py"])
-def test_damaged_archives(four_forms: dict[str, Path], tmp_path: Path, form: str) -> None:
+def test_archives_that_are_not_official_are_not_opened(
+    four_forms: dict[str, Path], records: np.ndarray, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damaged or packed anew, with whatever members: it is not looked into."""
     (archive,) = four_forms[f"{form} archive"].iterdir()
     good = archive.read_bytes()
-    path = tmp_path / archive.name
-    cuts = [0, 10, len(good) // 3, len(good) - 9]
-    flips = [3, len(good) // 2, len(good) - 6]
-    for content in [good[:cut] for cut in cuts] + [good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :] for at in flips]:
-        path.write_bytes(content)
-        try:
+    monkeypatch.setattr(tarfile, "open", lambda *arguments: pytest.fail("opened"))
+    for content in (b"", good[:-9], good[:99] + bytes([good[99] ^ 1]) + good[100:], gzip.compress(bytes(1 << 20))):
+        (tmp_path / archive.name).write_bytes(content)
+        with pytest.raises(UserError, match="not the official one.*unpack it by hand"):
             load(tmp_path)
-        except UserError as error:
-            assert "faulty" in str(error) or "wrong size" in str(error)
-        else:  # a flip in gzip's own header (flags, time) leaves the content as it is
-            assert content[:10] != good[:10]
-
-
-def _dots(archive: tarfile.TarFile) -> None:
-    add_member(archive, "../../evil", b"x")
-    add_member(archive, "cifar-10-batches-bin/../../evil", b"x")
-
-
-def _absolute(archive: tarfile.TarFile) -> None:
-    add_member(archive, "/tmp/evil", b"x")
-
-
-def _device(archive: tarfile.TarFile) -> None:
-    add_member(archive, "cifar-10-batches-bin/fifo", b"", tarfile.FIFOTYPE)
-
-
-@pytest.mark.parametrize("extra", [_dots, _absolute, _device])
-def test_odd_members_are_never_unpacked(
-    records: np.ndarray, tmp_path: Path, extra: Callable[[tarfile.TarFile], None]
-) -> None:
-    write_archive(tmp_path, records, "bin", extra)
-    load(tmp_path)
-    assert [path.name for path in tmp_path.rglob("*")] == ["cifar-10-binary.tar.gz"]
-    assert not Path("/tmp/evil").exists()
-
-
-def _symlink(archive: tarfile.TarFile) -> None:
-    add_member(archive, "cifar-10-batches-bin/data_batch_1.bin", b"", tarfile.SYMTYPE, "/etc/passwd")
-
-
-def _hardlink(archive: tarfile.TarFile) -> None:
-    add_member(archive, "cifar-10-batches-bin/data_batch_1.bin", b"", tarfile.LNKTYPE, "test_batch.bin")
-
-
-def _duplicate(archive: tarfile.TarFile) -> None:
-    add_member(archive, "cifar-10-batches-bin/data_batch_1.bin", bytes(ROWS * 3073))
-
-
-def _huge(archive: tarfile.TarFile) -> None:
-    member = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
-    member.size = 1 << 50
-    archive.fileobj.write(member.tobuf())  # type: ignore[union-attr]
-
-
-def _sparse(archive: tarfile.TarFile) -> None:
-    """A GNU sparse member: 512 bytes in the archive that claim to be a gigabyte."""
-    member = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
-    member.size, member.type = 512, tarfile.GNUTYPE_SPARSE
-    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
-    header[386:410] = b"%011o\0%011o\0" % (0, 512)
-    header[483:495] = b"%011o\0" % (1 << 30)
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    archive.fileobj.write(bytes(header) + bytes(512))  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [
-        (_symlink, "no ordinary file"),
-        (_hardlink, "no ordinary file"),
-        (_duplicate, "twice"),
-        (_huge, "wrong size"),
-        (_sparse, "no ordinary file"),
-    ],
-)
-def test_hostile_members_are_refused(
-    records: np.ndarray, tmp_path: Path, extra: Callable[[tarfile.TarFile], None], message: str
-) -> None:
-    write_archive(tmp_path, records, "bin", extra)
-    with pytest.raises(UserError, match=message):
-        load(tmp_path)
-
-
-def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
-    """600 MB of zeros in 3 MB, in a member that is not even wanted."""
-    with gzip.open(tmp_path / "cifar-10-binary.tar.gz", "wb", compresslevel=1) as stream:
-        member = tarfile.TarInfo("padding")
-        member.size = 600 << 20
-        stream.write(member.tobuf())
-        for _ in range(600):
-            stream.write(bytes(1 << 20))
-    with pytest.raises(UserError, match="unpacks to more than 512 MiB"):
-        load(tmp_path)
 
 
 class _Runs:
@@ -345,24 +231,16 @@ def _evaluates(marker: Path) -> bytes:
     [
         lambda marker: pickle.dumps({"data": _Runs(marker), "labels": []}),
         _evaluates,
-        lambda marker: pickle.dumps([1, 2, 3]),
-        lambda marker: pickle.dumps({"labels": []}),
-        lambda marker: pickle.dumps({"data": np.zeros((ROWS, 3072), object), "labels": [0] * ROWS}),
-        lambda marker: pickle.dumps({"data": np.zeros((ROWS, 3071), np.uint8), "labels": [0] * ROWS}),
-        lambda marker: pickle.dumps({"data": np.zeros((ROWS, 3072), np.uint8), "labels": [0] * (ROWS - 1)}),
-        lambda marker: pickle.dumps({"data": np.zeros((ROWS, 3072), np.uint8), "labels": ["0"] * ROWS}),
-        lambda marker: b"\x80\x02",
+        lambda marker: pickle.dumps({"data": np.zeros((ROWS, 3072), np.uint8), "labels": [0] * ROWS}),
         lambda marker: b"",
-        lambda marker: b"cnumpy\nload\n(S'x'\ntR.",
-        lambda marker: b"\x80\x04\x8e" + (1 << 62).to_bytes(8, "little"),
     ],
-    ids=["os.system", "eval", "list", "no data", "objects", "shape", "too few", "text", "cut", "empty", "load", "huge"],
+    ids=["os.system", "eval", "harmless", "empty"],
 )
 def test_hostile_pickles_run_nothing(records: np.ndarray, tmp_path: Path, content: Callable[[Path], bytes]) -> None:
     marker = tmp_path / "it ran"
     folder = write_folder(tmp_path, records, "py")
     (folder / "data_batch_2").write_bytes(content(marker))
-    with pytest.raises(UserError, match=r"data_batch_2 .*No code in it was run"):
+    with pytest.raises(UserError, match=r"data_batch_2 is not the official one.* it is not opened"):
         load(tmp_path)
     assert not marker.exists()
 
@@ -371,9 +249,9 @@ def test_hostile_pickles_run_nothing(records: np.ndarray, tmp_path: Path, conten
 
 
 def test_no_network_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "CIFAR10_URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
     with pytest.raises(UserError, match="could not be downloaded from .*refused.*--data-dir|could not be downloaded"):
-        datasets.load("cifar10", tmp_path / "data", download=True)
+        datasets.load_dataset("cifar10", tmp_path / "data", download=True)
     assert not list((tmp_path / "data").iterdir())
 
 
@@ -399,22 +277,15 @@ def test_download(server: str, four_forms: dict[str, Path], tmp_path: Path, monk
     content = archive.read_bytes()
     served = tmp_path / "www" / archive.name
     served.write_bytes(content)
-    monkeypatch.setattr(datasets, "CIFAR10_URL", f"{server}/{archive.name}")
+    monkeypatch.setattr(cifar10, "URL", f"{server}/{archive.name}")
     data = tmp_path / "data"
 
-    monkeypatch.setattr(datasets, "_OFFICIAL_ARCHIVES", {archive.name: ("0" * 64, len(content))})
-    with pytest.raises(UserError, match="not the official file"):
-        datasets.load("cifar10", data, download=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(cifar10, "_OFFICIAL_ARCHIVES", {archive.name: "0" * 64})
+        with pytest.raises(UserError, match="not the official file"):
+            datasets.load_dataset("cifar10", data, download=True)
     assert not list(data.iterdir())
-
-    monkeypatch.setattr(datasets, "_OFFICIAL_ARCHIVES", {archive.name: ("0" * 64, len(content) + 1)})
-    with pytest.raises(UserError, match=f"has {len(content):,} bytes; expected {len(content) + 1:,}"):
-        datasets.load("cifar10", data, download=True)
-    assert not list(data.iterdir())
-
-    sha = hashlib.sha256(content).hexdigest()
-    monkeypatch.setattr(datasets, "_OFFICIAL_ARCHIVES", {archive.name: (sha, len(content))})
-    assert datasets.load("cifar10", data, download=True).official
+    assert datasets.load_dataset("cifar10", data, download=True).official
     assert [path.name for path in data.iterdir()] == [archive.name]
 
 
@@ -425,7 +296,7 @@ def test_digits_are_scikit_learns(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
     original = load_digits()
-    digits = datasets.load("digits", tmp_path, download=False)
+    digits = datasets.load_dataset("digits", tmp_path, download=False)
     assert digits.official
     assert len(digits.splits["train"].labels) + len(digits.splits["test"].labels) == 1797
     assert digits.splits["train"].images.shape[1:] == (32, 32, 3)
@@ -447,8 +318,8 @@ def test_digits_load_without_scikit_learn() -> None:
     import subprocess
 
     code = (
-        "import sys; from pathlib import Path; from pipeline import datasets\n"
-        "datasets.load('digits', Path('data'), download=False)\n"
+        "import sys; from pathlib import Path; from pipeline.data import datasets\n"
+        "datasets.load_dataset('digits', Path('data'), download=False)\n"
         "sys.exit('sklearn' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -456,4 +327,4 @@ def test_digits_load_without_scikit_learn() -> None:
 
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must be one of cifar10, digits, or a folder of images. Got 'cifar100'"):
-        datasets.load("cifar100", tmp_path, download=False)
+        datasets.load_dataset("cifar100", tmp_path, download=False)

@@ -28,7 +28,7 @@ from pipeline.features import layout, store
 
 
 def load(folder: Path, **options: bool) -> Dataset:
-    return datasets.load(str(folder), Path("data"), download=False, **options)
+    return datasets.load_dataset(str(folder), Path("data"), download=False, **options)
 
 
 def names(dataset: Dataset, split: str) -> list[str]:
@@ -123,7 +123,7 @@ def test_the_digest_covers_names_bytes_and_classes(folder: Path, tmp_path: Path)
 def test_the_name_cannot_pass_for_a_known_data_set(tmp_path: Path) -> None:
     pictures.fill(tmp_path / "digits")
     assert load(tmp_path / "digits").name == "digits-folder"
-    assert datasets.load("digits", tmp_path, download=False).rows["train"] == 1442
+    assert datasets.load_dataset("digits", tmp_path, download=False).rows["train"] == 1442
 
 
 def test_many_classes_cost_no_more_than_few(tmp_path: Path) -> None:

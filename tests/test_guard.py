@@ -66,7 +66,7 @@ def test_masks_pass_when_one_insists() -> None:
 
 @pytest.mark.data
 def test_photographs_in_bgr_are_told_and_none_in_rgb_is_accused() -> None:
-    train = datasets.load("cifar10", DATA_DIR, download=False).splits["train"]
+    train = datasets.load_dataset("cifar10", DATA_DIR, download=False).splits["train"]
     images = np.asarray(train.images[:6000])
     for start in range(0, 6000, 1000):
         pixel_check.check_images(images[start : start + 1000])

@@ -93,7 +93,7 @@ def make_run(output: Path, name: str, accuracy: float, **changes: Any) -> Path:
 def digits_digest() -> str:
     from pipeline.data import datasets
 
-    return datasets.load("digits", Path(), download=False).digest
+    return datasets.load_dataset("digits", Path(), download=False).digest
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_images_of_a_folder_are_shown_and_replaced_when_they_are_gone(tmp_path: 
             path = pictures / label / f"é {number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(generator.integers(0, 255, (90, 40, 3), dtype=np.uint8)).save(path)
-    dataset = datasets.load(str(pictures), tmp_path, download=False)
+    dataset = datasets.load_dataset(str(pictures), tmp_path, download=False)
     assert dataset.members is not None
     names = dataset.members["test"].names
     folder = make_run(

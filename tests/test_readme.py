@@ -73,7 +73,7 @@ def test_the_python_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    digits = datasets.load("digits", tmp_path, download=False).splits["train"]
+    digits = datasets.load_dataset("digits", tmp_path, download=False).splits["train"]
     made = extract.extract(ComputeOptions(dataset="digits", data_dir=DATA_DIR, image_size=32, taps="top"))
     exec(_blocks("python", "load_features"), {"cache": made.path})
     assert capsys.readouterr().out.splitlines()[-1].startswith("(1442, 512) ")

@@ -44,7 +44,7 @@ def computed(folder: Path) -> list[int]:
 
 def test_a_search_computes_each_image_once(tmp_path: Path) -> None:
     """10 candidates by 5 folds on the digits: 100 transforms, each image through the network once."""
-    digits = datasets.load("digits", tmp_path, download=False).splits["train"]
+    digits = datasets.load_dataset("digits", tmp_path, download=False).splits["train"]
     images, labels = digits.images[:200], digits.labels[:200]
     model = Pipeline([("vgg", features(tmp_path)), ("clf", LogisticRegression(max_iter=5, tol=0.1))])
     search = GridSearchCV(model, {"clf__C": [10.0**power for power in range(-6, 4)]}, cv=5).fit(images, labels)

@@ -12,7 +12,7 @@ from pipeline.common.errors import UserError, file_errors
 from pipeline.common.progress import Progress, format_bytes
 from pipeline.common.text import printable
 from pipeline.data import datasets
-from pipeline.data.dataset import listing
+from pipeline.data.dataset import NotFoundHere, listing
 from pipeline.features import store
 from pipeline.features.find import candidate_specs
 from pipeline.features.options import FeatureOptions
@@ -114,11 +114,11 @@ def _skipped(cache: store.Cache) -> str:
 def _compare(held: FeatureSpec, asked: FeatureOptions) -> str:
     """How what the file holds differs from what the same options would ask of ``features``."""
     try:
-        dataset = datasets.load(asked.dataset, asked.data_dir, download=False, follow_links=asked.follow_links)
+        dataset = datasets.load_dataset(asked.dataset, asked.data_dir, download=False, follow_links=asked.follow_links)
         unknown = ""
     except UserError as error:
         dataset = None
-        absent = isinstance(error, datasets.NotFoundHere)
+        absent = isinstance(error, NotFoundHere)
         why = f"{asked.dataset} is not in {asked.data_dir}" if absent else str(error).rstrip(".")
         unknown = f" (the data's digest not compared: {why})"
     specs = candidate_specs(asked, dataset)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ from pipeline.network import compile as compiling
 from pipeline.network import device
 from pipeline.network.taps import TAP_COLUMNS, columns_of
 from pipeline.network.weights import VGGWeights, load_weights, say_untrained
+
+if TYPE_CHECKING:
+    from pipeline.common.bar import Bar
 
 log = logging.getLogger("pipeline")
 
@@ -164,7 +167,7 @@ class _LazyExtractor:
         return self._extractor(np.stack(images) if same else images)
 
 
-def _fill(dataset: Dataset, build: Build, extractor: _LazyExtractor, batch_size: int, progress: Progress) -> None:
+def _fill(dataset: Dataset, build: Build, extractor: _LazyExtractor, batch_size: int, progress: Bar) -> None:
     """Load or compute part by part; each is hashed, written and fsynced while the next is computed."""
     members, spec = dataset.members, build.spec
     there = {part for part in build.parts if _is_there(build, part)}

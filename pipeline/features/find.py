@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.common.errors import UserError, file_errors
 from pipeline.data import datasets
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import Dataset, NotFoundHere
 from pipeline.features.options import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.features.store import CacheError, peek_spec
@@ -33,8 +33,10 @@ def find(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
         When there is no such cache, or more than one.
     """
     try:
-        dataset = datasets.load(options.dataset, options.data_dir, download=False, follow_links=options.follow_links)
-    except datasets.NotFoundHere:
+        dataset = datasets.load_dataset(
+            options.dataset, options.data_dir, download=False, follow_links=options.follow_links
+        )
+    except NotFoundHere:
         dataset = None
     found = find_specs(options.features_dir, candidate_specs(options, dataset))
     if not found:

@@ -163,7 +163,7 @@ class _Images:
     def _load(self, name: str, digest: str, where: str) -> _TestImages | str:
         try:
             with _unsaid():  # whoever made the run was told about the data then
-                dataset = datasets.load(where, self.data_dir, download=False)
+                dataset = datasets.load_dataset(where, self.data_dir, download=False)
         except UserError as error:
             log.info("no images of %s on the page: %s", name, error)
             return f"No images are shown, because {name} was not on the machine where this page was made."

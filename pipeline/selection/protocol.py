@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from pipeline.models.fit import Fitted
 from pipeline.models.history import History, Samples, Step
 from pipeline.selection import splits
 from pipeline.selection.splits import Split
+
+if TYPE_CHECKING:
+    from pipeline.common.bar import Bar
 
 LEARNING_CURVE_SIZES = 5
 LEARNING_CURVE_SEEDS = 3
@@ -205,7 +208,7 @@ def _select_on_path(name: str, candidates: list[dict[str, Any]], rows: FitAndVal
     return Selection(fitted, trials)
 
 
-def _watching(progress: Progress) -> Callable[[Step], None]:
+def _watching(progress: Bar) -> Callable[[Step], None]:
     def watch(step: Step) -> None:
         progress.note(f"validation accuracy {step.validation_accuracy:.2%}")
         progress.update(1)
@@ -213,7 +216,7 @@ def _watching(progress: Progress) -> Callable[[Step], None]:
     return watch
 
 
-def _noting(progress: Progress, what: str, unit: str) -> Callable[[Step], None]:
+def _noting(progress: Bar, what: str, unit: str) -> Callable[[Step], None]:
     def watch(step: Step) -> None:
         progress.note(f"{what}, {unit} {step.step:g}, validation accuracy {step.validation_accuracy:.2%}")
 
