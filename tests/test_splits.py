@@ -48,11 +48,12 @@ def test_no_group_is_on_both_sides(drawn: tuple[NDArray[np.int64], NDArray[np.in
 
     fewest = min(len(set(groups[labels == label])) for label in range(len(classes)))
     for count in (2, 3, 5):
-        if fewest < max(count, 3 if count > 2 else 4):
+        least = max(count, 4 if count == 2 else 3)  # two are left to choose on and to fit
+        if fewest < least:
             with pytest.raises(UserError, match="copies of an image count once. Fewer found for"):
-                splits.folds(labels, groups, count, seed, classes)
+                splits.folds(labels, groups, count, seed, classes, least)
             continue
-        found = splits.folds(labels, groups, count, seed, classes)
+        found = splits.folds(labels, groups, count, seed, classes, least)
         assert sorted(np.concatenate([held_out for _, held_out in found])) == list(range(len(labels)))
         for fit, held_out in found:
             check_sides(labels, groups, fit, held_out)
@@ -98,7 +99,7 @@ def test_groups_are_joined_over_what_is_shared() -> None:
 
 def test_what_cannot_be_split_says_how_many_images_it_needs() -> None:
     labels, groups = np.array([0, 0, 1, 1, 1, 2, 2]), np.array([0, 1, 2, 2, 2, 3, 4])
-    with pytest.raises(UserError, match=r"at least 2 distinct.*Fewer found for: class 1 \(1\)\. Add images"):
+    with pytest.raises(UserError, match=r"at least 2 distinct images.*Fewer found for: class 1 \(1\)\. Add images"):
         splits.split(labels, groups, 0, NAMES[:3])
     with pytest.raises(UserError, match=r"at least 7 distinct.*class 0 \(2\), class 1 \(1\), class 2 \(2\)"):
         splits.folds(labels, groups, 7, 0, NAMES[:3])

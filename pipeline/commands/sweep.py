@@ -73,6 +73,10 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
             compute.refuse_skipped(cache.skipped, features.dataset)
         with file_errors("write the results", options.training.output_dir):
             RunFolder("sweep", options.training.output_dir, options.training.models_dir).prepare()
+        if options.training.cv is not None:
+            from pipeline.commands import crossval  # late: it loads scikit-learn
+
+            return Result(*crossval.sweep(cache, asked, options))
         table, target = search.compare(cache, asked, options)
         best = table[0][0]
         log.info("best on validation: %s", describe(best))
@@ -116,5 +120,5 @@ def summary(result: Result) -> str:
         text_table(header, lines)
         + (f"and {more} more\n" if more else "")
         + f"\nall of them: {result.path} ({format_seconds(spent)} of fitting)\n"
-        + "Accuracies and losses are of the validation split; those on fewer rows went no further.\n"
+        + "Accuracies and losses are of validation; those on fewer rows went no further.\n"
     )

@@ -11,9 +11,13 @@ import json
 import logging
 import platform
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pipeline.common.errors import file_errors
 from pipeline.common.text import printable, to_csv, to_json
@@ -28,13 +32,14 @@ from pipeline.output import report
 from pipeline.output.run_folder import RunFolder
 from pipeline.selection import copies
 from pipeline.selection.options import TrainOptions
-from pipeline.selection.trials import RunSpec
+from pipeline.selection.trials import RunSpec, Trial
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
+    from sklearn.pipeline import Pipeline
 
-    from pipeline.output.metrics import TestScores
+    from pipeline.output.metrics import Scores
+    from pipeline.selection.protocol import LearningCurve, Selection
 
 log = logging.getLogger("pipeline")
 
@@ -58,7 +63,7 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunFolder:
     start = time.monotonic()
     path, asked = find(features)
     images = copies.recall(options.output_dir, asked.key())
-    if images and not features.strict and _is_there(place := place_of(asked, options, images), options):
+    if images and not features.strict and is_there(place := place_of(asked, options, images), options):
         return place
     with store.open(path, asked) as cache:
         if features.strict:
@@ -71,30 +76,46 @@ def train_on(cache: store.Cache, asked: FeatureSpec, options: TrainOptions, star
     groups = copies.group(cache, [asked.taps])
     images = copies.count(groups)
     place = place_of(asked, options, images)
-    if not _is_there(place, options):
-        _make(cache, asked, place, options, groups, start)
+    if not is_there(place, options):
+        clock = Clock(start)
+        make(cache, asked, place, options, groups, clock, lambda: _compute(cache, asked, options, groups, clock))
     copies.remember(options.output_dir, asked.key(), images)
     return place
 
 
-def _make(
-    cache: store.Cache, asked: FeatureSpec, place: RunFolder, options: TrainOptions, groups: copies.Groups, start: float
+def make(
+    cache: store.Cache,
+    asked: FeatureSpec,
+    place: RunFolder,
+    options: TrainOptions,
+    groups: copies.Groups,
+    clock: Clock,
+    compute: Callable[[], Outcome],
 ) -> None:
-    """Compute a run and save it."""
+    """Compute a run, once it can be saved, and save it."""
+    import sklearn  # late: a run that is there is shown without it
+
+    from pipeline.output import model_card
+
+    # Stage one refused whatever is not finite: checking a gigabyte again at every step would cost half the time.
+    sklearn.set_config(assume_finite=True)
     say_untrained(cache.provenance["weights"])
     if cache.provenance["official"] is not True:
         log.warning("warning: these features come from files that are not the official %s", asked.dataset)
     with file_errors("write the results", place.output_dir):
         place.prepare()  # now, not after minutes of computing
-    from pipeline.output import model_card  # late: a run that is there is shown without its template
-
-    contents, model, description = _compute(cache, asked, place, options, groups, start)
+    outcome = compute()
+    if outcome.not_converged:
+        log.warning(
+            "warning: %s did not converge: %s. The run is kept, and marked", options.classifier, outcome.not_converged
+        )
+    contents, model, description = _contents(cache, asked, place, options, groups, outcome, clock)
     with file_errors("write the results", place.output_dir, "The feature cache is as it was."):
         metrics = json.loads(contents["metrics.json"])
         place.save(contents, model, description, model_card.render(metrics, description, cache))
 
 
-def _is_there(place: RunFolder, options: TrainOptions) -> bool:
+def is_there(place: RunFolder, options: TrainOptions) -> bool:
     """Whether a run need not be computed, which is said."""
     there = not options.force and place.load() is not None
     if there:
@@ -102,65 +123,111 @@ def _is_there(place: RunFolder, options: TrainOptions) -> bool:
     return there
 
 
-def place_of(asked: FeatureSpec, options: TrainOptions, images: copies.Images) -> RunFolder:
-    """Where the results of a run are, or will be."""
-    resolved = classifiers.resolve(options.classifier, options.options)
-    run = RunSpec(asked.key(), asked.dataset, options.classifier, resolved, options.seed, images.protocol)
+def place_of(
+    asked: FeatureSpec, options: TrainOptions, images: copies.Images, among: Mapping[str, Any] | None = None
+) -> RunFolder:
+    """Where the results of a run are, or will be; ``among`` says what else they depend on."""
+    keyed = {**options.keyed(), **(among or {})}
+    run = RunSpec(asked.key(), asked.dataset, options.classifier, keyed, options.seed, images.protocol)
     return RunFolder(run.name, options.output_dir, options.models_dir)
 
 
 # --- computing a run --------------------------------------------------------------------------
 
 
-def _compute(
-    cache: store.Cache, asked: FeatureSpec, place: RunFolder, options: TrainOptions, groups: copies.Groups, start: float
-) -> tuple[dict[str, bytes], bytes, dict[str, Any]]:
-    """Run the protocol; return the run folder's files, the model file and its description."""
-    import joblib  # late, like all that follows: a run that is there is shown without loading scikit-learn
-    import sklearn
+@dataclass(frozen=True)
+class Outcome:
+    """What was computed of a run.
 
-    from pipeline.models import history
-    from pipeline.output import figures
-    from pipeline.output.metrics import score_test
+    Attributes
+    ----------
+    selection, curve, scores : Selection, LearningCurve, Scores
+    model : Pipeline
+        Fitted on all rows that there are to fit on.
+    not_converged : str or None
+        Why it did not converge.
+    sides : dict
+        How many distinct images each side has.
+    rows, labels : ndarray, int (n,)
+        Which rows were scored, and their labels.
+    cross_validation : dict
+        What ``metrics.json`` says of it; empty without.
+    """
+
+    selection: Selection
+    curve: LearningCurve
+    scores: Scores
+    model: Pipeline
+    not_converged: str | None
+    sides: Mapping[str, Any]
+    rows: NDArray[np.intp]
+    labels: NDArray[Any]
+    cross_validation: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _compute(
+    cache: store.Cache, asked: FeatureSpec, options: TrainOptions, groups: copies.Groups, clock: Clock
+) -> Outcome:
+    """Choose on validation, refit on all of train, score test; or cross-validate."""
+    if options.cv is not None:
+        from pipeline.commands import crossval
+
+        resolved = classifiers.resolve(options.classifier, options.options)
+        params = classifiers.candidates(options.classifier, resolved, columns_of(asked.taps))
+        candidates = [Trial(options.classifier, asked.taps, each, options.seed) for each in params]
+        with crossval.loaded(cache, asked.taps, candidates, options, groups) as (data, folds):
+            clock.lap("load")
+            return crossval.compute(data, folds, folds.choose(data), options, cache.class_names, clock)
+    from pipeline.models import (
+        history,  # late, like all that follows: a run that is there is shown without scikit-learn
+    )
+    from pipeline.output.metrics import score
     from pipeline.selection import protocol, splits
 
-    # Stage one refused whatever is not finite: checking a gigabyte again at every step would cost half the time.
-    sklearn.set_config(assume_finite=True)
     name, classes, taps = options.classifier, cache.class_names, asked.taps
-    resolved = classifiers.resolve(name, options.options)
-    clock = _Clock(start)
     features, labels = arrays.load_split(cache, "train", taps)
     data = history.Samples(features, labels, groups["train"])
     clock.lap("load")
     log.info("%s on %s features of %s rows", name, f"{features.shape[1]:,}", f"{features.shape[0]:,}")
     rows = protocol.prepare(data, options.seed, classes)
-    selection = protocol.select(name, resolved, rows, options.seed)
+    selection = protocol.select(name, classifiers.resolve(name, options.options), rows, options.seed)
     chosen = selection.fitted
     log.info(
         "chosen on validation: %s (accuracy %.2f %%, log loss %.4f)",
         classifiers.describe(chosen.params), 100 * chosen.validation[1], chosen.validation[0],
     )  # fmt: skip
     clock.lap("search")
-    sides = {"fit": len(rows.ends), "validation": len(rows.validation.labels)}
-    curve = protocol.learning_curve(name, chosen, rows, data, options.seed, classes)
+    counts = {"fit": len(rows.ends), "validation": len(rows.validation.labels)}
+    sides = {**counts, **protocol.class_sizes(data, classes)}
+    curve = protocol.learning_curve(name, chosen, rows, data, options.seed, classes, seeds=options.seeds)
     del rows
     clock.lap("evaluate")
     model, reason = protocol.refit(name, chosen, data, options.seed)
-    reason = reason or chosen.not_converged
-    if reason:
-        log.warning("warning: %s did not converge: %s. The run is kept, and marked", name, reason)
     del data, features  # standardised in place by the refit: no longer what they were
     clock.lap("fit")
     test_features, test_labels = arrays.load_split(cache, "test", taps)
     clock.lap("load")
     tested = splits.one_of_each(groups["test"])  # a copy tells nothing new: each image is counted and listed once
-    scored = score_test(model, test_features[tested], test_labels[tested], classes)
-    if scored.accuracy is None:
-        log.warning("warning: %s", report.NO_TEST)
+    # Without a row there is nothing to ask the model, and scikit-learn refuses to.
+    probabilities = model.predict_proba(test_features[tested]) if len(tested) else np.zeros((0, len(classes)))
+    scores = score(probabilities[None], test_labels[tested], classes)
     clock.lap("evaluate")
+    return Outcome(selection, curve, scores, model, reason or chosen.not_converged, sides, tested, test_labels[tested])
 
+
+def _contents(
+    cache: store.Cache, asked: FeatureSpec, place: RunFolder, options: TrainOptions, groups: copies.Groups,
+    outcome: Outcome, clock: Clock,
+) -> tuple[dict[str, bytes], bytes, dict[str, Any]]:  # fmt: skip
+    """Return the run folder's files, the model file and its description."""
+    import joblib
+
+    from pipeline.output import figures
+
+    classes, scores = cache.class_names, outcome.scores
+    chosen, taps = outcome.selection.fitted, asked.taps
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    title = report.title(cache, asked, name)
+    title = report.title(cache, asked, options.classifier)
     metrics = {
         "run": place.name,
         "created": created,
@@ -181,17 +248,16 @@ def _compute(
             "weights": cache.provenance["weights"],
             "limit": asked.limit,
         },
-        "classifier": {"name": name, "params": chosen.params},
-        "converged": reason is None,
-        "convergence": reason,
-        "search": selection.trials,
+        "classifier": {"name": options.classifier, "params": chosen.params},
+        "converged": outcome.not_converged is None,
+        "convergence": outcome.not_converged,
+        "search": outcome.selection.trials,
         "seed": options.seed,
-        "images": {**dataclasses.asdict(copies.count(groups)), **sides},
-        "accuracy": {"train": chosen.train[1], "validation": chosen.validation[1], "test": scored.accuracy},
-        "log_loss": {"train": chosen.train[0], "validation": chosen.validation[0], "test": scored.loss},
-        "interval": {"test": scored.interval and list(scored.interval)},
-        "calibration": None if scored.accuracy is None else scored.calibration,
-        "per_class": scored.per_class,
+        "images": {**dataclasses.asdict(copies.count(groups)), **outcome.sides},
+        "accuracy": {"train": chosen.train[1], "validation": chosen.validation[1], "test": scores.accuracy},
+        "log_loss": {"train": chosen.train[0], "validation": chosen.validation[0], "test": scores.log_loss},
+        **scores.fields,
+        "cross_validation": outcome.cross_validation or None,
         "seconds": {},
         "versions": {
             "python": platform.python_version(),
@@ -199,27 +265,25 @@ def _compute(
             **{f"features_{package}": number for package, number in cache.versions.items()},
         },
     }
+    for warning in report.warnings(metrics):
+        log.warning("warning: %s", warning)
+    curve = outcome.curve
     pictures = {
         "history": figures.history(chosen.history, title, len(classes)),
-        "calibration": figures.calibration(scored.calibration, title),
+        "calibration": figures.calibration(scores.calibration, title),
         "learning_curve": figures.learning_curve(curve.sizes, curve.train, curve.validation, title),
-        "confusion_matrix": figures.confusion_matrix(
-            scored.confusions,
-            classes,
-            f"{title}\n"
-            + (report.NO_TEST if scored.accuracy is None else f"test accuracy {100 * scored.accuracy:.2f} %"),
-        ),
+        "confusion_matrix": figures.confusion_matrix(scores.confusions, classes, f"{title}\n{report.scored(metrics)}"),
     }
     buffer = io.BytesIO()
-    joblib.dump(model, buffer, compress=3)
+    joblib.dump(outcome.model, buffer, compress=3)
     clock.lap("evaluate")
     metrics["seconds"] = clock.seconds()
     contents = {
-        "report.txt": report.report_text(metrics, scored.text).encode("utf-8"),
+        "report.txt": report.report_text(metrics, scores.text).encode("utf-8"),
         "metrics.json": to_json(metrics),
         "history.csv": chosen.history.to_csv(),
         "learning_curve.csv": curve.to_csv(),
-        "predictions.csv": _predictions(cache, tested, test_labels[tested], scored),
+        "predictions.csv": _predictions(cache, outcome),
         **{stem + suffix: content for stem, files in pictures.items() for suffix, content in files.items()},
     }
     if cache.has_members:
@@ -241,7 +305,7 @@ def _compute(
     return contents, buffer.getvalue(), description
 
 
-class _Clock:
+class Clock:
     """Adds up wall-clock seconds under names."""
 
     def __init__(self, start: float) -> None:
@@ -262,16 +326,19 @@ class _Clock:
         }
 
 
-def _predictions(cache: store.Cache, rows: NDArray[np.intp], labels: NDArray[Any], scored: TestScores) -> bytes:
-    """The test rows that were scored as CSV; of images of one's own with the file of each."""
-    classes = cache.class_names
+def _predictions(cache: store.Cache, outcome: Outcome) -> bytes:
+    """The rows that were scored as CSV; of images of one's own with the file of each."""
+    classes, scores = cache.class_names, outcome.scores
     lines = [
         [row, classes[label], classes[guess], f"{confidence:.6f}"]
-        for row, label, guess, confidence in zip(rows, labels, scored.predicted, scored.confidences, strict=True)
+        for row, label, guess, confidence in zip(
+            outcome.rows, outcome.labels, scores.predicted, scores.confidences, strict=True
+        )
     ]
     header = ["index", "label", "predicted", "confidence"]
     if cache.has_members:
         header.append("file")
-        names = cache.members("test").names
+        scored = ("train", "test") if outcome.cross_validation else ("test",)
+        names = [name for split in scored for name in cache.members(split).names]
         lines = [[*line, printable(names[line[0]])] for line in lines]
     return to_csv(header, lines)

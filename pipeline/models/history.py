@@ -30,6 +30,11 @@ class Samples:
     labels: NDArray[Any]
     groups: NDArray[np.intp] | None = None
 
+    @property
+    def grouping(self) -> NDArray[np.intp]:
+        """The groups, each row one of its own where there are none."""
+        return np.arange(len(self.labels)) if self.groups is None else self.groups
+
     def taken(self, rows: NDArray[np.intp]) -> Samples:
         """Copies of some rows, in their order."""
         return Samples(self.features[rows], self.labels[rows], None if self.groups is None else self.groups[rows])
@@ -79,7 +84,12 @@ def scores(estimator: Any, data: Samples) -> Scores:
 
 
 def cross_entropy(probabilities: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Mean of -log p of the right class, in nats; p is clipped at float32's resolution as log_loss does.
+    """Mean of `row_losses`, in nats."""
+    return float(row_losses(probabilities, labels).mean()) + 0.0  # 0, not -0
+
+
+def row_losses(probabilities: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
+    """-log p of the right class (n,), in nats; p is clipped at float32's resolution as log_loss does.
 
     Parameters
     ----------
@@ -88,4 +98,5 @@ def cross_entropy(probabilities: NDArray[Any], labels: NDArray[Any]) -> float:
         Class numbers from 0: the columns of the probabilities.
     """
     right = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.maximum(right, np.finfo(probabilities.dtype).eps)).mean()) + 0.0  # 0, not -0
+    losses: NDArray[np.float64] = -np.log(np.maximum(right, np.finfo(probabilities.dtype).eps))
+    return losses

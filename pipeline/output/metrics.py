@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom, binomtest
+from scipy.stats import binom
 
 BINS = 15  # of confidence, equally wide, as Guo et al. 2017 have them
+RESAMPLES = 1000
+Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
-def wilson_interval(right: int, rows: int) -> tuple[float, float]:
+def wilson_interval(right: float, rows: float) -> tuple[float, float]:
     """95 % interval of an accuracy, of which ``right`` of ``rows`` are right: Wilson's score interval.
 
-    It covers what it says also near 0 and 1, where the usual ``p ± z·s.e.`` does not.
+    It covers what it says also near 0 and 1, where the usual ``p ± z·s.e.`` does not. Source: Wilson 1927,
+    https://doi.org/10.1080/01621459.1927.10502953; neither number need be whole.
     """
-    interval = binomtest(right, rows).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    share, z = right / rows, Z95
+    centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
+    spread = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + (z / (2 * rows)) ** 2)
+    return max(0.0, centre - spread), min(1.0, centre + spread)
+
+
+def cross_validated_interval(accuracy: float, images: int, folds: int, repeats: int) -> tuple[float, float]:
+    """95 % interval of the accuracy of a classifier fitted on all images, by its cross-validated accuracy.
+
+    Wilson's, as if there were fewer images: the classifiers of the folds were fitted on much the same rows, which
+    Nadeau & Bengio correct for by a variance of 1 / (folds · repeats) + 1 / (folds - 1) times that of a fold, in place
+    of the first term alone. A fold has images / folds, and the variance of a share. Source: Nadeau & Bengio 2003,
+    https://doi.org/10.1023/A:1024068626366, section 3.
+    """
+    worth = images / (1 / repeats + folds / (folds - 1))
+    return wilson_interval(accuracy * worth, worth)
 
 
 def calibration(confidences: NDArray[Any], right: NDArray[np.bool_], bins: int = BINS) -> dict[str, Any]:
@@ -84,57 +102,126 @@ def mcnemar(right: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.flo
     return only, np.minimum(1.0, 2 * binom.cdf(fewer, rows, 0.5) - binom.pmf(fewer, rows, 0.5))
 
 
-@dataclass(frozen=True)
-class TestScores:
-    """What the test split says of a model: predictions (n,), confidences (n,), and what is counted from them.
+def bootstrap_intervals(losses: NDArray[Any], confidences: NDArray[Any], right: NDArray[np.bool_]) -> dict[str, Any]:
+    """95 % intervals of the mean of ``losses`` (n,) and of the calibration error, over seeded resamples of the rows.
 
-    Where no test row is left there are no scores: None.
+    The basic bootstrap (Davison & Hinkley 1997, https://doi.org/10.1017/CBO9780511802843, section 5.2). A measured
+    calibration error is above 0 by chance alone, which resamples do not show in full; so that of the calibration error
+    begins at 0 where honest confidences would have as large a one in 5 % of cases: consistency resampling, Bröcker &
+    Smith 2007, https://doi.org/10.1175/WAF993.1.
+    """
+    rows = len(right)
+    if rows < 2:
+        return {"log_loss": None, "calibration": None}
+    random = np.random.default_rng(0)
+    places = np.clip(np.ceil(confidences * BINS).astype(np.intp), 1, BINS) - 1
+
+    def error(chosen: NDArray[np.intp], hits: NDArray[np.bool_]) -> float:
+        """Of some rows and whether they are right."""
+        gaps = np.bincount(places[chosen], weights=confidences[chosen] - hits, minlength=BINS)
+        return float(np.abs(gaps).sum() / rows)
+
+    everything = np.arange(rows)
+    resamples = [random.integers(rows, size=rows) for _ in range(RESAMPLES)]
+    measured = {"log_loss": float(losses.mean()), "calibration": error(everything, right)}
+    drawn = {
+        "log_loss": [float(losses[chosen].mean()) for chosen in resamples],
+        "calibration": [error(chosen, right[chosen]) for chosen in resamples],
+    }
+    found = {}
+    for name, value in measured.items():
+        low, high = np.quantile(drawn[name], [0.025, 0.975])
+        found[name] = [max(0.0, float(2 * value - high)), max(0.0, float(2 * value - low))]
+    honest = [error(everything, random.random(rows) < confidences) for _ in range(RESAMPLES)]
+    if measured["calibration"] <= np.quantile(honest, 0.95):
+        found["calibration"][0] = 0.0
+    return found
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What held-out rows say of a model.
+
+    Attributes
+    ----------
+    predicted, confidences : ndarray (n,)
+    confusions : ndarray, int (classes, classes)
+    calibration : dict
+    text : str
+        scikit-learn's classification report; "" without rows.
+    fields : dict
+        What of ``metrics.json`` is of them: ``interval`` and ``calibration``, ``per_class``, ``balanced_accuracy`` (the
+        mean recall), ``macro_f1``, and ``majority``, the accuracy of always guessing the commonest class.
+    accuracy, log_loss : float or None
     """
 
     predicted: NDArray[Any]
     confidences: NDArray[Any]
-    accuracy: float | None
-    loss: float | None
-    interval: tuple[float, float] | None
-    calibration: dict[str, Any]
     confusions: NDArray[np.int64]
-    per_class: dict[str, dict[str, float | None]]
+    calibration: dict[str, Any]
     text: str
+    fields: dict[str, Any]
+    accuracy: float | None
+    log_loss: float | None
 
 
-def score_test(model: Any, features: NDArray[np.float32], labels: NDArray[Any], classes: Sequence[str]) -> TestScores:
-    """Score the test split: the one time that it is looked at."""
+def score(
+    probabilities: NDArray[Any], labels: NDArray[Any], classes: Sequence[str], folds: int | None = None
+) -> Scores:
+    """Score what was predicted of held-out rows.
+
+    Parameters
+    ----------
+    probabilities : ndarray, float (repeats, n, classes)
+        Accuracy and loss are means over the repeats; all else is of the first.
+    labels : ndarray, int (n,)
+    classes : sequence of str
+    folds : int, optional
+        Of the cross-validation that the rows were held out in.
+    """
     from sklearn.metrics import classification_report, confusion_matrix
 
     from pipeline.models import history
 
+    predicted, confidences = probabilities[0].argmax(axis=1), probabilities[0].max(axis=1, initial=0)
+    right, calibrated = predicted == labels, calibration(confidences, predicted == labels)
     if not len(labels):
-        return TestScores(
-            labels, np.zeros(0), None, None, None, calibration(np.zeros(0), np.zeros(0, bool)),
-            np.zeros((len(classes), len(classes)), np.int64),
-            {label: {"precision": None, "recall": None, "f1": None, "support": 0} for label in classes}, "",
-        )  # fmt: skip
-    probabilities = model.predict_proba(features)
-    predicted = model.classes_[probabilities.argmax(axis=1)]
-    right, confidences = predicted == labels, probabilities.max(axis=1)
+        nothing = {"precision": None, "recall": None, "f1": None, "support": 0}
+        fields: dict[str, Any] = dict.fromkeys(("calibration", "balanced_accuracy", "macro_f1", "majority"))
+        fields |= {"interval": {"test": None}, "per_class": dict.fromkeys(classes, nothing)}
+        none = np.zeros((len(classes), len(classes)), np.int64)
+        return Scores(predicted, confidences, none, calibrated, "", fields, None, None)
     shared = {"labels": np.arange(len(classes)), "target_names": list(classes), "zero_division": 0}
-    per_class = classification_report(labels, predicted, output_dict=True, **shared)
-    return TestScores(
+    counted = classification_report(labels, predicted, output_dict=True, **shared)
+    names = {"precision": "precision", "recall": "recall", "f1": "f1-score"}
+    there = [label for label in classes if counted[label]["support"]]
+    losses = np.mean([history.row_losses(each, labels) for each in probabilities], axis=0)
+    accuracy = float(np.mean(probabilities.argmax(axis=2) == labels))
+    if folds is None:
+        interval = wilson_interval(accuracy * len(labels), len(labels))
+    else:
+        interval = cross_validated_interval(accuracy, len(labels), folds, len(probabilities))
+    return Scores(
         predicted=predicted,
         confidences=confidences,
-        accuracy=float(np.mean(right)),
-        loss=history.cross_entropy(probabilities, labels),
-        interval=wilson_interval(int(np.count_nonzero(right)), len(right)),
-        calibration=calibration(confidences, right),
-        confusions=confusion_matrix(labels, predicted, labels=np.arange(len(classes))),
-        per_class={
-            label: {
-                "precision": per_class[label]["precision"],
-                "recall": per_class[label]["recall"],
-                "f1": per_class[label]["f1-score"],
-                "support": int(per_class[label]["support"]),
-            }
-            for label in classes
-        },
+        confusions=confusion_matrix(labels, predicted, labels=shared["labels"]),
+        calibration=calibrated,
         text=classification_report(labels, predicted, digits=4, **shared),
+        fields={
+            "interval": {"test": list(interval), **bootstrap_intervals(losses, confidences, right)},
+            "calibration": calibrated,
+            "per_class": {
+                label: {
+                    **{name: counted[label][theirs] for name, theirs in names.items()},
+                    "support": int(counted[label]["support"]),
+                }
+                for label in classes
+            },
+            # A class without a row has no recall: scikit-learn's macro average would count it as 0.
+            "balanced_accuracy": float(np.mean([counted[label]["recall"] for label in there])),
+            "macro_f1": float(np.mean([counted[label]["f1-score"] for label in there])),
+            "majority": float(np.bincount(labels).max() / len(labels)),
+        },
+        accuracy=accuracy,
+        log_loss=float(losses.mean()) + 0.0,
     )

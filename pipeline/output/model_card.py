@@ -17,5 +17,12 @@ def render(metrics: Mapping[str, Any], description: Mapping[str, Any], cache: Ca
     """Write the card of a run, from its ``metrics.json``, what goes beside the model, and the features it saw."""
     params = classifiers.describe(metrics["classifier"]["params"])
     images = report.images_text(metrics["images"])
-    known = {"m": metrics, "spec": description["spec"], "params": params, "images": images, "cache": cache}
+    known = {
+        "m": metrics,
+        "spec": description["spec"],
+        "params": params,
+        "images": images,
+        "warnings": report.warnings(metrics),
+        "cache": cache,
+    }
     return templating.render("model_card.md", **known)

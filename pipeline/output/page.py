@@ -106,35 +106,40 @@ def _unsaid() -> Iterator[None]:
 
 
 @dataclass
-class _TestImages:
-    """Images of one test split, as small WebP pictures.
+class _ScoredImages:
+    """Images of the rows that a run was scored on, as small WebP pictures.
 
     Attributes
     ----------
-    images : ndarray or LazyImages
+    images : dict of str to ndarray or LazyImages
+        Of each split.
+    before : int
+        Rows of train that come before those of test; 0 where test alone was scored.
     rows : dict or None
-        Row of each file, where the images are files.
+        Split and row of each file, where the images are files.
     """
 
-    images: Any
-    rows: dict[str, int] | None
-    _ready: dict[int, str] = field(default_factory=dict)
+    images: Mapping[str, Any]
+    before: int
+    rows: dict[str, tuple[str, int]] | None
+    _ready: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def uri(self, predictions: Predictions, position: int) -> str:
         """The image of a prediction as a data URI; a placeholder when there is no such image any more."""
         if self.rows is None:
             row = predictions.indices[position]
+            place = ("train", row) if row < self.before else ("test", row - self.before)
         else:  # a cache leaves rows out whose images cannot be used, so its numbers are not the data set's
-            row = self.rows.get(predictions.files[position], -1) if predictions.files else -1
-        if not 0 <= row < len(self.images):
+            place = self.rows.get(predictions.files[position] if predictions.files else "", ("test", -1))
+        if not 0 <= place[1] < len(self.images[place[0]]):
             return PLACEHOLDER
-        if row not in self._ready:
-            self._ready[row] = self._thumbnail(row)
-        return self._ready[row]
+        if place not in self._ready:
+            self._ready[place] = self._thumbnail(*place)
+        return self._ready[place]
 
-    def _thumbnail(self, row: int) -> str:
+    def _thumbnail(self, split: str, row: int) -> str:
         try:
-            pixels = self.images[row : row + 1][0]
+            pixels = self.images[split][row : row + 1][0]
         except UserError as error:  # a file that went away, changed or broke since the folder was listed
             log.warning("warning: %s The page has a placeholder for it", error)
             return PLACEHOLDER
@@ -147,20 +152,21 @@ class _TestImages:
 
 @dataclass
 class _Images:
-    """Test images of the data sets that are on this machine."""
+    """Images of the data sets that are on this machine."""
 
     data_dir: Path
-    _known: dict[tuple[str, str], _TestImages | str] = field(default_factory=dict)
+    _known: dict[tuple[str, str, int], _ScoredImages | str] = field(default_factory=dict)
 
-    def of(self, run: Run) -> _TestImages | str:
-        """Images of a run's test split, or a sentence that says why there are none."""
+    def of(self, run: Run) -> _ScoredImages | str:
+        """Images of the rows that a run was scored on, or a sentence that says why there are none."""
         about = run.metrics["dataset"]
-        name, digest, where = about["name"], about["digest"], about.get("folder", about["name"])
-        if (where, digest) not in self._known:
-            self._known[where, digest] = self._load(name, digest, where)
-        return self._known[where, digest]
+        before = run.metrics["images"]["rows"]["train"] if run.metrics.get("cross_validation") else 0
+        key = about.get("folder", about["name"]), about["digest"], before
+        if key not in self._known:
+            self._known[key] = self._load(about["name"], *key)
+        return self._known[key]
 
-    def _load(self, name: str, digest: str, where: str) -> _TestImages | str:
+    def _load(self, name: str, where: str, digest: str, before: int) -> _ScoredImages | str:
         try:
             with _unsaid():  # whoever made the run was told about the data then
                 dataset = datasets.load_dataset(where, self.data_dir, download=False)
@@ -170,10 +176,15 @@ class _Images:
         if dataset.digest != digest:
             place = where if dataset.members is not None else f"{name} in {self.data_dir}"
             return f"The {place} is not the one that this run saw, so no images are shown."
+        splits = ("train", "test") if before else ("test",)
         rows = None
         if dataset.members is not None:
-            rows = {printable(file): row for row, file in enumerate(dataset.members["test"].names)}
-        return _TestImages(dataset.splits["test"].images, rows)
+            rows = {
+                printable(file): (split, row)
+                for split in splits
+                for row, file in enumerate(dataset.members[split].names)
+            }
+        return _ScoredImages({split: dataset.splits[split].images for split in ("train", "test")}, before, rows)
 
 
 def _galleries(run: Run, predictions: Predictions, images: _Images) -> dict[str, Any]:
@@ -288,6 +299,9 @@ def _view(run: Run, images: _Images) -> dict[str, Any]:
         ],
         "confusions": _confusions(predictions, classes) if predictions else None,
         "settings": _settings(run),
+        # Runs from before these were counted have none.
+        "cross_validation": m.get("cross_validation"),
+        "balanced": m.get("balanced_accuracy"),
         "predictions": predictions,
         "galleries": _galleries(run, predictions, images) if predictions else None,
         "files": [

@@ -16,6 +16,10 @@ from pipeline.network.taps import columns_of
 from pipeline.output import run_folder
 from pipeline.output.run_folder import RunFolder
 
+FEW = 10  # images of a class, below which its scores are rough
+LOPSIDED = 10  # times as many images in one class as in another
+SMALL = 3000  # images, below which cross-validation is worth its fits
+
 NO_TEST = "no test scores: every image of the test split was left out"
 
 
@@ -34,16 +38,43 @@ def title(cache: store.Cache, asked: FeatureSpec, name: str) -> str:
     return " · ".join(parts + caveats(cache.provenance["official"] is True, cache.provenance["weights"]))
 
 
+def scored(metrics: Mapping[str, Any]) -> str:
+    """The accuracy on images that the model, or the models of the folds, did not see; in a few words."""
+    accuracy, folds = metrics["accuracy"]["test"], metrics.get("cross_validation")
+    return NO_TEST if accuracy is None else f"{'cross-validated' if folds else 'test'} accuracy {accuracy:.2%}"
+
+
+def warnings(metrics: Mapping[str, Any]) -> list[str]:
+    """What makes the scores rough, or easily misread."""
+    found = [] if metrics["accuracy"]["test"] is not None else [NO_TEST]
+    few = [name for name, scores in metrics["per_class"].items() if scores["support"] < FEW]
+    if few and not found:
+        names = ", ".join(few[:3]) + (f" and {len(few) - 3} more" if len(few) > 3 else "")
+        found.append(f"fewer than {FEW} images of {names} were scored: what is said of them is rough")
+    (small, least), (large, most) = metrics["images"]["smallest"], metrics["images"]["largest"]
+    if most >= LOPSIDED * least:
+        found.append(
+            f"{large} has {most:,} images, {small} {least:,}: look at the balanced accuracy, which counts each class "
+            f"alike (guessing the commonest class has an accuracy of {metrics['majority'] or 0:.2%})"
+        )
+    if not metrics.get("cross_validation") and sum(metrics["images"]["distinct"].values()) < SMALL:
+        found.append(f"below {SMALL:,} images a single split says little: --cv 5 scores every image")
+    return found
+
+
 def images_text(images: Mapping[str, Any]) -> str:
     """How many distinct images each side has, and how many rows are copies."""
     copied = {split: images["rows"][split] - images["distinct"][split] for split in images["rows"]}
-    text = (
-        f"{images['fit']:,} distinct images to fit on, {images['validation']:,} to validate on, "
-        f"{images['distinct']['test']:,} to test on"
-    )
+    if images["validation"] is None:
+        text = f"{images['fit']:,} distinct images, each fitted on and scored, in other folds"
+    else:
+        text = (
+            f"{images['fit']:,} distinct images to fit on, {images['validation']:,} to validate on, "
+            f"{images['distinct']['test']:,} to test on"
+        )
     if any(copied.values()):
         text += f"; {copied['train']:,} rows of train and {copied['test']:,} of test are copies of these"
-    if images["shared"]:
+    if images["shared"] and images["validation"] is not None:
         text += f"; {images['shared']:,} of the test images are in train, too"
     return text
 
@@ -55,8 +86,7 @@ def report_text(metrics: Mapping[str, Any], table: str) -> str:
     notes = caveats(metrics["dataset"]["official"] is True, metrics["features"]["weights"])
     if not metrics["converged"]:
         notes.append(f"did not converge: {metrics['convergence']}")
-    if metrics["accuracy"]["test"] is None:
-        notes.append(NO_TEST)
+    notes += warnings(metrics)
     return templating.render(
         "report.txt", m=metrics, table=table, notes=notes, params=classifiers.describe(metrics["classifier"]["params"]),
         images=images_text(metrics["images"]),

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.errors import UserError
 from pipeline.common.options import Options, option
 from pipeline.models import classifiers
 from pipeline.selection.grid import SEED, Grid, read_file, read_flags
+
+DEFAULT_CURVE_SEEDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +26,37 @@ class TrainOptions(Options):
     output_dir: Path = option(Path("output"), "reports and figures", metavar="DIR")
     seed: int = option(0, SEED.help, least=0, most=classifiers.MAX_SEED)
     force: bool = option(False, "compute a run again that is there")
+    cv: int | None = option(
+        None, "cross-validate in N folds instead of holding out validation and test: for few images", least=2
+    )
+    repeats: int = option(1, "how often to cross-validate, each time in other folds", least=1)
+    curve_seeds: int = option(DEFAULT_CURVE_SEEDS, "splits that the learning curve is drawn from", least=1)
+    no_learning_curve: bool = option(False, "leave the learning curve out")
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         classifiers.resolve(self.classifier, self.options)
+        if self.repeats > 1 and self.cv is None:
+            raise UserError("The repeats parameter says how often to cross-validate, so it needs --cv N beside it.")
+
+    def keyed(self) -> dict[str, Any]:
+        """All that changes a run's result, besides features, seed and protocol.
+
+        What has its default is left out: the runs from before there was a choice keep their names.
+        """
+        more = {
+            "cv": self.cv,
+            "repeats": self.repeats if self.repeats > 1 else None,
+            "curve_seeds": None if self.seeds == DEFAULT_CURVE_SEEDS else self.seeds,
+        }
+        resolved = classifiers.resolve(self.classifier, self.options)
+        return {**resolved, **{name: value for name, value in more.items() if value is not None}}
+
+    @property
+    def seeds(self) -> int:
+        """How many splits the learning curve is drawn from; 0 without one."""
+        return 0 if self.no_learning_curve else self.curve_seeds
 
 
 @dataclass(frozen=True, kw_only=True)

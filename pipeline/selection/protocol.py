@@ -24,13 +24,13 @@ from pipeline.models import fit as fitting
 from pipeline.models.fit import Fitted
 from pipeline.models.history import History, Samples, Step
 from pipeline.selection import splits
-from pipeline.selection.splits import Split
+from pipeline.selection.options import DEFAULT_CURVE_SEEDS
+from pipeline.selection.splits import Rows, Split
 
 if TYPE_CHECKING:
     from pipeline.common.bar import Bar
 
 LEARNING_CURVE_SIZES = 5
-LEARNING_CURVE_SEEDS = 3
 # The solver's tolerance for the learning curve, whose many fits it makes three times as fast as 1e-4 would, for
 # about 0.2 points of validation accuracy (CIFAR-10, 6,016 columns).
 CURVE_TOLERANCE = 1e-3
@@ -120,9 +120,15 @@ def standardise(scaler: StandardScaler, features: NDArray[np.float32]) -> NDArra
 
 def split(data: Samples, seed: int, class_names: Sequence[str]) -> Split:
     """The rows to fit on, and those to validate on, of which each group has one: a copy tells nothing new."""
-    groups = np.arange(len(data.labels)) if data.groups is None else data.groups
-    parts = splits.split(data.labels, groups, seed, class_names)
-    return parts._replace(held_out=parts.held_out[splits.one_of_each(groups[parts.held_out])])
+    parts = splits.split(data.labels, data.grouping, seed, class_names)
+    return parts._replace(held_out=parts.held_out[splits.one_of_each(data.grouping[parts.held_out])])
+
+
+def class_sizes(data: Samples, class_names: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """The smallest and the largest class, and how many distinct images each has."""
+    counts = np.bincount(data.labels[splits.one_of_each(data.grouping)], minlength=len(class_names))
+    ends = {"smallest": int(counts.argmin()), "largest": int(counts.argmax())}
+    return {name: (class_names[label], int(counts[label])) for name, label in ends.items()}
 
 
 def prepare(data: Samples, seed: int, class_names: Sequence[str]) -> FitAndValidation:
@@ -136,11 +142,16 @@ def prepare(data: Samples, seed: int, class_names: Sequence[str]) -> FitAndValid
     class_names : sequence of str
     """
     parts = split(data, seed, class_names)
-    train, validation = data.taken(parts.fit), data.taken(parts.held_out)
+    return standardised(data, parts.fit, parts.held_out, parts.ends)
+
+
+def standardised(data: Samples, fit: Rows, held_out: Rows, ends: Rows | None = None) -> FitAndValidation:
+    """Copies of some rows to fit on and to validate on, standardised by the former."""
+    train, validation = data.taken(fit), data.taken(held_out)
     scaler = fit_scaler(train.features)
     for each in (train, validation):
         standardise(scaler, each.features)
-    return FitAndValidation(train, validation, parts.ends)
+    return FitAndValidation(train, validation, np.arange(1, len(fit) + 1) if ends is None else ends)
 
 
 def select(name: str, options: Mapping[str, Any], rows: FitAndValidation, seed: int) -> Selection:
@@ -232,7 +243,14 @@ def curve_sizes(rows: int, classes: int) -> list[int]:
 
 
 def learning_curve(
-    name: str, chosen: Fitted, rows: FitAndValidation, data: Samples, seed: int, class_names: Sequence[str]
+    name: str,
+    chosen: Fitted,
+    rows: FitAndValidation,
+    data: Samples,
+    seed: int,
+    class_names: Sequence[str],
+    *,
+    seeds: int = DEFAULT_CURVE_SEEDS,
 ) -> LearningCurve:
     """Accuracy of the chosen parameters against training-set size, over several seeds.
 
@@ -252,18 +270,20 @@ def learning_curve(
         All training rows, not standardised; left as they are.
     seed : int
     class_names : sequence of str
+    seeds : int
+        How many; with none only what is known already, the score of the largest subset.
     """
     params = {key: value for key, value in chosen.params.items() if key != "epochs"}
     if "tol" in params:
         params["tol"] = max(params["tol"], CURVE_TOLERANCE)
-    seeds = [(seed + number) % (classifiers.MAX_SEED + 1) for number in range(LEARNING_CURVE_SEEDS)]
-    least = max(splits.groups_with_every_class(data.labels, split(data, each, class_names)) for each in seeds)
-    sizes = [size for size in curve_sizes(len(rows.ends), len(class_names)) if size >= least]
-    train_scores = np.full((len(sizes), LEARNING_CURVE_SEEDS), np.nan)
+    drawn = [(seed + number) % (classifiers.MAX_SEED + 1) for number in range(max(seeds, 1))]
+    least = max(splits.groups_with_every_class(data.labels, split(data, each, class_names)) for each in drawn)
+    sizes = [size for size in curve_sizes(len(rows.ends), len(class_names)) if size >= least][0 if seeds else -1 :]
+    train_scores = np.full((len(sizes), len(drawn)), np.nan)
     validation_scores = train_scores.copy()
     train_scores[-1, 0], validation_scores[-1, 0] = chosen.train[1], chosen.validation[1]
-    with Progress("learning curve", sum(sizes) * LEARNING_CURVE_SEEDS - sizes[-1], "images") as progress:
-        for number, each in enumerate(seeds):
+    with Progress("learning curve", sum(sizes) * len(drawn) - sizes[-1], "images") as progress:
+        for number, each in enumerate(drawn):
             if number > 0:
                 del rows
                 rows = prepare(data, each, class_names)
@@ -271,7 +291,7 @@ def learning_curve(
             for index, size in enumerate(sizes):
                 if not np.isnan(train_scores[index, number]):
                     continue
-                what = f"{size:,} images, seed {number + 1} of {LEARNING_CURVE_SEEDS}"
+                what = f"{size:,} images, seed {number + 1} of {len(drawn)}"
                 # A solver starts where it ended on fewer rows. Epochs start anew: fewer rows need more of them, so
                 # each size stops where its own validation says.
                 last = fitting.fit_classifier(

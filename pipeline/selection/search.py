@@ -122,10 +122,15 @@ def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tu
                 f"{training.output_dir / trials.FOLDER}; run the same command again to go on there."
             ) from stop
         name = digest_of(sorted(records.path(trial).stem for trial, _ in table))[:12]
-        target = training.output_dir / "sweeps" / f"{safe_name(asked.dataset)}-{name}.csv"
-        atomic.make_folder(target.parent)
-        atomic.write_atomically(target, _csv(table))
-    return table, target
+        return table, write_table(table, training.output_dir, asked.dataset, name)
+
+
+def write_table(table: Table, output_dir: Path, dataset: str, name: str) -> Path:
+    """Write all candidates of a sweep, best first; return where."""
+    target = output_dir / "sweeps" / f"{safe_name(dataset)}-{name}.csv"
+    atomic.make_folder(target.parent)
+    atomic.write_atomically(target, _csv(table))
+    return target
 
 
 class _Runner:

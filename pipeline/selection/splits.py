@@ -67,16 +67,15 @@ class _Grouped:
         rarest_first = np.lexsort((np.bincount(labels)[labels], groups))
         self.labels = labels[rarest_first[self._starts]]
 
-    def need(self, least: int, purpose: str, class_names: Sequence[str]) -> None:
+    def need(self, least: int, purpose: str, advice: str, class_names: Sequence[str]) -> None:
         """Refuse classes of fewer groups."""
         counts = np.bincount(self.labels, minlength=len(class_names))
-        if counts.min() < least:
-            scarce = ", ".join(
-                f"{name} ({found})" for name, found in zip(class_names, counts, strict=True) if found < least
-            )
+        scarce = [f"{name} ({found})" for name, found in zip(class_names, counts, strict=True) if found < least]
+        if scarce:
+            named = ", ".join(scarce[:10]) + (f" and {len(scarce) - 10} more" if len(scarce) > 10 else "")
             raise UserError(
-                f"Every class needs at least {least} distinct training images, {purpose}; copies of an image count "
-                f"once. Fewer found for: {scarce}. Add images, or leave out --limit."
+                f"Every class needs at least {least} distinct images, {purpose}; copies of an image count once. Fewer "
+                f"found for: {named}. {advice}"
             )
 
     def rows(self, chosen: Rows) -> Rows:
@@ -106,7 +105,7 @@ def split(labels: NDArray[Any], groups: Rows, seed: int, class_names: Sequence[s
         When a class has fewer than two groups.
     """
     grouped = _Grouped(labels, groups)
-    grouped.need(2, "one to learn from and one to validate on", class_names)
+    grouped.need(2, "one to learn from and one to validate on", "Add images, or leave out --limit.", class_names)
     labels = grouped.labels
     validation = validation_rows(len(labels), len(class_names))
     fit, held_out = train_test_split(np.arange(len(labels)), test_size=validation, stratify=labels, random_state=seed)
@@ -123,19 +122,25 @@ def split(labels: NDArray[Any], groups: Rows, seed: int, class_names: Sequence[s
 
 
 def folds(
-    labels: NDArray[Any], groups: Rows, count: int, seed: int, class_names: Sequence[str]
+    labels: NDArray[Any], groups: Rows, count: int, seed: int, class_names: Sequence[str], least: int = 2
 ) -> list[tuple[Rows, Rows]]:
     """Row numbers to fit on and to score, for each of ``count`` folds; both ascending.
 
     Raises
     ------
     UserError
-        When a class has too few groups for one in every fold and two to fit on beside each.
+        When a class has fewer groups than ``least``, or than one for every fold.
     """
     grouped = _Grouped(labels, groups)
-    grouped.need(max(count, 3 if count > 2 else 4), f"for {count} folds with all classes in each", class_names)
+    advice = "Ask for fewer folds with --cv, or add images."
+    grouped.need(max(count, least), f"for {count} folds with every class in each", advice, class_names)
     parts = StratifiedKFold(count, shuffle=True, random_state=seed).split(grouped.labels, grouped.labels)
     return [(np.sort(grouped.rows(fit)), np.sort(grouped.rows(held_out))) for fit, held_out in parts]
+
+
+def fewest(labels: NDArray[Any], groups: Rows) -> int:
+    """How many groups the rarest class has."""
+    return int(np.bincount(_Grouped(labels, groups).labels).min())
 
 
 def groups_with_every_class(labels: NDArray[Any], chosen: Split) -> int:

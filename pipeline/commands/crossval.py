@@ -1,0 +1,126 @@
+"""Cross-validation of `train` and `sweep`: all rows in folds, those of test too."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.commands.train import Clock, Outcome, is_there, make, place_of
+from pipeline.common.keys import digest_of
+from pipeline.common.progress import Progress
+from pipeline.features import arrays, store
+from pipeline.features.layout import SPLITS
+from pipeline.features.spec import FeatureSpec
+from pipeline.models import classifiers
+from pipeline.models.history import Samples
+from pipeline.output.metrics import score
+from pipeline.output.run_folder import RunFolder
+from pipeline.selection import copies, protocol, search, splits
+from pipeline.selection.crossval import CrossValidation, Table
+from pipeline.selection.options import SweepOptions, TrainOptions
+from pipeline.selection.protocol import Selection
+from pipeline.selection.trials import Trial, TrialResult
+
+
+@contextmanager
+def loaded(
+    cache: store.Cache,
+    taps: tuple[str, ...],
+    candidates: Sequence[Trial],
+    options: TrainOptions,
+    groups: copies.Groups,
+) -> Iterator[tuple[Samples, CrossValidation]]:
+    """All rows of a cache, those of train first, and the cross-validation of candidates on them.
+
+    Raises
+    ------
+    UserError
+        When a class has too few images for the folds.
+    """
+    read = [arrays.load_split(cache, split, taps) for split in SPLITS]
+    features, labels = (np.concatenate(each) for each in zip(*read, strict=True))
+    data = Samples(features, labels, np.concatenate([groups[split] for split in SPLITS]))
+    with Progress("cross-validation", 0, "fits") as progress:
+        yield data, CrossValidation(
+            candidates, data, taps, cache.class_names,
+            folds=options.cv or 0, repeats=options.repeats, seed=options.seed, progress=progress,
+        )  # fmt: skip
+
+
+def compute(
+    data: Samples,
+    folds: CrossValidation,
+    table: Table,
+    options: TrainOptions,
+    class_names: Sequence[str],
+    clock: Clock,
+) -> Outcome:
+    """Score every image, and fit the first of a table, which must be of all rows, on all of them."""
+    rows, probabilities = folds.score()
+    clock.lap("search")
+    trial, result = table[0]
+    own, selection, model, reason = folds.fit(trial, data)
+    clock.lap("fit")
+    prepared = protocol.prepare(own, trial.seed, class_names)
+    curve = protocol.learning_curve(
+        trial.classifier, selection.fitted, prepared, own, trial.seed, class_names, seeds=options.seeds
+    )
+    fitted = dataclasses.replace(
+        selection.fitted,
+        train=(result.train_log_loss, result.train_accuracy),
+        validation=(result.log_loss, result.accuracy),
+    )
+    selection = Selection(fitted, [_described(*each) for each in table])
+    scores = score(probabilities, data.labels[rows], class_names, options.cv)
+    clock.lap("evaluate")
+    right = probabilities.argmax(axis=2) == data.labels[rows]
+    return Outcome(
+        selection, curve, scores, model, reason,
+        {"fit": len(rows), "validation": None, **protocol.class_sizes(data, class_names)}, rows, data.labels[rows],
+        {"folds": options.cv, "repeats": options.repeats, "accuracy": right.mean(axis=1).tolist()},
+    )  # fmt: skip
+
+
+def sweep(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tuple[Table, Path, RunFolder]:
+    """Choose among all candidates on folds of all rows; return them, best first, their file, and the run of the best.
+
+    In each fold the choice among all of them is made anew, so that the run's scores are not flattered by it.
+    """
+    training = options.training
+    candidates = search.expand_candidates(options, cache.spec.taps)
+    choices = sorted({trial.taps for trial in candidates})
+    taps = tuple(tap for tap in cache.spec.taps if any(tap in choice for choice in choices))
+    groups, clock = copies.group(cache, choices), Clock(time.monotonic())
+    asked_for = digest_of([sorted(map(repr, candidates)), training.cv, training.repeats, training.seed])
+    with loaded(cache, taps, candidates, training, groups) as (data, folds):
+        clock.lap("load")
+        count = len(splits.one_of_each(data.grouping))
+        table = [(dataclasses.replace(trial, rows=count), result) for trial, result in folds.choose(data)]
+        target = search.write_table(table, training.output_dir, asked.dataset, asked_for[:12])
+        best = table[0][0]
+        own = dataclasses.replace(asked, taps=best.taps)
+        chosen = dataclasses.replace(training, classifier=best.classifier, options=dict(best.params), seed=best.seed)
+        place = place_of(own, chosen, copies.count(groups), {"candidates": asked_for})
+        if not is_there(place, training):
+            make(
+                cache, own, place, chosen, groups, clock,
+                lambda: compute(data, folds, table, training, cache.class_names, clock),
+            )  # fmt: skip
+    return table, target, place
+
+
+def _described(trial: Trial, result: TrialResult) -> dict[str, Any]:
+    """A candidate as a run lists it."""
+    tuned = classifiers.get(trial.classifier).tuned_option
+    return {
+        tuned: trial.params[tuned],
+        "log_loss": result.log_loss,
+        "accuracy": result.accuracy,
+        "converged": not result.reason,
+    }
