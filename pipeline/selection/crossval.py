@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
-from pipeline.common.progress import Progress
+from pipeline.common.bar import Bar
 from pipeline.models import fit as fitting
 from pipeline.models.history import Samples
 from pipeline.selection import protocol, splits, warm_start
@@ -39,7 +39,7 @@ class CrossValidation:
         What their columns are.
     class_names : sequence of str
     folds, repeats, seed : int
-    progress : Progress
+    progress : Bar
         Counts fits.
 
     Raises
@@ -58,7 +58,7 @@ class CrossValidation:
         folds: int,
         repeats: int,
         seed: int,
-        progress: Progress,
+        progress: Bar,
     ) -> None:
         self._paths, self._taps, self._class_names = warm_start.arrange(candidates), taps, class_names
         self._data, self._folds, self._seed, self._progress = data, folds, seed, progress
