@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,3 +66,14 @@ def assert_user_error(done: subprocess.CompletedProcess[str], *words: str) -> st
     for word in words:
         assert word in paragraph
     return paragraph
+
+
+@contextmanager
+def served_folder(folder: Path) -> Iterator[str]:
+    """A real web server on this machine: the address at which it serves a folder."""
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    handler.func.log_message = lambda *arguments: None  # type: ignore[attr-defined]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{service.server_port}"
+        service.shutdown()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import served_folder
 
 from pipeline.common.errors import UserError
 from pipeline.data import cifar10, datasets
@@ -255,37 +256,17 @@ def test_no_network_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not list((tmp_path / "data").iterdir())
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> object:
-    """A real web server on this machine, serving tmp_path/www."""
-    import http.server
-    import threading
-    from functools import partial
-
-    (tmp_path / "www").mkdir()
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "www")
-    handler.func.log_message = lambda *arguments: None  # type: ignore[attr-defined]
-    service = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=service.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{service.server_port}"
-    service.shutdown()
-    service.server_close()
-
-
-def test_download(server: str, four_forms: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download(four_forms: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (archive,) = four_forms["bin archive"].iterdir()
-    content = archive.read_bytes()
-    served = tmp_path / "www" / archive.name
-    served.write_bytes(content)
-    monkeypatch.setattr(cifar10, "URL", f"{server}/{archive.name}")
     data = tmp_path / "data"
-
-    with monkeypatch.context() as patched:
-        patched.setattr(cifar10, "_OFFICIAL_ARCHIVES", {archive.name: "0" * 64})
-        with pytest.raises(UserError, match="not the official file"):
-            datasets.load_dataset("cifar10", data, download=True)
-    assert not list(data.iterdir())
-    assert datasets.load_dataset("cifar10", data, download=True).official
+    with served_folder(archive.parent) as address:
+        monkeypatch.setattr(cifar10, "URL", f"{address}/{archive.name}")
+        with monkeypatch.context() as patched:
+            patched.setattr(cifar10, "_OFFICIAL_ARCHIVES", {archive.name: "0" * 64})
+            with pytest.raises(UserError, match="not the official file"):
+                datasets.load_dataset("cifar10", data, download=True)
+        assert not list(data.iterdir())
+        assert datasets.load_dataset("cifar10", data, download=True).official
     assert [path.name for path in data.iterdir()] == [archive.name]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from conftest import WEIGHTS_FILE
+from conftest import WEIGHTS_FILE, served_folder
 
 from pipeline.common.errors import UserError
 from pipeline.network import pypi_weights, weights
@@ -40,13 +40,9 @@ def write_keras3(path: Path, layers: Mapping[str, weights.Layer]) -> Path:
     return path
 
 
-def no_network() -> None:
-    raise UserError("no network")
-
-
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_fetch_with_keras", no_network)
+    monkeypatch.setattr(weights, "URL", "http://127.0.0.1:9/vgg16.h5")
 
 
 @pytest.fixture
@@ -103,14 +99,20 @@ def test_sources_are_tried_in_order(
     with pytest.raises(weights.WeightsUnavailable) as caught:
         load_weights("imagenet", data)
     message = str(caught.value)
-    positions = [message.index(text) for text in (str(data), str(keras_file), "no network", "pip could not download")]
+    positions = [
+        message.index(text)
+        for text in (str(data), str(keras_file), "could not be downloaded from", "pip could not download")
+    ]
     assert positions == sorted(positions), "what was tried, in order, and why each failed"
     assert message.count("there is no such file") == 3
-    assert "no network" in caplog.text
+    assert "could not be downloaded" in caplog.text
     assert "there is no such file" not in caplog.text, "that a file is not there is no reason to warn"
 
-    monkeypatch.setattr(weights, "_fetch_with_keras", lambda: write_keras2(keras_file, RANDOM.layers))
-    assert load_weights("imagenet", data).source == "Keras' official address"
+    served = write_keras2(tmp_path / "served.h5", RANDOM.layers)
+    with served_folder(tmp_path) as address:
+        monkeypatch.setattr(weights, "URL", f"{address}/{served.name}")
+        monkeypatch.setattr(weights, "HASH", f"md5:{hashlib.md5(served.read_bytes()).hexdigest()}")
+        assert load_weights("imagenet", data).source == "Keras' official address"
     assert load_weights("imagenet", data).source == str(keras_file)
     write_keras2(data / weights.FILE_NAME, RANDOM.layers)
     found = load_weights("imagenet", data)

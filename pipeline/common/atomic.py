@@ -15,7 +15,6 @@ import fcntl
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -155,9 +154,10 @@ def new_folder(target: Path) -> Iterator[Path]:
     the temporary folder goes and ``target`` is as it was.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=TEMPORARY_SUFFIX, dir=target.parent))
+    temporary = temporary_path(target)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process of the same number, long dead
     try:
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp's 0700 is for secrets; a result is not one
+        temporary.mkdir()
         yield temporary
         aside = None
         if target.exists():
@@ -170,13 +170,6 @@ def new_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _umask() -> int:
-    """The process's umask; reading it means setting it for an instant."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def make_folder(path: Path) -> None:

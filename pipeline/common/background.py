@@ -8,18 +8,18 @@ from types import TracebackType
 from typing import Any
 
 
-class Aside:
+class BackgroundWorker:
     """Does one thing at a time in a thread, in the order in which they are handed over.
 
-    An error of that thread is raised at the next `do` or `wait`, as itself. Leaving the block waits for what was begun,
-    also after an error and one interrupt or many: a file that is being written is finished or removed, never left.
+    An error of that thread is raised at the next `submit` or `result`, as itself. Leaving the block waits for what was
+    begun, also after an error and one interrupt or many: a file being written is finished or removed, never left.
     """
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aside")
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
         self._begun: Future[Any] | None = None
 
-    def __enter__(self) -> Aside:
+    def __enter__(self) -> BackgroundWorker:
         return self
 
     def __exit__(
@@ -27,7 +27,7 @@ class Aside:
     ) -> None:
         try:
             if kind is None:
-                self.wait()
+                self.result()
         finally:
             self._end()
 
@@ -47,12 +47,12 @@ class Aside:
         if interrupt is not None:
             raise interrupt
 
-    def do(self, work: Callable[..., Any], *arguments: Any) -> None:
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> None:
         """Begin some work, once the work before it is done."""
-        self.wait()
+        self.result()
         self._begun = self._pool.submit(work, *arguments)
 
-    def wait(self) -> Any:
+    def result(self) -> Any:
         """Wait for the work begun, if any, and return its result."""
         begun, self._begun = self._begun, None
         return begun.result() if begun is not None else None

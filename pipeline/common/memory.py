@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
@@ -39,10 +40,6 @@ def free_memory() -> int | None:
 
 def _free_addresses() -> int | None:
     """Bytes that ``ulimit -v`` leaves for batches; None where there is no such limit. Beyond it TensorFlow crashes."""
-    try:
-        import resource  # there is none on Windows
-    except ImportError:
-        return None
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     taken = proc_fields(STATUS).get("VmSize", "").partition(" kB")[0]
     if limit == resource.RLIM_INFINITY or not taken.isdigit():

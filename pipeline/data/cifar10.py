@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.keys import digest_of
-from pipeline.common.progress import Progress
 from pipeline.data.dataset import Dataset, NotFoundHere, Split
+from pipeline.data.download import download as download_file
 
 log = logging.getLogger("pipeline")
 
@@ -64,7 +64,16 @@ def load_cifar10(data_dir: Path, *, download: bool) -> Dataset:
     with file_errors("read CIFAR-10", data_dir):
         found = _find(data_dir)
         if found is None and download:
-            _download(data_dir)
+            name = URL.rpartition("/")[2]
+            download_file(
+                "CIFAR-10",
+                URL,
+                data_dir / name,
+                f"sha256:{_OFFICIAL_ARCHIVES[name]}",
+                size=SIZE,
+                advice=f"Check the connection and run the same command again, or fetch {name} elsewhere and put it "
+                f"into {data_dir}. 'make demo' needs no download of data.",
+            )
             found = _find(data_dir)
         if found is None:
             raise NotFoundHere(
@@ -122,36 +131,6 @@ def _find(data_dir: Path) -> tuple[str, Path] | None:
         if path.is_dir() if kind.endswith("folder") else path.is_file():
             return kind, path
     return None
-
-
-def _download(data_dir: Path) -> None:
-    """Fetch the official archive: temporary name, sha256 checked, then renamed."""
-    import pooch  # late: only a first run on a fresh machine needs it
-    import requests
-
-    name = URL.rpartition("/")[2]
-    advice = (
-        f"Check the connection and run the same command again, or fetch {name} elsewhere and put it into "
-        f"{data_dir}. 'make demo' needs no download of data."
-    )
-    log.info("CIFAR-10 is not on this machine: downloading %s (170 MB) to %s", URL, data_dir)
-    pooch.get_logger().setLevel(logging.WARNING)
-    with file_errors("store CIFAR-10", data_dir), Progress("CIFAR-10", SIZE, "B", scale=True) as progress:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        fetch = pooch.HTTPDownloader(progressbar=progress, chunk_size=1 << 16, timeout=30)
-        try:
-            pooch.retrieve(URL, f"sha256:{_OFFICIAL_ARCHIVES[name]}", name, data_dir, downloader=fetch)
-        except requests.RequestException as error:
-            raise UserError(f"CIFAR-10 could not be downloaded from {URL}: {_plain(error)}. {advice}") from error
-        except ValueError as error:  # pooch's word for another hash
-            raise UserError(f"The download of {URL} is not the official file: {error}. {advice}") from error
-
-
-def _plain(error: BaseException) -> str:
-    """The innermost reason of a nested network error."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return str(error).rstrip(".")
 
 
 def _identify(kind: str, path: Path) -> dict[str, str]:

@@ -18,31 +18,13 @@ from pipeline.data.dataset import Image, RowIds, Unusable
 from pipeline.data.options import ImageOptions
 
 
-class ImageFiles:
-    """Images in files that are known: one that changed since, or cannot be read, ends the run.
+class _Files:
+    """What all images in files have in common; `_decode` says how each is read."""
 
-    Parameters
-    ----------
-    paths : sequence of Path
-    ids : RowIds
-        What they hold.
-    """
+    _paths: Sequence[Path]
 
-    def __init__(self, paths: Sequence[Path], ids: RowIds) -> None:
-        self._paths, self.ids = paths, ids
-
-    @classmethod
-    def identified(cls, paths: Sequence[Path]) -> ImageFiles:
-        """Take files with the digests of their bytes."""
-        digests = np.empty((len(paths), 32), np.uint8)
-        for row, path in enumerate(paths):
-            with file_errors("read the image", path), open(path, "rb") as stream:
-                digests[row] = np.frombuffer(_sha256(stream), np.uint8)
-        return cls(paths, RowIds(tuple(map(str, paths)), digests))
-
-    def take(self, rows: NDArray[np.intp]) -> ImageFiles:
-        """Some rows, in that order."""
-        return ImageFiles([self._paths[row] for row in rows], self.ids.take(rows))
+    def _decode(self, row: int, how: ImageOptions | None) -> Image:
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -61,6 +43,26 @@ class ImageFiles:
         """Give a function that decodes one row as the network is to see it, or raises Unusable."""
         return lambda row: self._decode(row, how)
 
+
+class ImageFiles(_Files):
+    """Images in files that are known by what they hold: one that changed since, or cannot be read, ends the run."""
+
+    def __init__(self, paths: Sequence[Path], ids: RowIds) -> None:
+        self._paths, self.ids = paths, ids
+
+    @classmethod
+    def identified(cls, paths: Sequence[Path]) -> ImageFiles:
+        """Take files with the digests of their bytes."""
+        digests = np.empty((len(paths), 32), np.uint8)
+        for row, path in enumerate(paths):
+            with file_errors("read the image", path), open(path, "rb") as stream:
+                digests[row] = np.frombuffer(_sha256(stream), np.uint8)
+        return cls(paths, RowIds(tuple(map(str, paths)), digests))
+
+    def take(self, rows: NDArray[np.intp]) -> ImageFiles:
+        """Some rows, in that order."""
+        return ImageFiles([self._paths[row] for row in rows], self.ids.take(rows))
+
     def _decode(self, row: int, how: ImageOptions | None) -> Image:
         path = self._paths[row]
         with file_errors("read the image", path), open(path, "rb") as stream:
@@ -74,7 +76,7 @@ class ImageFiles:
                     )
 
 
-class FoundFiles:
+class FoundFiles(_Files):
     """Images in files of which nothing is known: one that cannot be read is one that cannot be used.
 
     Parameters
@@ -88,17 +90,6 @@ class FoundFiles:
     def __init__(self, paths: Sequence[Path], thumbnail_side: int | None = None) -> None:
         self._paths, self.thumbnail_side = paths, thumbnail_side
         self.thumbnails: dict[int, Image] = {}
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, rows: slice) -> list[Image]:
-        """Decode some images at their own size, or raise Unusable."""
-        return [self._decode(row, None) for row in range(*rows.indices(len(self)))]
-
-    def decoder(self, how: ImageOptions) -> Callable[[int], Image]:
-        """Give a function that decodes one row as the network is to see it, or raises Unusable."""
-        return lambda row: self._decode(row, how)
 
     def _decode(self, row: int, how: ImageOptions | None) -> Image:
         try:

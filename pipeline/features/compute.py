@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.common.background import Aside
+from pipeline.common.background import BackgroundWorker
 from pipeline.common.errors import Interrupted, UserError
 from pipeline.common.progress import Progress, format_bytes, format_seconds
 from pipeline.common.text import count_of_files, printable
@@ -190,10 +190,10 @@ def _fill(dataset: Dataset, build: Build, extractor: _LazyExtractor, batch_size:
         source = stack.enter_context(loader.batches(dataset.splits, rows, spec, batch_size=batch_size))
         stream = loader.Stream(source, extractor, progress.update)
         leaks = _Leaks(members)
-        writer = stack.enter_context(Aside())
+        writer = stack.enter_context(BackgroundWorker())
         for part in build.parts:
             if part in there:
-                writer.wait()  # parts are counted in their order
+                writer.result()  # parts are counted in their order
                 content = build.load(part)
                 if content is None:
                     raise AssertionError(f"{part} was there a moment ago")
@@ -204,9 +204,9 @@ def _fill(dataset: Dataset, build: Build, extractor: _LazyExtractor, batch_size:
                 content = leaks.without(part, _assemble(build, part, stream, known[part], others, members))
                 seconds = time.monotonic() - began - (extractor.seconds - making)
                 content = dataclasses.replace(content, seconds=seconds)
-                writer.do(build.add, part, content)
+                writer.submit(build.add, part, content)
                 progress.skip(int(known[part].sum()))
-        writer.wait()  # in the block, so that an interrupt meanwhile is met by all that leaving it does
+        writer.result()  # in the block, so that an interrupt meanwhile is met by all that leaving it does
 
 
 def _is_there(build: Build, part: Part) -> bool:

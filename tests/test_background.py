@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from pipeline.common.background import Aside
+from pipeline.common.background import BackgroundWorker
 
 
-def test_work_aside_is_done_in_order_and_its_errors_are_raised() -> None:
+def test_work_in_the_background_is_done_in_order_and_its_errors_are_raised() -> None:
     done: list[int] = []
 
     def work(number: int) -> None:
@@ -19,9 +19,9 @@ def test_work_aside_is_done_in_order_and_its_errors_are_raised() -> None:
             raise OSError("no space")
         done.append(number)
 
-    with pytest.raises(OSError, match="no space"), Aside() as aside:
+    with pytest.raises(OSError, match="no space"), BackgroundWorker() as worker:
         for number in range(10):
-            aside.do(work, number)
+            worker.submit(work, number)
     assert done == [0, 1, 2], "nothing is begun after an error"
 
 
@@ -32,8 +32,8 @@ def test_an_interrupt_waits_for_what_was_begun() -> None:
         time.sleep(0.1)
         done.append(1)
 
-    with pytest.raises(KeyboardInterrupt), Aside() as aside:
-        aside.do(work)
+    with pytest.raises(KeyboardInterrupt), BackgroundWorker() as worker:
+        worker.submit(work)
         raise KeyboardInterrupt
     assert done == [1]
 
@@ -47,8 +47,8 @@ def test_more_interrupts_wait_too() -> None:
 
     before = signal.signal(signal.SIGALRM, lambda number, frame: signal.default_int_handler(number, frame))
     try:
-        with pytest.raises(KeyboardInterrupt), Aside() as aside:
-            aside.do(work)
+        with pytest.raises(KeyboardInterrupt), BackgroundWorker() as worker:
+            worker.submit(work)
             signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)  # again and again, while the block ends
             time.sleep(1)
     finally:

@@ -1,0 +1,40 @@
+"""Fetch a published file: under a temporary name, its hash checked, then renamed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from pipeline.common.errors import UserError, file_errors
+from pipeline.common.progress import Progress
+
+log = logging.getLogger("pipeline")
+
+
+def download(what: str, url: str, target: Path, known_hash: str, *, size: int, advice: str) -> None:
+    """Download a file; what it is, its size in bytes, and what to do instead are for people.
+
+    Raises
+    ------
+    UserError
+        When it cannot be had, or has another hash; nothing is kept then.
+    """
+    import pooch  # late, both: only a first run on a fresh machine needs them
+    import requests
+
+    log.info("%s is not on this machine: downloading %s (%d MB) to %s", what, url, size // 1_000_000, target.parent)
+    pooch.get_logger().setLevel(logging.WARNING)
+    with file_errors(f"store {what}", target.parent), Progress(what, size, "B", scale=True) as progress:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fetch = pooch.HTTPDownloader(progressbar=progress, chunk_size=1 << 16, timeout=30)
+        try:
+            pooch.retrieve(url, known_hash, target.name, target.parent, downloader=fetch)
+        except requests.RequestException as error:
+            reason: BaseException = error
+            while reason.__context__ is not None:
+                reason = reason.__context__
+            raise UserError(
+                f"{what} could not be downloaded from {url}: {str(reason).rstrip('.')}. {advice}"
+            ) from error
+        except ValueError as error:  # pooch's word for another hash
+            raise UserError(f"The download of {url} is not the official file: {error}. {advice}") from error
