@@ -55,7 +55,7 @@ class Bar(tqdm):  # type: ignore[type-arg]
         """Show the bar, or at times a line; tqdm's own hook."""
         if self._on_terminal:
             return super().display(msg, pos)
-        if msg is None and time.monotonic() - self._last_line >= LINE_INTERVAL:
+        if msg is None and self.n > self.initial and time.monotonic() - self._last_line >= LINE_INTERVAL:
             self._last_line = time.monotonic()
             log.info("%s", self)
         return False
