@@ -15,7 +15,7 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        if "tqdm" not in sys.modules:  # there is no bar
+        if "tqdm" not in sys.modules or not sys.stderr.isatty():  # there is no bar to be drawn around
             super().emit(record)
             return
         from tqdm import tqdm
