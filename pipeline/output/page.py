@@ -36,7 +36,7 @@ from pipeline.models import classifiers
 from pipeline.network.taps import describe_taps
 from pipeline.output import leaderboard, metrics, run_folder, templating
 from pipeline.output.leaderboard import Run
-from pipeline.output.templating import TEMPLATES, percent
+from pipeline.output.templating import percent
 
 log = logging.getLogger("pipeline")
 
@@ -358,7 +358,7 @@ def render(runs: Sequence[Run], data_dir: Path, *, dataset: str | None = None) -
                 shown.append(run)
             progress.update(1)
     tested = [run for run in shown if run.metrics["accuracy"]["test"] is not None]
-    text = templating.render(
+    content = templating.render_page(
         "index.html",
         runs=views,
         ranks=leaderboard.ranks(shown),
@@ -366,11 +366,8 @@ def render(runs: Sequence[Run], data_dir: Path, *, dataset: str | None = None) -
         dataset=dataset,
         several=len({run.metrics["dataset"]["name"] for run in shown}) > 1,
         cost=_cost(tested) if tested else "",
-        # Ours, and meant to be markup: escaped, neither would work.
-        style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),  # noqa: S704
-        script=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),  # noqa: S704
     )
-    return shown, text.encode("utf-8")
+    return shown, content
 
 
 @dataclass(frozen=True)

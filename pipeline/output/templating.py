@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from pipeline.common.text import number
 
@@ -32,3 +33,10 @@ def percent(value: float | None, digits: int = 2) -> str:
 def render(name: str, **values: Any) -> str:
     """Fill a template with values."""
     return _environment().get_template(name).render(values)
+
+
+def render_page(name: str, **values: Any) -> bytes:
+    """Fill a template that extends ``base.html``: a page with style and script in it, which needs nothing else."""
+    # Ours, and meant to be markup: escaped, neither would work.
+    style, script = (Markup((TEMPLATES / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))  # noqa: S704
+    return render(name, style=style, script=script, **values).encode("utf-8")
