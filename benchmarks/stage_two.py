@@ -36,7 +36,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.features import store
-from pipeline.models import fit as fitting
+from pipeline.models.fit import Job, fit_side_by_side
 from pipeline.models.history import Samples
 from pipeline.selection import protocol
 
@@ -46,10 +46,11 @@ VALUES = [float(value) for value in np.geomspace(1e-4, 1, 9)]
 def plain(data: Samples, classes: tuple[str, ...]) -> tuple[float, list[float], int]:
     """Seconds, validation accuracies, and how many fits did not converge, of nine plain fits."""
     fit, held_out, _ = protocol.split(data, 0, classes)
+    features = next(data.features.blocks(len(data.labels)))[1]
     scores, unfinished = [], 0
     began = time.perf_counter()
     for C in VALUES:  # noqa: N806
-        train, validation = data.features[fit].astype(np.float64), data.features[held_out].astype(np.float64)
+        train, validation = features[fit].astype(np.float64), features[held_out].astype(np.float64)
         scaler = StandardScaler().fit(train)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
@@ -60,17 +61,13 @@ def plain(data: Samples, classes: tuple[str, ...]) -> tuple[float, list[float], 
 
 
 def ours(data: Samples, classes: tuple[str, ...]) -> tuple[float, list[float], int]:
-    """The same of the path that a sweep follows: every one of the nine, none left out."""
-    scores, unfinished, start = [], 0, None
+    """The same of the fits of a sweep: every one of the nine, none left out."""
     began = time.perf_counter()
     rows = protocol.prepare(data, 0, classes)
-    for C in VALUES:  # noqa: N806
-        params = {"C": C, "tol": 3e-4, "max_iter": 1000}
-        fitted = fitting.fit_classifier("logistic", params, rows.train, rows.validation, 0, start=start)
-        start = fitted.model
-        unfinished += bool(fitted.not_converged)
-        scores.append(fitted.validation[1])
-    return time.perf_counter() - began, scores, unfinished
+    jobs = [Job({"C": C, "tol": 3e-4, "max_iter": 1000}, rows, 0) for C in VALUES]
+    found = fit_side_by_side("logistic", jobs)
+    scores = [fitted.validation[1] for fitted in found]
+    return time.perf_counter() - began, scores, sum(bool(fitted.not_converged) for fitted in found)
 
 
 def path(cache_path: Path, taps: str, rows: int | None, repeats: int) -> None:
@@ -78,7 +75,10 @@ def path(cache_path: Path, taps: str, rows: int | None, repeats: int) -> None:
     from pipeline.network.taps import parse_taps
 
     with store.open(cache_path) as cache:
-        data = Samples(cache.features("train", parse_taps(taps))[:rows], cache.labels("train")[:rows])
+        chosen = np.arange(cache.rows["train"])[:rows]
+        data = Samples(
+            cache.feature_rows("train", parse_taps(taps)).take(chosen).in_memory(), cache.labels("train")[chosen]
+        )
     print(f"{len(data.labels):,} rows, {data.features.shape[1]:,} columns, C from {VALUES[0]:g} to {VALUES[-1]:g}")
     ratios = []
     for _ in range(repeats):

@@ -19,6 +19,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from test_earlier import DIGITS, POSTERS
 
 from pipeline.common.progress import Progress
+from pipeline.features.rows import FeatureRows
 from pipeline.models import classifiers
 from pipeline.models.history import Samples
 from pipeline.network.taps import TOP_TAPS
@@ -40,9 +41,8 @@ def test_what_was_seen_is_never_scored(name: str) -> None:
     """The nearest neighbour of a copy is its image: one on the other side, and noise would be learned."""
     generator = np.random.default_rng(0)
     groups = splits.join_groups(generator.permutation(np.repeat(np.arange(120), 3)))
-    data = Samples(
-        generator.standard_normal((120, 512)).astype(np.float32)[groups], generator.integers(0, 2, 120)[groups], groups
-    )
+    features = FeatureRows([generator.standard_normal((120, 512)).astype(np.float32)[groups]])
+    data = Samples(features, generator.integers(0, 2, 120)[groups], groups)
     values = {"n_neighbors": [1]} if name == "knn" else {"C": [1.0, 100.0]}
     ((tuned, found),) = values.items()
     candidates = [Trial(name, TOP_TAPS, classifiers.resolve(name, {tuned: value}), 0) for value in found]

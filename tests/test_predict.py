@@ -22,6 +22,7 @@ from pipeline.commands import predict
 from pipeline.commands.predict import PredictOptions
 from pipeline.common.errors import UserError
 from pipeline.common.quiet import interrupts_later
+from pipeline.features.rows import FeatureRows
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers, history, persistence
 from pipeline.network import device
@@ -264,13 +265,11 @@ def test_every_classifier_can_be_shared(classifier: str, tmp_path: Path) -> None
     labels = (np.arange(120) % 3).astype(np.uint8)
     features = (generator.standard_normal((120, 8)) + 3 * np.eye(3, 8)[labels]).astype(np.float32)
 
-    def data() -> history.Samples:
-        return history.Samples(features.copy(), labels)  # a fit standardises in place
-
-    rows = protocol.prepare(data(), 0, ("a", "b", "c"))
+    data = history.Samples(FeatureRows([features]), labels)
+    rows = protocol.prepare(data, 0, ("a", "b", "c"))
     few = {"max_epochs": 5} if classifier in ("mlp", "svm") else {}
     chosen = protocol.select(classifier, classifiers.resolve(classifier, few), rows, 0).fitted
-    fitted, _ = protocol.refit(classifier, chosen, data(), 0)
+    fitted, _ = protocol.refit(classifier, chosen, data, 0)
     loaded = persistence._from_skops(tmp_path / "x.skops", persistence.to_skops(tmp_path / "x.skops", fitted))
     np.testing.assert_array_equal(loaded.predict_proba(features), fitted.predict_proba(features))
 

@@ -8,7 +8,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -247,10 +246,10 @@ from pipeline.commands import train
 from pipeline.features import store
 from pipeline.features.find import find
 from pipeline.features.options import FeatureOptions
-from pipeline.selection import search
+from pipeline.selection import search, side_by_side
 from pipeline.selection.options import SweepOptions, TrainOptions
-features_dir, folder, side_by_side = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "True"
-search.WORTH_WORKERS = 0 if side_by_side else 10**15
+features_dir, folder = Path(sys.argv[1]), Path(sys.argv[2])
+side_by_side.TOGETHER = 2
 features = FeatureOptions(
     dataset="digits", features_dir=features_dir, image_size=32, weights="random", precision="float32",
     taps="block1_conv1.avg,block5_pool.avg",
@@ -265,19 +264,14 @@ with store.open(path) as cache:
 """
 
 
-@pytest.mark.parametrize(("side_by_side", "kills"), [(False, 8), (True, 2)])
-def test_killed_at_random_times_the_table_is_the_same(
-    features_dir: Path, tmp_path: Path, side_by_side: bool, kills: int
-) -> None:
+def test_killed_at_random_times_the_table_is_the_same(features_dir: Path, tmp_path: Path) -> None:
+    kills = 4
+
     def start(folder: Path) -> int:
-        arguments = ["-c", str(features_dir), str(folder), str(side_by_side)]
-        if side_by_side:  # joblib's workers do not come from a forked process
-            command = [sys.executable, "-c", COMPARE, *arguments[1:]]
-            return subprocess.Popen(command, cwd=ROOT, start_new_session=True).pid
         child = os.fork()  # a real process too, without the seconds that loading takes
         if child == 0:
             os.setsid()
-            sys.argv = arguments
+            sys.argv = ["-c", str(features_dir), str(folder)]
             exec(COMPARE, {})
             os._exit(0)
         return child
@@ -294,8 +288,8 @@ def test_killed_at_random_times_the_table_is_the_same(
         process, before = start(tmp_path / "killed"), recorded()
         while recorded() == before and os.waitpid(process, os.WNOHANG) == (0, 0):
             time.sleep(0.002)
-        time.sleep(generator.uniform(0, 0.05))
-        os.killpg(process, signal.SIGKILL)  # the workers, too
+        time.sleep(generator.uniform(0, 0.02))
+        os.kill(process, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL, "killed on its way"
     assert kills <= recorded() < 22
     finish(tmp_path / "killed")

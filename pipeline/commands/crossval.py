@@ -16,6 +16,7 @@ from pipeline.common.keys import digest_of
 from pipeline.common.progress import Progress
 from pipeline.features import arrays, store
 from pipeline.features.layout import SPLITS
+from pipeline.features.rows import FeatureRows
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.models.history import Samples
@@ -44,8 +45,12 @@ def loaded(
         When a class has too few images for the folds.
     """
     read = [arrays.load_split(cache, split, taps) for split in SPLITS]
-    features, labels = (np.concatenate(each) for each in zip(*read, strict=True))
-    data = Samples(features, labels, np.concatenate([groups[split] for split in SPLITS]))
+    features, labels = zip(*read, strict=True)
+    data = Samples(
+        FeatureRows([np.vstack([each.array() for each in features])]),
+        np.concatenate(labels),
+        np.concatenate([groups[split] for split in SPLITS]),
+    )
     with Progress("cross-validation", 0, "fits") as progress:
         yield data, CrossValidation(
             candidates, data, taps, cache.class_names,
@@ -69,7 +74,7 @@ def compute(
     clock.lap("fit")
     prepared = protocol.prepare(own, trial.seed, class_names)
     curve = protocol.learning_curve(
-        trial.classifier, selection.fitted, prepared, own, trial.seed, class_names, seeds=options.seeds
+        trial.classifier, selection.fitted, prepared, trial.seed, class_names, seeds=options.seeds
     )
     fitted = dataclasses.replace(
         selection.fitted,

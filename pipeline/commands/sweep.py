@@ -25,7 +25,6 @@ from pipeline.output.run_folder import RunFolder
 from pipeline.selection import search
 from pipeline.selection.options import SweepOptions
 from pipeline.selection.search import Table
-from pipeline.selection.warm_start import describe
 
 log = logging.getLogger("pipeline")
 
@@ -79,7 +78,7 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
             return Result(*crossval.sweep(cache, asked, options))
         table, target = search.compare(cache, asked, options)
         best = table[0][0]
-        log.info("best on validation: %s", describe(best))
+        log.info("best on validation: %s", best.describe())
         winner = train.train_on(
             cache,
             dataclasses.replace(asked, taps=best.taps),

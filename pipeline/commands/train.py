@@ -197,19 +197,18 @@ def _compute(
         classifiers.describe(chosen.params), 100 * chosen.validation[1], chosen.validation[0],
     )  # fmt: skip
     clock.lap("search")
-    counts = {"fit": len(rows.ends), "validation": len(rows.validation.labels)}
+    counts = {"fit": len(rows.ends), "validation": len(rows.held_out)}
     sides = {**counts, **protocol.class_sizes(data, classes)}
-    curve = protocol.learning_curve(name, chosen, rows, data, options.seed, classes, seeds=options.seeds)
+    curve = protocol.learning_curve(name, chosen, rows, options.seed, classes, seeds=options.seeds)
     del rows
     clock.lap("evaluate")
     model, reason = protocol.refit(name, chosen, data, options.seed)
-    del data, features  # standardised in place by the refit: no longer what they were
+    del data, features
     clock.lap("fit")
     test_features, test_labels = arrays.load_split(cache, "test", taps)
     clock.lap("load")
     tested = splits.one_of_each(groups["test"])  # a copy tells nothing new: each image is counted and listed once
-    # Without a row there is nothing to ask the model, and scikit-learn refuses to.
-    probabilities = model.predict_proba(test_features[tested]) if len(tested) else np.zeros((0, len(classes)))
+    probabilities = history.predict(model, test_features.take(tested))
     scores = score(probabilities[None], test_labels[tested], classes)
     clock.lap("evaluate")
     return Outcome(selection, curve, scores, model, reason or chosen.not_converged, sides, tested, test_labels[tested])

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pipeline.common.errors import UserError
 from pipeline.common.progress import Progress
 from pipeline.features import layout, store
-from pipeline.network.taps import columns_of, parse_taps
+from pipeline.features.rows import FeatureRows
+from pipeline.network.taps import parse_taps
 
 
 def load_features(
@@ -57,9 +58,8 @@ def class_names(file: str | Path) -> tuple[str, ...]:
         return cache.class_names
 
 
-def load_split(cache: store.Cache, split: str, taps: tuple[str, ...]) -> tuple[NDArray[np.float32], NDArray[Any]]:
-    """Features, float32 (n, columns), and labels (n,) of a split, read with progress."""
-    size = cache.rows[split] * columns_of(taps) * layout.FEATURE_DTYPE.itemsize
-    with Progress(f"reading {split}", size, "B", scale=True) as progress:
-        features = cache.features(split, taps, progress=progress.update)
-    return features, cache.labels(split)
+def load_split(cache: store.Cache, split: str, taps: tuple[str, ...]) -> tuple[FeatureRows, NDArray[Any]]:
+    """Features (n, columns) and labels (n,) of a split, read with progress if they fit into memory."""
+    features = cache.feature_rows(split, taps)
+    with Progress(f"reading {split}", features.nbytes, "B", scale=True) as progress, store.read_errors(cache.path):
+        return features.in_memory(progress.update), cache.labels(split)

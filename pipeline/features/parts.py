@@ -257,7 +257,7 @@ class Build:
 
     def _read_part(self, part: Part) -> PartContent:
         path = self.parts_folder / part.file_name
-        with store.verified(path) as file:
+        with store.verified(path) as (file, _):
             found = {name: file.attrs.get(name) for name in self._part_attributes(part)}
             if found != self._part_attributes(part):
                 raise store.Unfit(f"it holds other rows or another run's: {found}")

@@ -49,8 +49,9 @@ class KnownRows:
             together.setdefault((cache, split), []).append((place, row))
         for (cache, split), pairs in together.items():
             here, there = np.array(pairs).T
+            rows, order = np.unique(there, return_inverse=True)
             for tap in taps:
-                result[tap][here] = cache.some_features(split, tap, there)
+                result[tap][here] = cache.feature_rows(split, [tap]).take(rows).array()[order]
         return result
 
 

@@ -26,6 +26,7 @@ from pipeline.features.layout import (
     SKIPPED,
     SPLITS,
 )
+from pipeline.features.rows import FeatureRows, FilePart
 from pipeline.features.spec import FORMAT_VERSION, FeatureSpec
 from pipeline.network.taps import TAP_COLUMNS
 
@@ -34,7 +35,6 @@ Unfit = checksum.Unfit
 
 PROVENANCE = ("dataset_source", "official", "weights", "weights_source")  # what every file says of its origin
 _FRONT = 1 << 16  # bytes at the beginning of a file, in which its attributes are
-_BLOCK = 4096  # rows that are read together at most
 
 
 # --- the finished cache -----------------------------------------------------------------------
@@ -79,6 +79,7 @@ class Cache:
     has_members: bool
     skipped: tuple[Skipped, ...]
     _file: h5py.File = field(repr=False)
+    _descriptor: int = field(default=-1, repr=False)
     close: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def __enter__(self) -> Cache:
@@ -118,12 +119,7 @@ class Cache:
         CacheError
             Also when a tap is not in the file.
         """
-        missing = [tap for tap in taps if tap not in self.spec.taps]
-        if missing:
-            raise CacheError(
-                f"The feature file {self.path} has no tap {', '.join(missing)}; it holds {', '.join(self.spec.taps)}. "
-                f"Choose among these, or run 'python -m pipeline features' with the taps wanted."
-            )
+        self._require(taps)
         columns = [TAP_COLUMNS[tap] for tap in taps]
         result = np.empty((self.rows[split], sum(columns)), np.float32)
         start = 0
@@ -135,17 +131,20 @@ class Cache:
             progress(values.nbytes)
         return result
 
-    def some_features(self, split: str, tap: str, rows: NDArray[np.intp]) -> NDArray[np.float16]:
-        """One tap's features of some rows, float16 (rows, columns), in their order."""
-        result = np.empty((len(rows), TAP_COLUMNS[tap]), FEATURE_DTYPE)
+    def feature_rows(self, split: str, taps: Sequence[str]) -> FeatureRows:
+        """The same, float16, left in the file: to be read while the cache is open, by many threads."""
+        self._require(taps)
         with read_errors(self.path):
-            dataset = self._file[split][tap]
-            # Block by block: HDF5 reads what lies together far faster than single rows.
-            for block in np.unique(rows // _BLOCK):
-                mine = rows // _BLOCK == block
-                first, last = int(rows[mine].min()), int(rows[mine].max())
-                result[mine] = dataset[first : last + 1][rows[mine] - first]
-        return result
+            held = [self._file[split][tap] for tap in taps]
+            return FeatureRows([FilePart(self._descriptor, each.id.get_offset() or 0, each.shape) for each in held])
+
+    def _require(self, taps: Sequence[str]) -> None:
+        missing = [tap for tap in taps if tap not in self.spec.taps]
+        if missing:
+            raise CacheError(
+                f"The feature file {self.path} has no tap {', '.join(missing)}; it holds {', '.join(self.spec.taps)}. "
+                f"Choose among these, or run 'python -m pipeline features' with the taps wanted."
+            )
 
     def _proven(self, split: str, name: str) -> NDArray[Any]:
         with read_errors(self.path):
@@ -167,11 +166,12 @@ def open(path: Path, expected: FeatureSpec | None = None) -> Cache:  # noqa: A00
         When the file is absent, damaged, edited, of another format, or of another spec than expected.
     """
     with ExitStack() as stack:
-        cache = _describe(path, stack.enter_context(verified(path)))
+        file, descriptor = stack.enter_context(verified(path))
+        cache = _describe(path, file)
         if expected is not None and not cache.spec.covers(expected):
             differences = "; ".join(expected.differences(cache.spec))
             raise Unfit(f"it holds other features than asked for ('here' is asked, 'there' the file): {differences}")
-        return replace(cache, close=stack.pop_all().close)
+        return replace(cache, _descriptor=descriptor, close=stack.pop_all().close)
 
 
 def verify(path: Path, progress: Callable[[int], None] = lambda count: None) -> Cache:
@@ -285,8 +285,8 @@ def peek_spec(path: Path) -> FeatureSpec:
 
 
 @contextmanager
-def verified(path: Path) -> Iterator[h5py.File]:
-    """Open a file for reading after every byte of it has been verified.
+def verified(path: Path) -> Iterator[tuple[h5py.File, int]]:
+    """Open a file for reading, with its descriptor, after every byte of it has been verified.
 
     The verification, the parsing and the reading use one descriptor, so a file renamed over this one
     in between changes nothing.
@@ -294,7 +294,7 @@ def verified(path: Path) -> Iterator[h5py.File]:
     with read_errors(path), path.open("rb") as stream:
         checksum.check_bytes(stream.fileno())
         with h5py.File(stream, "r") as file:
-            yield file
+            yield file, stream.fileno()
 
 
 @contextmanager

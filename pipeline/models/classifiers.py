@@ -31,10 +31,10 @@ class Classifier:
         What can be set; exactly one is searched on validation when it is left out, and has the default None.
     space : callable
         From the number of feature columns to the values to search, most regularised first.
-    solver_kind : {'iterations', 'epochs', 'once'}
+    solver_kind : {'iterations', 'epochs', 'products', 'once'}
         How it is fitted, which is how its history is taken: by L-BFGS, scored at every iteration; by passes over
-        the rows, stopped early on validation; or in one step, where the history is the validation curve over the
-        values searched.
+        the rows, stopped early on validation; or in one step, from the products of columns or from all rows in
+        memory, where the history is the validation curve over the values searched.
     probabilities : bool
         Whether its probabilities are its own. If not, its decision values become probabilities by temperature
         scaling, one number fitted on the validation split.
@@ -48,7 +48,7 @@ class Classifier:
     help: str
     options: tuple[Option, ...]
     space: Callable[[int], list[Any]]
-    solver_kind: Literal["iterations", "epochs", "once"]
+    solver_kind: Literal["iterations", "epochs", "products", "once"]
     probabilities: bool
     make: Callable[[Mapping[str, Any], int, tuple[int, int]], Any]
     max_scored_rows: int | None = None
@@ -79,8 +79,8 @@ def _logistic_space(columns: int) -> list[float]:
 
 
 def _mlp_space(columns: int) -> list[float]:
-    """L2 strengths around ``sqrt(columns) / 80``: 1 for 6,016 columns."""
-    centre = math.sqrt(columns) / 80
+    """L2 strengths around ``sqrt(columns) / 27``: 3 for 6,016; scikit-learn divides them by the batch's rows."""
+    centre = math.sqrt(columns) / 27
     return [_rounded(centre * factor) for factor in (3, 1, 1 / 3)]
 
 
@@ -115,11 +115,12 @@ def _mlp(params: Mapping[str, Any], seed: int, shape: tuple[int, int]) -> Any:
     import numpy as np
     from sklearn.neural_network import MLPClassifier
 
-    rows, _ = shape
+    rows, columns = shape
     return MLPClassifier(
         **_own(params),
         solver="adam",
-        batch_size=min(256, rows),
+        # An update of three million weights takes as long as the products of a few hundred rows.
+        batch_size=min(256 if columns <= 1024 else 1024, rows),
         # A generator, not a number: each partial_fit would shuffle alike from the same number.
         random_state=np.random.RandomState(seed),
     )
@@ -187,7 +188,7 @@ REGISTRY: dict[str, Classifier] = {
         options=(
             Option("hidden_layer_sizes", int, (512,), "units of each hidden layer", least=1, many=True),
             Option("alpha", float, None, "L2 strength; chosen on validation when left out", least=0),
-            Option("learning_rate_init", float, 1e-4, "Adam's step size", least=1e-12),
+            Option("learning_rate_init", float, 3e-4, "Adam's step size", least=1e-12),
             *_EARLY_STOPPING,
         ),
         space=_mlp_space,
@@ -210,7 +211,7 @@ REGISTRY: dict[str, Classifier] = {
         help="ridge regression on the classes, in closed form",
         options=(Option("alpha", float, None, "L2 strength; chosen on validation when left out", least=0),),
         space=_ridge_space,
-        solver_kind="once",
+        solver_kind="products",
         probabilities=False,
         make=_ridge,
     ),

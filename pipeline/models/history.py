@@ -7,26 +7,29 @@ sets of rows, and for every classifier.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import astuple, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.text import to_csv
+from pipeline.features.rows import FeatureRows, Scale
+
+SCORED_TOGETHER = 2048  # rows
 
 Scores = tuple[float, float]  # loss in nats, accuracy
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows to learn from or to score: float32 (n, columns) and labels (n,).
+    """Rows to learn from or to score: their features, not standardised, and labels (n,).
 
     Equal ``groups`` (n,) are of rows that must not be parted, such as copies of an image; without, none are.
     """
 
-    features: NDArray[np.float32]
+    features: FeatureRows
     labels: NDArray[Any]
     groups: NDArray[np.intp] | None = None
 
@@ -36,8 +39,53 @@ class Samples:
         return np.arange(len(self.labels)) if self.groups is None else self.groups
 
     def taken(self, rows: NDArray[np.intp]) -> Samples:
-        """Copies of some rows, in their order."""
-        return Samples(self.features[rows], self.labels[rows], None if self.groups is None else self.groups[rows])
+        """Some rows, in ascending order whatever that of their numbers; no copy."""
+        rows = np.sort(rows)
+        return Samples(
+            self.features.take(rows), self.labels[rows], None if self.groups is None else self.groups[rows]
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FitAndValidation:
+    """Which rows to fit on, which to validate on, and what standardises both.
+
+    Attributes
+    ----------
+    data : Samples
+        All of them.
+    fit, held_out : ndarray, int (rows,)
+        Row numbers. The beginning of ``fit`` is a stratified subset, however many images are taken.
+    ends : ndarray, int (images,)
+        How many rows of ``fit`` its first images have, copies counted.
+    scale : Scale
+    """
+
+    data: Samples
+    fit: NDArray[np.intp]
+    held_out: NDArray[np.intp]
+    ends: NDArray[np.intp]
+    scale: Scale
+
+    @property
+    def train(self) -> Samples:
+        """What is fitted on."""
+        return self.data.taken(self.fit)
+
+    @property
+    def validation(self) -> Samples:
+        """What is validated on."""
+        return self.data.taken(self.held_out)
+
+    def first(self, images: int) -> FitAndValidation:
+        """The same with a stratified subset of the images to fit on, with their copies."""
+        return replace(self, fit=self.fit[: self.ends[images - 1]], ends=self.ends[:images])
+
+    def columns(self, chosen: Sequence[slice]) -> FitAndValidation:
+        """The same with some of the columns."""
+        data = replace(self.data, features=self.data.features.columns(chosen))
+        kept = np.r_[*chosen]
+        return replace(self, data=data, scale=Scale(self.scale.mean[kept], self.scale.variance[kept], self.scale.rows))
 
 
 @dataclass(frozen=True)
@@ -74,13 +122,21 @@ class History:
         return to_csv((self.unit, *(item.name for item in fields(Step)[1:])), rows)
 
 
-Watch = Callable[[Step], None]
+def predict(estimator: Any, features: FeatureRows, scale: Scale | None = None) -> NDArray[Any]:
+    """Probabilities (n, classes) by an estimator of features, or of standardised ones if it is told by what."""
+    blocks = (block for _, block in features.blocks(SCORED_TOGETHER))
+    found = [estimator.predict_proba(block if scale is None else scale.standardise(block)) for block in blocks]
+    return np.vstack(found) if found else np.zeros((0, len(estimator.classes_)))
 
 
-def scores(estimator: Any, data: Samples) -> Scores:
-    """Mean cross-entropy in nats and accuracy of a fitted estimator."""
-    probabilities = estimator.predict_proba(data.features)
-    return cross_entropy(probabilities, data.labels), float(np.mean(probabilities.argmax(axis=1) == data.labels))
+def scores(estimator: Any, data: Samples, scale: Scale) -> Scores:
+    """Mean cross-entropy in nats and accuracy of a fitted estimator of standardised features."""
+    return scores_of(predict(estimator, data.features, scale), data.labels)
+
+
+def scores_of(probabilities: NDArray[Any], labels: NDArray[Any]) -> Scores:
+    """The same of probabilities (n, classes)."""
+    return cross_entropy(probabilities, labels), float(np.mean(probabilities.argmax(axis=1) == labels))
 
 
 def cross_entropy(probabilities: NDArray[Any], labels: NDArray[Any]) -> float:

@@ -78,8 +78,10 @@ def _alike(cache: store.Cache, taps: tuple[str, ...]) -> NDArray[np.int64]:
         for start in range(0, len(left), BLOCK_ROWS):
             rows = left[start : start + BLOCK_ROWS]
             values = [
-                *cache.some_features("train", tap, rows[rows < train]),
-                *cache.some_features("test", tap, rows[rows >= train] - train),
+                row
+                for split, own in (("train", rows[rows < train]), ("test", rows[rows >= train] - train))
+                for _, block in cache.feature_rows(split, [tap]).take(own).blocks(BLOCK_ROWS)
+                for row in block
             ]
             hashes[start : start + len(rows)] = [
                 int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "little", signed=True) for row in values

@@ -8,7 +8,6 @@ is chosen; source: Varma & Simon 2006, https://doi.org/10.1186/1471-2105-7-91.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,9 +15,8 @@ from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
 from pipeline.common.bar import Bar
-from pipeline.models import fit as fitting
-from pipeline.models.history import Samples
-from pipeline.selection import protocol, splits, warm_start
+from pipeline.models.history import Samples, predict
+from pipeline.selection import protocol, side_by_side, splits
 from pipeline.selection.protocol import Selection
 from pipeline.selection.splits import Rows
 from pipeline.selection.trials import Trial, TrialResult
@@ -34,7 +32,7 @@ class CrossValidation:
     candidates : sequence of Trial
         None with an option left to choose.
     data : Samples
-        All rows, not standardised; left as they are.
+        All rows.
     taps : tuple of str
         What their columns are.
     class_names : sequence of str
@@ -60,7 +58,7 @@ class CrossValidation:
         seed: int,
         progress: Bar,
     ) -> None:
-        self._paths, self._taps, self._class_names = warm_start.arrange(candidates), taps, class_names
+        self._groups, self._taps, self._class_names = side_by_side.arrange(candidates), taps, class_names
         self._data, self._folds, self._seed, self._progress = data, folds, seed, progress
         least = max(folds, 4 if folds == 2 else 3)  # so that two are left to choose and fit on
         self._parts = [
@@ -86,52 +84,42 @@ class CrossValidation:
             for fit, held_out in parts:
                 data, mine = self._data.taken(fit), np.isin(rows, held_out)
                 trial = self._only or self.choose(data)[0][0]
-                columns = warm_start.columns_among(trial.taps, self._taps)
+                columns = side_by_side.columns_among(trial.taps, self._taps)
                 _, _, model, _ = self.fit(trial, data)
-                probabilities[repeat, mine] = model.predict_proba(self._data.features[rows[mine]][:, columns])
+                probabilities[repeat, mine] = predict(model, self._data.features.take(rows[mine]).columns(columns))
         if np.isnan(probabilities).any():
             raise AssertionError("an image is in no fold")
         return rows, probabilities
 
     def choose(self, data: Samples) -> Table:
         """All candidates with their mean scores over folds of some rows, the lowest validation loss first."""
-        trials = [trial for path in self._paths for trial in path]
+        trials = [trial for group in self._groups for trial in group]
         groups = data.grouping
         count = min(self._folds, splits.fewest(data.labels, groups))
         found: list[list[TrialResult]] = [[] for _ in trials]
         for fit, held_out in splits.folds(data.labels, groups, count, self._seed, self._class_names):
-            rows = protocol.standardised(data, fit, held_out[splits.one_of_each(groups[held_out])])
-            results = (result for path in self._paths for result in self._fit_path(path, rows))
+            rows = protocol.sides(data, fit, held_out[splits.one_of_each(groups[held_out])])
+            results = (
+                result
+                for group in self._groups
+                for _, _, result in side_by_side.fit_together(group, rows, self._taps, self._progress.note)
+            )
             for own, result in zip(found, results, strict=True):
                 own.append(result)
+                self._progress.update(1)
         table = [(trial, _mean(results)) for trial, results in zip(trials, found, strict=True)]
         return sorted(table, key=lambda item: (item[1].log_loss, item[1].reason is not None, -item[1].accuracy))
-
-    def _fit_path(self, path: Sequence[Trial], rows: protocol.FitAndValidation) -> list[TrialResult]:
-        columns = warm_start.columns_among(path[0].taps, self._taps)
-        train, validation = (Samples(side.features[:, columns], side.labels) for side in (rows.train, rows.validation))
-        last: fitting.Fitted | None = None
-        results = []
-        for trial in path:
-            self._progress.note(warm_start.describe(trial))
-            began, start = time.monotonic(), last.model if last else None
-            last = fitting.fit_classifier(trial.classifier, trial.params, train, validation, trial.seed, start=start)
-            seconds = round(time.monotonic() - began, 3)
-            results.append(TrialResult(*last.validation, *last.train, last.not_converged, seconds))
-            self._progress.update(1)
-        return results
 
     def fit(self, trial: Trial, data: Samples) -> tuple[Samples, Selection, Pipeline, str | None]:
         """Fit a candidate on some rows, as `protocol.select` and `protocol.refit` do.
 
         Returns the rows with its columns, the fit on 90 % of them, the one on all, and why it did not converge.
         """
-        columns = warm_start.columns_among(trial.taps, self._taps)
-        own = dataclasses.replace(data, features=data.features[:, columns])
+        columns = side_by_side.columns_among(trial.taps, self._taps)
+        own = dataclasses.replace(data, features=data.features.columns(columns))
         rows = protocol.prepare(own, trial.seed, self._class_names)
         selection = protocol.select(trial.classifier, trial.params, rows, trial.seed)
-        used = dataclasses.replace(own, features=own.features.copy())
-        model, reason = protocol.refit(trial.classifier, selection.fitted, used, trial.seed)
+        model, reason = protocol.refit(trial.classifier, selection.fitted, own, trial.seed)
         self._progress.update(1)
         return own, selection, model, reason or selection.fitted.not_converged
 

@@ -8,21 +8,21 @@ rows accuracy jumps by chance where the loss is smooth. The chosen one is then r
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
 
 from pipeline.common.progress import Progress
 from pipeline.common.text import to_csv
+from pipeline.features.rows import moments
 from pipeline.models import classifiers
 from pipeline.models import fit as fitting
-from pipeline.models.fit import Fitted
-from pipeline.models.history import History, Samples, Step
+from pipeline.models.fit import Fitted, Job, Watch, fit_side_by_side
+from pipeline.models.history import FitAndValidation, History, Samples, Step
 from pipeline.selection import splits
 from pipeline.selection.options import DEFAULT_CURVE_SEEDS
 from pipeline.selection.splits import Rows, Split
@@ -31,32 +31,7 @@ if TYPE_CHECKING:
     from pipeline.common.bar import Bar
 
 LEARNING_CURVE_SIZES = 5
-# The solver's tolerance for the learning curve, whose many fits it makes three times as fast as 1e-4 would, for
-# about 0.2 points of validation accuracy (CIFAR-10, 6,016 columns).
-CURVE_TOLERANCE = 1e-3
-SCALE_ROWS = 4096  # rows that go through the scaler together: bounds its float64 copies
-
-
-@dataclass(frozen=True)
-class FitAndValidation:
-    """The rows to fit on and to validate on, standardised by the former.
-
-    Attributes
-    ----------
-    train, validation : Samples
-        The beginning of ``train`` is a stratified subset, however many images are taken.
-    ends : ndarray, int (images,)
-        How many rows of ``train`` its first images have, copies counted.
-    """
-
-    train: Samples
-    validation: Samples
-    ends: NDArray[np.intp]
-
-    def first(self, images: int) -> Samples:
-        """A stratified subset of the images to fit on, with their copies; a view, not a copy."""
-        rows = self.ends[images - 1]
-        return Samples(self.train.features[:rows], self.train.labels[:rows])
+TOGETHER = 5  # values of C that are fitted side by side: the best is most often among the first five
 
 
 @dataclass(frozen=True)
@@ -102,22 +77,6 @@ class LearningCurve:
         return to_csv(("rows", "seed", "train_accuracy", "validation_accuracy"), rows)
 
 
-def fit_scaler(features: NDArray[np.float32]) -> StandardScaler:
-    """Means and deviations of float32 (n, columns), gathered in float64 a few thousand rows at a time."""
-    scaler = StandardScaler()
-    for start in range(0, len(features), SCALE_ROWS):
-        scaler.partial_fit(features[start : start + SCALE_ROWS])
-    return scaler
-
-
-def standardise(scaler: StandardScaler, features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Standardise float32 (n, columns) in place, which spares a gigabyte, and return it."""
-    for start in range(0, len(features), SCALE_ROWS):
-        rows = slice(start, start + SCALE_ROWS)
-        features[rows] = scaler.transform(features[rows])
-    return features
-
-
 def split(data: Samples, seed: int, class_names: Sequence[str]) -> Split:
     """The rows to fit on, and those to validate on, of which each group has one: a copy tells nothing new."""
     parts = splits.split(data.labels, data.grouping, seed, class_names)
@@ -132,26 +91,23 @@ def class_sizes(data: Samples, class_names: Sequence[str]) -> dict[str, tuple[st
 
 
 def prepare(data: Samples, seed: int, class_names: Sequence[str]) -> FitAndValidation:
-    """Split all training rows and standardise copies of both sides.
+    """Split all training rows, and see what standardises those to fit on.
 
     Parameters
     ----------
     data : Samples
-        All training rows, not standardised; left as they are.
+        All training rows.
     seed : int
     class_names : sequence of str
     """
     parts = split(data, seed, class_names)
-    return standardised(data, parts.fit, parts.held_out, parts.ends)
+    return sides(data, parts.fit, parts.held_out, parts.ends)
 
 
-def standardised(data: Samples, fit: Rows, held_out: Rows, ends: Rows | None = None) -> FitAndValidation:
-    """Copies of some rows to fit on and to validate on, standardised by the former."""
-    train, validation = data.taken(fit), data.taken(held_out)
-    scaler = fit_scaler(train.features)
-    for each in (train, validation):
-        standardise(scaler, each.features)
-    return FitAndValidation(train, validation, np.arange(1, len(fit) + 1) if ends is None else ends)
+def sides(data: Samples, fit: Rows, held_out: Rows, ends: Rows | None = None) -> FitAndValidation:
+    """Some rows to fit on and to validate on, and what standardises both, by the former."""
+    ends = np.arange(1, len(fit) + 1) if ends is None else ends
+    return FitAndValidation(data, fit, held_out, ends, moments(data.features.take(np.sort(fit))))
 
 
 def select(name: str, options: Mapping[str, Any], rows: FitAndValidation, seed: int) -> Selection:
@@ -167,21 +123,27 @@ def select(name: str, options: Mapping[str, Any], rows: FitAndValidation, seed: 
     seed : int
     """
     classifier = classifiers.get(name)
-    candidates = classifiers.candidates(name, options, rows.train.features.shape[1])
-    if classifier.solver_kind == "iterations":
-        return _select_on_path(name, candidates, rows, seed)
+    tuned = classifier.tuned_option
+    candidates = classifiers.candidates(name, options, rows.data.features.shape[1])
+    together = TOGETHER if classifier.solver_kind == "iterations" else len(candidates)
     found: list[Fitted] = []
-    for number, params in enumerate(candidates, 1):
-        title = f"fit {classifier.tuned_option}={params[classifier.tuned_option]:g} ({number} of {len(candidates)})"
-        with Progress(title, params.get("max_epochs", 1), "epochs") as progress:
-            found.append(
-                fitting.fit_classifier(name, params, rows.train, rows.validation, seed, watch=_watching(progress))
+    for first in range(0, len(candidates), together):
+        group = candidates[first : first + together]
+        title = f"fit {classifiers.describe(group[0])}" if len(group) == 1 else f"fit {len(group)} values of {tuned}"
+        with Progress(title, 0, "steps") as progress:
+            found += fit_side_by_side(
+                name,
+                [Job(params, rows, seed) for params in group],
+                rivals=True,
+                watch=_noting(progress, [f"{tuned}={params[tuned]:g}" for params in group]),
             )
-    best = min(found, key=lambda fitted: fitted.validation[0])
-    if classifier.solver_kind == "once":
+        best = min(found, key=lambda fitted: fitted.criterion)
+        if best is not found[-1]:
+            break  # the loss falls with C, then rises: past the rise there is nothing to find
+    if len(best.history.steps) == 1 and best.history.unit == tuned:
         steps = sorted((step for fitted in found for step in fitted.history.steps), key=lambda step: step.step)
         best = dataclasses.replace(best, history=History(best.history.unit, steps, best.history.kept))
-    return Selection(best, [trial(fitted, classifier.tuned_option) for fitted in found])
+    return Selection(best, [trial(fitted, tuned) for fitted in found])
 
 
 def trial(fitted: Fitted, searched: str) -> dict[str, Any]:
@@ -195,41 +157,11 @@ def trial(fitted: Fitted, searched: str) -> dict[str, Any]:
     }
 
 
-def _select_on_path(name: str, candidates: list[dict[str, Any]], rows: FitAndValidation, seed: int) -> Selection:
-    trials: list[dict[str, Any]] = []
-    params, last = candidates[0], None
-    if len(candidates) > 1:
-        searched = classifiers.get(name).tuned_option
-        with Progress("search", 0, "candidates") as progress:
-            for candidate in candidates:
-                note = _noting(progress, f"{searched}={candidate[searched]:g}", "iteration")
-                # Each starts where the one before, more regularised, ended.
-                start = last.model if last else None
-                last = fitting.fit_classifier(
-                    name, candidate, rows.train, rows.validation, seed, start=start, watch=note
-                )
-                trials.append(trial(last, searched))
-                progress.update(1)
-                if len(trials) > 1 and trials[-1]["log_loss"] > trials[-2]["log_loss"]:
-                    break  # the loss falls with C, then rises: past the rise there is nothing to find
-        params = min(zip(trials, candidates, strict=False), key=lambda found: found[0]["log_loss"])[1]
-    # From scratch, not from the path: its history is then one of learning, not of continuing.
-    with Progress(f"fit {classifiers.describe(params)}", 0, "iterations") as progress:
-        fitted = fitting.fit_classifier(name, params, rows.train, rows.validation, seed, watch=_watching(progress))
-    return Selection(fitted, trials)
-
-
-def _watching(progress: Bar) -> Callable[[Step], None]:
-    def watch(step: Step) -> None:
-        progress.note(f"validation accuracy {step.validation_accuracy:.2%}")
+def _noting(progress: Bar, names: Sequence[str]) -> Watch:
+    def watch(number: int, step: Step, ended: bool) -> None:
+        del ended
+        progress.note(f"{names[number]}, step {step.step:g}, validation accuracy {step.validation_accuracy:.2%}")
         progress.update(1)
-
-    return watch
-
-
-def _noting(progress: Bar, what: str, unit: str) -> Callable[[Step], None]:
-    def watch(step: Step) -> None:
-        progress.note(f"{what}, {unit} {step.step:g}, validation accuracy {step.validation_accuracy:.2%}")
 
     return watch
 
@@ -246,7 +178,6 @@ def learning_curve(
     name: str,
     chosen: Fitted,
     rows: FitAndValidation,
-    data: Samples,
     seed: int,
     class_names: Sequence[str],
     *,
@@ -255,8 +186,8 @@ def learning_curve(
     """Accuracy of the chosen parameters against training-set size, over several seeds.
 
     Each seed draws a split of its own, and of its training side ever larger stratified subsets. The first seed's
-    split is the selection's, and its largest subset is what the selection has fitted already. Subsets keep the
-    standardisation of all rows of their split: it needs no labels, and what is measured is the classifier.
+    split is the selection's, and its largest subset is what the selection has fitted already. All keep the
+    selection's standardisation: it needs no labels, and what is measured is the classifier.
 
     Parameters
     ----------
@@ -266,45 +197,36 @@ def learning_curve(
         By `select`, on ``rows``.
     rows : FitAndValidation
         Of ``seed``.
-    data : Samples
-        All training rows, not standardised; left as they are.
     seed : int
     class_names : sequence of str
     seeds : int
         How many; with none only what is known already, the score of the largest subset.
     """
-    params = {key: value for key, value in chosen.params.items() if key != "epochs"}
-    if "tol" in params:
-        params["tol"] = max(params["tol"], CURVE_TOLERANCE)
+    data, params = rows.data, {key: value for key, value in chosen.params.items() if key != "epochs"}
     drawn = [(seed + number) % (classifiers.MAX_SEED + 1) for number in range(max(seeds, 1))]
-    least = max(splits.groups_with_every_class(data.labels, split(data, each, class_names)) for each in drawn)
+    parts = [split(data, each, class_names) for each in drawn]
+    least = max(splits.groups_with_every_class(data.labels, each) for each in parts)
     sizes = [size for size in curve_sizes(len(rows.ends), len(class_names)) if size >= least][0 if seeds else -1 :]
-    train_scores = np.full((len(sizes), len(drawn)), np.nan)
-    validation_scores = train_scores.copy()
-    train_scores[-1, 0], validation_scores[-1, 0] = chosen.train[1], chosen.validation[1]
+    scores = np.full((2, len(sizes), len(drawn)), np.nan)
+    scores[:, -1, 0] = chosen.train[1], chosen.validation[1]
+    starts: dict[int, Any] = {}  # a solver starts where it ended on fewer rows
     with Progress("learning curve", sum(sizes) * len(drawn) - sizes[-1], "images") as progress:
-        for number, each in enumerate(drawn):
-            if number > 0:
-                del rows
-                rows = prepare(data, each, class_names)
-            last = None
-            for index, size in enumerate(sizes):
-                if not np.isnan(train_scores[index, number]):
-                    continue
-                what = f"{size:,} images, seed {number + 1} of {len(drawn)}"
-                # A solver starts where it ended on fewer rows. Epochs start anew: fewer rows need more of them, so
-                # each size stops where its own validation says.
-                last = fitting.fit_classifier(
-                    name, params, rows.first(size), rows.validation, each,
-                    start=last.model if last and "tol" in params else None, watch=_noting(progress, what, "step"),
-                )  # fmt: skip
-                train_scores[index, number], validation_scores[index, number] = last.train[1], last.validation[1]
-                progress.update(size)
-    return LearningCurve(sizes, train_scores, validation_scores)
+        for index, size in enumerate(sizes):
+            numbers = np.flatnonzero(np.isnan(scores[0, index])).tolist()
+            jobs = []
+            for number in numbers:
+                subset = FitAndValidation(data, *parts[number], rows.scale).first(size)
+                jobs.append(Job(params, subset, drawn[number], starts.get(number)))
+            done = fit_side_by_side(name, jobs, brief=True) if jobs else []
+            for number, fitted in zip(numbers, done, strict=True):
+                scores[:, index, number] = fitted.train[1], fitted.validation[1]
+                starts[number] = fitted.model
+            progress.update(size * len(jobs))
+    return LearningCurve(sizes, *scores)
 
 
 def refit(name: str, chosen: Fitted, data: Samples, seed: int) -> tuple[Pipeline, str | None]:
-    """Fit the chosen parameters on all training rows; ``data`` is standardised in place and used up.
+    """Fit the chosen parameters on all training rows, ``data``.
 
     Returns
     -------
@@ -313,15 +235,5 @@ def refit(name: str, chosen: Fitted, data: Samples, seed: int) -> tuple[Pipeline
     reason : str or None
         Why it did not converge; None when it did.
     """
-    scaler = fit_scaler(data.features)
-    train = Samples(standardise(scaler, data.features), data.labels)
     with Progress("refit on all rows", chosen.params.get("epochs", 0), "steps") as progress:
-        estimator, reason = fitting.refit(name, train, seed, chosen, lambda: progress.update(1))
-    return _assemble(name, scaler, estimator, seed), reason
-
-
-def _assemble(name: str, scaler: StandardScaler, estimator: Any, seed: int) -> Pipeline:
-    """One fitted pipeline, raw features to class labels, of a fitted scaler and a fitted estimator."""
-    if "random_state" in estimator.get_params():
-        estimator.set_params(random_state=seed)  # a number again: a generator's state is nobody's parameter
-    return Pipeline([("scale", scaler), (name, estimator)])
+        return fitting.refit(name, data, moments(data.features), seed, chosen, lambda: progress.update(1))

@@ -1,11 +1,11 @@
 """Many candidates on validation, each recorded as soon as it is finished.
 
-Work that is shared is done once: the cache is read, the rows are split and standardised once, for all candidates
-(standardising is column by column, so fewer taps are fewer columns of one array), and along a path of C each fit
-starts where the one before ended. Every candidate is recorded as soon as it is finished.
+Work that is shared is done once: the cache is read and the rows are split once for all candidates (standardising is
+column by column, so fewer taps are fewer columns of the same rows), and candidates that differ in one parameter alone
+are fitted side by side.
 
 scikit-learn's own searches do not fit: GridSearchCV and HalvingGridSearchCV clone the estimator for each candidate,
-so nothing can start where another ended, they shrink the validation rows along with the training rows, and they
+so nothing can be shared between them, they shrink the validation rows along with the training rows, and they
 remember nothing when they are interrupted.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import columns_of, parse_taps
 from pipeline.network.weights import say_untrained
-from pipeline.selection import copies, trials, warm_start
+from pipeline.selection import copies, trials
 from pipeline.selection import grid as grids
 from pipeline.selection.options import SweepOptions
 from pipeline.selection.trials import Trial, TrialRecords, TrialResult
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pipeline.selection.protocol import FitAndValidation
+    from pipeline.models.history import Samples
 
 log = logging.getLogger("pipeline")
 
@@ -46,12 +46,6 @@ HALVING_FROM = 12  # candidates: fewer are fitted on all rows in the time that h
 HALVING_FACTOR = 3  # as scikit-learn's: a third of the candidates goes on, to three times the rows
 HALVING_RUNGS = 3
 ROWS_OF_A_CLASS = 10  # that the smallest round must have on average: fewer say nothing about a classifier
-# Bytes of the training rows up to which candidates run side by side, a core for each. Beyond it memory sets the
-# pace, and one fit alone keeps all cores busy with it.
-SIDE_BY_SIDE = 256_000_000
-# Bytes of the training rows times the number of fits from which on side by side is worth the seconds that starting
-# other processes takes.
-WORTH_WORKERS = 1_000_000_000
 
 
 def expand_candidates(options: SweepOptions, held: Sequence[str]) -> list[Trial]:
@@ -134,14 +128,14 @@ def write_table(table: Table, output_dir: Path, dataset: str, name: str) -> Path
 
 
 class _Runner:
-    """Fits candidates that have no record, from one standardised array for each seed."""
+    """Fits candidates that have no record."""
 
     def __init__(self, cache: store.Cache, groups: NDArray[np.intp], records: TrialRecords) -> None:
         from pipeline.selection import splits  # late: it loads scikit-learn
 
         self._cache, self._groups, self._records = cache, groups, records
-        self._prepared: FitAndValidation | None = None
-        self._holds: tuple[int, tuple[str, ...]] = (-1, ())  # whose seed and taps that is
+        self._data: Samples | None = None
+        self._taps: tuple[str, ...] = ()  # whose columns these are
         self._asked_for: set[Path] = set()
         total = len(splits.one_of_each(groups))
         self.rows = total - splits.validation_rows(total, len(cache.class_names))
@@ -170,6 +164,8 @@ class _Runner:
 
     def run(self, candidates: Sequence[Trial], rows: int) -> Table:
         """Results of all candidates on so many rows, best first; those without a record are fitted."""
+        from pipeline.selection import protocol, side_by_side
+
         path = self._records.path
         tried = {path(trial): trial for trial in (dataclasses.replace(each, rows=rows) for each in candidates)}
         found = {name: result for name, trial in tried.items() if (result := self._records.read(trial)) is not None}
@@ -186,47 +182,27 @@ class _Runner:
 
             taps = tuple(tap for tap in self._cache.spec.taps if any(tap in trial.taps for trial in pending))
             for seed in sorted({trial.seed for trial in pending}):
-                prepared = self._prepare(seed, taps)
-                # Whole paths, those of them that are recorded too: a fit starts where the one before it ended.
-                arranged = warm_start.arrange([trial for trial in tried.values() if trial.seed == seed])
-                arranged = [line for line in arranged if any(path(trial) not in found for trial in line)]
-                for trial, result in self._fit(arranged, prepared, note):
-                    found[path(trial)] = result
-                    note(warm_start.describe(trial))
-                    progress.update(1)
+                prepared = protocol.prepare(self._load(taps), seed, self._cache.class_names).first(rows)
+                # Whole groups, what is recorded of them too: rounding depends on what is fitted beside a trial.
+                for together in side_by_side.arrange([trial for trial in tried.values() if trial.seed == seed]):
+                    if all(path(trial) in found for trial in together):
+                        continue
+                    for trial, fitted, result in side_by_side.fit_together(together, prepared, self._taps, note):
+                        if path(trial) not in found:
+                            self._records.write(trial, fitted.params, result)
+                            found[path(trial)] = result
+                            progress.update(1)
         best_first = sorted(found, key=lambda name: _rank(found[name], name.stem))
         return [(tried[name], found[name]) for name in best_first]
 
-    def _prepare(self, seed: int, taps: tuple[str, ...]) -> FitAndValidation:
-        from pipeline.models import history
-        from pipeline.selection import protocol
+    def _load(self, taps: tuple[str, ...]) -> Samples:
+        from pipeline.models.history import Samples
 
-        if self._prepared is None or seed != self._holds[0] or not set(taps) <= set(self._holds[1]):
-            self._prepared = None  # gives the arrays back before there are new ones
+        if self._data is None or not set(taps) <= set(self._taps):
+            self._data = None  # gives the rows back before there are new ones
             features, labels = arrays.load_split(self._cache, "train", taps)
-            data = history.Samples(features, labels, self._groups)
-            self._prepared = protocol.prepare(data, seed, self._cache.class_names)
-            self._holds = seed, taps
-        return self._prepared
-
-    def _fit(
-        self, arranged: Sequence[Sequence[Trial]], prepared: FitAndValidation, note: Callable[[str], None]
-    ) -> Iterator[tuple[Trial, TrialResult]]:
-        """Fit paths, one after the other or side by side, whichever suits their size."""
-        import joblib
-
-        work = [(path, prepared, self._holds[1], self._records) for path in arranged]
-        nbytes = prepared.first(arranged[0][0].rows).features.nbytes
-        helps = nbytes <= SIDE_BY_SIDE and nbytes * sum(map(len, arranged)) >= WORTH_WORKERS
-        if not helps or len(work) == 1 or joblib.cpu_count() == 1:
-            for given in work:
-                yield from warm_start.fit_path(*given, note)
-            return
-        # joblib writes the arrays out once, and every worker maps that file into its memory: no copies.
-        with joblib.parallel_config("loky", inner_max_num_threads=1):
-            workers = joblib.Parallel(joblib.cpu_count(), return_as="generator_unordered", max_nbytes="1M")
-            for done in workers(joblib.delayed(warm_start.fit_path_in_worker)(*given) for given in work):
-                yield from done
+            self._data, self._taps = Samples(features, labels, self._groups), taps
+        return self._data
 
 
 def _rank(result: TrialResult, name: str) -> tuple[float, bool, float, str]:

@@ -1,32 +1,27 @@
 """What a sweep tries and remembers: one small file for each trial, written at once and whole.
 
 output/candidates/<data set>-<classifier>-<key>.json    what came of a trial
-output/candidates/<data set>-<classifier>-<key>.npy     where the next one on its path may start
 
 The key covers all that a trial's outcome depends on: the features, the classifier and all its parameters, the seed,
-the rows it was fitted on and the protocol. Where a solver started is not in it: the objective is strictly convex, so
-that the start moves the end by no more than the tolerance, which is a parameter, allows.
+the rows it was fitted on and the protocol. What it was fitted beside is not in it: that changes nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.common import atomic
 from pipeline.common.keys import digest_of, safe_name
 from pipeline.common.text import to_json
 from pipeline.features.spec import FeatureSpec
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from pipeline.models import classifiers
+from pipeline.network.taps import describe_taps
 
 log = logging.getLogger("pipeline")
 
@@ -54,6 +49,11 @@ class Trial:
     params: Mapping[str, Any]
     seed: int
     rows: int = 0
+
+    def describe(self) -> str:
+        """The trial in a few words, for progress."""
+        tuned = classifiers.get(self.classifier).tuned_option
+        return f"{self.classifier} {classifiers.describe({tuned: self.params[tuned]})}, {describe_taps(self.taps)}"
 
 
 @dataclass(frozen=True)
@@ -111,38 +111,13 @@ class TrialRecords:
             return None
         return found
 
-    def write(
-        self, trial: Trial, params: Mapping[str, Any], result: TrialResult, state: NDArray[np.float32] | None
-    ) -> None:
-        """Write a record, durably; where the next one may start comes first, so that a record never lacks it.
-
-        ``params`` are the trial's, and what was found besides.
-        """
-        import numpy as np  # late: what there is to try is told, and refused, without it
-
+    def write(self, trial: Trial, params: Mapping[str, Any], result: TrialResult) -> None:
+        """Write a record, durably; ``params`` are the trial's, and what was found besides."""
         path = self.path(trial)
         atomic.make_folder(path.parent)
-        if state is not None:
-            buffer = io.BytesIO()
-            np.save(buffer, state, allow_pickle=False)
-            atomic.write_atomically(path.with_suffix(".npy"), buffer.getvalue())
         described = {**dataclasses.asdict(trial), "params": dict(params)}
         fields = {"name": path.stem, "candidate": described, "outcome": dataclasses.asdict(result)}
         atomic.write_atomically(path, to_json(fields))
-
-    def read_state(self, trial: Trial) -> NDArray[np.float32] | None:
-        """Where a trial ended, float32; None when that is not there any more."""
-        import numpy as np
-
-        try:
-            state = np.load(self.path(trial).with_suffix(".npy"), allow_pickle=False)
-        except (OSError, ValueError):
-            return None
-        return state if state.dtype == np.float32 and state.ndim == 2 else None
-
-    def drop_state(self, trial: Trial) -> None:
-        """Remove where a trial ended, once nothing will start there."""
-        atomic.unlink(self.path(trial).with_suffix(".npy"))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,80 @@
+"""Ridge regression on the classes, for every strength from one matrix of products of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cho_factor, cho_solve, lstsq
+from scipy.linalg.blas import dsyrk
+from sklearn.linear_model import RidgeClassifier
+from sklearn.preprocessing import LabelBinarizer
+
+from pipeline.common.errors import UserError
+from pipeline.common.memory import free_memory
+from pipeline.common.progress import format_bytes
+from pipeline.features.rows import FeatureRows, Scale
+
+GRAM_ROWS = 512  # that are multiplied together
+
+
+def fit(
+    rows: FeatureRows,
+    labels: NDArray[Any],
+    weights: NDArray[np.float64],
+    scale: Scale,
+    estimators: Sequence[RidgeClassifier],
+) -> None:
+    """Fit scikit-learn's estimators, of which only ``alpha`` differs, all in one pass.
+
+    Parameters
+    ----------
+    rows : FeatureRows
+        Not standardised.
+    labels : ndarray, int (n,)
+    weights : ndarray, float (n,)
+        Of the rows.
+    scale : Scale
+        What standardises the columns.
+    estimators : sequence of RidgeClassifier
+
+    Raises
+    ------
+    UserError
+        When there are so many columns that their products do not fit into memory.
+    """
+    columns = rows.shape[1]
+    needed, free = 2 * 8 * columns**2, free_memory()
+    if free is not None and needed > free:
+        raise UserError(
+            f"The classifier ridge needs {format_bytes(needed)} for the products of {columns:,} columns, and "
+            f"{format_bytes(free)} are free. Choose fewer --taps, or --classifier logistic, which needs no such matrix."
+        )
+    binarizer = LabelBinarizer(neg_label=-1).fit(labels)
+    targets = binarizer.transform(labels).astype(np.float64)
+    gram = np.zeros((columns, columns), order="F")  # its lower half
+    moments, right = np.zeros(columns), np.zeros((columns, targets.shape[1]))
+    for here, block in rows.blocks(GRAM_ROWS):
+        wide = scale.standardise(block).astype(np.float64)
+        own = weights[here]
+        right += wide.T @ (own[:, None] * targets[here])
+        moments += own @ wide
+        gram = dsyrk(1.0, (np.sqrt(own)[:, None] * wide).T, beta=1.0, c=gram, lower=1, overwrite_c=1)
+    total, means = weights.sum(), weights @ targets / weights.sum()
+    gram = dsyrk(-1 / total, moments[:, None], beta=1.0, c=gram, lower=1, overwrite_c=1)
+    right -= np.outer(moments, means)
+    for estimator in estimators:
+        strengthened = gram.copy(order="F")
+        strengthened[np.diag_indices(columns)] += estimator.alpha
+        try:
+            coef = cho_solve(cho_factor(strengthened, lower=True, overwrite_a=True, check_finite=False), right)
+        except LinAlgError:  # alpha is 0, and some column follows from others
+            coef = lstsq(np.tril(gram) + np.tril(gram, -1).T, right)[0]
+        intercept = (means - moments @ coef / total).astype(np.float32)
+        # Of two classes scikit-learn keeps one vector and one number.
+        estimator.coef_ = (coef[:, 0] if coef.shape[1] == 1 else coef.T).astype(np.float32)
+        estimator.intercept_ = intercept
+        estimator._label_binarizer, estimator.classes_ = binarizer, binarizer.classes_
+        estimator.n_features_in_, estimator.n_iter_, estimator.solver_ = columns, None, "cholesky"

@@ -1,0 +1,69 @@
+"""Fitting trials that differ in one option alone side by side: what they share is read once for all of them."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.models import classifiers
+from pipeline.models.fit import Fitted, Job, fit_side_by_side
+from pipeline.models.history import FitAndValidation, Step
+from pipeline.network.taps import TAP_COLUMNS
+from pipeline.selection.trials import Trial, TrialResult
+
+TOGETHER = 9  # at most: those that are interrupted are fitted again
+
+
+def arrange(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Trials that differ in the tuned option alone together, the most regularised first."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        tuned = classifiers.get(trial.classifier).tuned_option
+        rest: dict[str, Any] = {name: value for name, value in trial.params.items() if name != tuned}
+        groups.setdefault(repr((trial.classifier, trial.taps, rest, trial.seed)), []).append(trial)
+    found = []
+    for group in groups.values():
+        tuned = classifiers.get(group[0].classifier).tuned_option
+        ordered = sorted(group, key=lambda trial: trial.params[tuned])
+        found += [ordered[first : first + TOGETHER] for first in range(0, len(ordered), TOGETHER)]
+    return found
+
+
+def fit_together(
+    trials: Sequence[Trial],
+    rows: FitAndValidation,
+    taps: tuple[str, ...],
+    on_step: Callable[[str], object] = lambda what: None,
+) -> list[tuple[Trial, Fitted, TrialResult]]:
+    """Fit trials as `arrange` puts them together.
+
+    Parameters
+    ----------
+    trials : sequence of Trial
+    rows : FitAndValidation
+    taps : tuple of str
+        What the columns of ``rows`` are; at least those of the trials.
+    on_step : callable
+        Told what is being done.
+    """
+
+    def watch(number: int, step: Step, ended: bool) -> None:
+        del ended
+        on_step(f"{trials[number].describe()}: step {step.step:g}, {step.validation_accuracy:.2%}")
+
+    began = time.monotonic()
+    own = rows.columns(columns_among(trials[0].taps, taps))
+    fits = fit_side_by_side(trials[0].classifier, [Job(trial.params, own, trial.seed) for trial in trials], watch=watch)
+    seconds = round((time.monotonic() - began) / len(trials), 3)
+    return [
+        (trial, fit, TrialResult(*fit.validation, *fit.train, fit.not_converged, seconds))
+        for trial, fit in zip(trials, fits, strict=True)
+    ]
+
+
+def columns_among(wanted: tuple[str, ...], held: tuple[str, ...]) -> list[slice]:
+    """The columns of some taps among those of others."""
+    ends = dict(zip(held, itertools.accumulate(TAP_COLUMNS[tap] for tap in held), strict=True))
+    return [slice(ends[tap] - TAP_COLUMNS[tap], ends[tap]) for tap in wanted]
