@@ -110,7 +110,7 @@ def sweep(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tupl
         target = search.write_table(table, training.output_dir, asked.dataset, asked_for[:12])
         best = table[0][0]
         own = dataclasses.replace(asked, taps=best.taps)
-        chosen = dataclasses.replace(training, classifier=best.classifier, options=dict(best.params), seed=best.seed)
+        chosen = training.of_trial(best)
         place = place_of(own, chosen, copies.count(groups), {"candidates": asked_for})
         if not is_there(place, training):
             make(

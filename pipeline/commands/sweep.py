@@ -82,9 +82,7 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
         winner = train.train_on(
             cache,
             dataclasses.replace(asked, taps=best.taps),
-            dataclasses.replace(
-                options.training, classifier=best.classifier, options=dict(best.params), seed=best.seed
-            ),
+            options.training.of_trial(best),
             time.monotonic(),
         )
     return Result(table, target, winner)

@@ -172,8 +172,7 @@ def _compute(
     if options.cv is not None:
         from pipeline.commands import crossval
 
-        resolved = classifiers.resolve(options.classifier, options.options)
-        params = classifiers.candidates(options.classifier, resolved, columns_of(asked.taps))
+        params = classifiers.candidates(options.classifier, options.settings(), columns_of(asked.taps))
         candidates = [Trial(options.classifier, asked.taps, each, options.seed) for each in params]
         with crossval.loaded(cache, asked.taps, candidates, options, groups) as (data, folds):
             clock.lap("load")
@@ -190,7 +189,7 @@ def _compute(
     clock.lap("load")
     log.info("%s on %s features of %s rows", name, f"{features.shape[1]:,}", f"{features.shape[0]:,}")
     rows = protocol.prepare(data, options.seed, classes)
-    selection = protocol.select(name, classifiers.resolve(name, options.options), rows, options.seed)
+    selection = protocol.select(name, options.settings(), rows, options.seed)
     chosen = selection.fitted
     log.info(
         "chosen on validation: %s (accuracy %.2f %%, log loss %.4f)",

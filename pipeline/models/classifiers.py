@@ -41,8 +41,12 @@ class Classifier:
     make : callable
         From all parameters, a seed and the shape (rows, columns) of what it will be fitted on to an unfitted
         estimator; the features will be standardised.
+    annealed : bool
+        Whether the step size falls to zero, and the number of epochs is chosen so that it does.
     max_scored_rows : int or None
         Training rows that its training scores are taken on at most; None for all.
+    weighs_classes : bool
+        Whether the parameter ``class_weight`` can be among those that it is fitted with.
     """
 
     help: str
@@ -51,7 +55,9 @@ class Classifier:
     solver_kind: Literal["iterations", "epochs", "products", "once"]
     probabilities: bool
     make: Callable[[Mapping[str, Any], int, tuple[int, int]], Any]
+    annealed: bool = False
     max_scored_rows: int | None = None
+    weighs_classes: bool = True
 
     @property
     def tuned_option(self) -> str:
@@ -165,8 +171,8 @@ _EARLY_STOPPING = (  # ours, not scikit-learn's
 
 
 def _own(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that are scikit-learn's."""
-    ours = {"epochs", *(option.name for option in _EARLY_STOPPING)}
+    """The parameters that the estimator is made with: class weights go in with each epoch."""
+    ours = {"epochs", "class_weight", *(option.name for option in _EARLY_STOPPING)}
     return {name: value for name, value in params.items() if name not in ours}
 
 
@@ -188,13 +194,14 @@ REGISTRY: dict[str, Classifier] = {
         options=(
             Option("hidden_layer_sizes", int, (512,), "units of each hidden layer", least=1, many=True),
             Option("alpha", float, None, "L2 strength; chosen on validation when left out", least=0),
-            Option("learning_rate_init", float, 3e-4, "Adam's step size", least=1e-12),
+            Option("learning_rate_init", float, 1e-3, "Adam's step size at the beginning", least=1e-12),
             *_EARLY_STOPPING,
         ),
         space=_mlp_space,
         solver_kind="epochs",
         probabilities=True,
         make=_mlp,
+        annealed=True,
     ),
     "svm": Classifier(
         help="linear support vector machines, one against the rest, by averaged gradient descent",
@@ -225,6 +232,7 @@ REGISTRY: dict[str, Classifier] = {
         solver_kind="once",
         probabilities=False,
         make=_knn,
+        weighs_classes=False,
         max_scored_rows=5000,  # the votes of every row on every other would take longer than all the rest
     ),
 }

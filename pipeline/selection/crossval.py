@@ -108,7 +108,7 @@ class CrossValidation:
                 own.append(result)
                 self._progress.update(1)
         table = [(trial, _mean(results)) for trial, results in zip(trials, found, strict=True)]
-        return sorted(table, key=lambda item: (item[1].log_loss, item[1].reason is not None, -item[1].accuracy))
+        return sorted(table, key=lambda item: (item[1].criterion, item[1].reason is not None, -item[1].accuracy))
 
     def fit(self, trial: Trial, data: Samples) -> tuple[Samples, Selection, Pipeline, str | None]:
         """Fit a candidate on some rows, as `protocol.select` and `protocol.refit` do.
@@ -126,12 +126,7 @@ class CrossValidation:
 
 def _mean(results: Sequence[TrialResult]) -> TrialResult:
     """The mean over folds; of the reasons why it did not converge the first."""
-    log_loss, accuracy, train_loss, train_accuracy, seconds = np.mean(
-        [
-            (each.log_loss, each.accuracy, each.train_log_loss, each.train_accuracy, each.seconds * len(results))
-            for each in results
-        ],
-        axis=0,
-    ).tolist()
     reason = next((each.reason for each in results if each.reason), None)
-    return TrialResult(log_loss, accuracy, train_loss, train_accuracy, reason, round(seconds, 3))
+    numbers = [dataclasses.astuple(dataclasses.replace(each, reason=None)) for each in results]
+    mean = TrialResult(*np.array(numbers, float).mean(axis=0).tolist())  # None is not a number
+    return dataclasses.replace(mean, reason=reason, seconds=round(sum(each.seconds for each in results), 3))

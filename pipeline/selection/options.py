@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pipeline.common.errors import UserError
 from pipeline.common.options import Options, option
 from pipeline.models import classifiers
 from pipeline.selection.grid import SEED, Grid, read_file, read_flags
+from pipeline.selection.trials import Trial
 
 DEFAULT_CURVE_SEEDS = 3
 
@@ -30,15 +32,44 @@ class TrainOptions(Options):
         None, "cross-validate in N folds instead of holding out validation and test: for few images", least=2
     )
     repeats: int = option(1, "how often to cross-validate, each time in other folds", least=1)
+    class_weight: str | None = option(
+        None, "balanced: every class counts alike, however few images it has", metavar="NAME", choices=("balanced",)
+    )
     curve_seeds: int = option(DEFAULT_CURVE_SEEDS, "splits that the learning curve is drawn from", least=1)
     no_learning_curve: bool = option(False, "leave the learning curve out")
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        classifiers.resolve(self.classifier, self.options)
+        self.settings()
         if self.repeats > 1 and self.cv is None:
             raise UserError("The repeats parameter says how often to cross-validate, so it needs --cv N beside it.")
+
+    def settings(self) -> dict[str, Any]:
+        """Every option of the classifier, and how it weighs classes where that was asked for."""
+        return self.weighted(self.classifier, classifiers.resolve(self.classifier, self.options))
+
+    def weighted(self, classifier: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters of a classifier, and how it weighs classes where that was asked for.
+
+        Raises
+        ------
+        UserError
+            When it cannot.
+        """
+        if self.class_weight is None:
+            return dict(params)
+        if not classifiers.get(classifier).weighs_classes:
+            raise UserError(
+                f"The classifier {classifier} cannot weigh classes. Leave out --class-weight, or choose another of "
+                f"{', '.join(name for name, known in classifiers.REGISTRY.items() if known.weighs_classes)}."
+            )
+        return {**params, "class_weight": self.class_weight}
+
+    def of_trial(self, trial: Trial) -> Self:
+        """The same, for the classifier, parameters and seed of a trial."""
+        options = {name: value for name, value in trial.params.items() if name != "class_weight"}
+        return dataclasses.replace(self, classifier=trial.classifier, options=options, seed=trial.seed)
 
     def keyed(self) -> dict[str, Any]:
         """All that changes a run's result, besides features, seed and protocol.
@@ -50,8 +81,7 @@ class TrainOptions(Options):
             "repeats": self.repeats if self.repeats > 1 else None,
             "curve_seeds": None if self.seeds == DEFAULT_CURVE_SEEDS else self.seeds,
         }
-        resolved = classifiers.resolve(self.classifier, self.options)
-        return {**resolved, **{name: value for name, value in more.items() if value is not None}}
+        return {**self.settings(), **{name: value for name, value in more.items() if value is not None}}
 
     @property
     def seeds(self) -> int:

@@ -67,7 +67,10 @@ def expand_candidates(options: SweepOptions, held: Sequence[str]) -> list[Trial]
     if not choices and options.grid == () and options.file is None:
         choices = [taps for taps in grids.BUILT_IN_TAPS if set(taps) <= set(held)]
     defaults = grids.Defaults(training.classifier, training.options, training.seed, choices or [tuple(held)])
-    candidates = grids.expand(options.grids(), defaults, sure=options.yes)
+    candidates = [
+        dataclasses.replace(trial, params=training.weighted(trial.classifier, trial.params))
+        for trial in grids.expand(options.grids(), defaults, sure=options.yes)
+    ]
     missing = sorted({tap for candidate in candidates for tap in candidate.taps} - set(held))
     if missing:
         raise UserError(
@@ -177,7 +180,7 @@ class _Runner:
         with Progress(title, len(tried), "candidates", done=len(found)) as progress:
 
             def note(what: str) -> None:
-                best = min(found.values(), key=lambda result: result.log_loss, default=None)
+                best = min(found.values(), key=lambda result: result.criterion, default=None)
                 progress.note(f"best so far {best.accuracy:.2%} (loss {best.log_loss:.4f}), {what}" if best else what)
 
             taps = tuple(tap for tap in self._cache.spec.taps if any(tap in trial.taps for trial in pending))
@@ -206,7 +209,7 @@ class _Runner:
 
 
 def _rank(result: TrialResult, name: str) -> tuple[float, bool, float, str]:
-    return (result.log_loss, result.reason is not None, -result.accuracy, name)
+    return (result.criterion, result.reason is not None, -result.accuracy, name)
 
 
 def _csv(table: Table) -> bytes:

@@ -58,7 +58,7 @@ def fit_together(
     fits = fit_side_by_side(trials[0].classifier, [Job(trial.params, own, trial.seed) for trial in trials], watch=watch)
     seconds = round((time.monotonic() - began) / len(trials), 3)
     return [
-        (trial, fit, TrialResult(*fit.validation, *fit.train, fit.not_converged, seconds))
+        (trial, fit, TrialResult(*fit.validation, *fit.train, fit.not_converged, seconds, fit.criterion))
         for trial, fit in zip(trials, fits, strict=True)
     ]
 

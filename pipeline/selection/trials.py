@@ -70,6 +70,8 @@ class TrialResult:
         Why it did not converge; None when it did.
     seconds : float
         That the fit took.
+    criterion : float
+        What the best is chosen by: the validation loss, with classes weighed as they are in fitting.
     """
 
     log_loss: float
@@ -78,6 +80,7 @@ class TrialResult:
     train_accuracy: float
     reason: str | None
     seconds: float
+    criterion: float
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ class TrialRecords:
         path = self.path(trial)
         try:
             fields = json.loads(path.read_bytes())
-            found = TrialResult(**fields["outcome"])
+            outcome = fields["outcome"]
+            found = TrialResult(**{"criterion": outcome["log_loss"], **outcome})
             numbers = (found.log_loss, found.accuracy, found.train_log_loss, found.train_accuracy, found.seconds)
             if not all(isinstance(number, (int, float)) for number in numbers) or fields["name"] != path.stem:
                 raise ValueError("it is not what was written under that name")
