@@ -19,12 +19,12 @@ made_here = [ ! -L $1 ] && { [ -e $1/$(MARK) ] || [ -e $1/.installed ]; }
 
 # A variable given to make is the default of the flag of the same name, byte for byte: it goes through the environment
 # under another name, unexpanded, with the list of those given, so that nothing else of the environment becomes a flag.
-GIVEN := $(sort $(foreach name,$(filter-out PYTHON QUICK,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),$(name))))
+GIVEN := $(sort $(foreach name,$(filter-out PYTHON QUICK BEFORE,$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),$(name))))
 $(foreach name,$(GIVEN),$(eval export PIPELINE_$(name) := $$(value $(name)))$(eval unexport $(name)))
 given = $(if $(filter $1,$(GIVEN)),$(if $(value $1),"$$PIPELINE_$1"))
 
-.PHONY: help install demo features train sweep report predict export inspect test torture bench check format lock \
-  clean clean-features
+.PHONY: help install demo features train sweep report predict export inspect test torture bench bench-train check format \
+  lock clean clean-features
 
 help: ## show this list
 	@echo "Usage: make TARGET [VARIABLE=value …]"
@@ -85,6 +85,10 @@ torture: $(DEV) ## attack the cache for half an hour: kills, full disks, flipped
 bench: $(BENCH)/.installed ## set stage one against other tools, into docs/ (half an hour; QUICK=1: minutes)
 	@$(subst $(VENV),$(BENCH),$(RUN)) --help >/dev/null
 	@$(BENCH)/bin/python benchmarks/bench.py$(addprefix $() --data-dir ,$(call given,DATA_DIR))$(if $(QUICK), --quick)
+
+bench-train: $(STAMP) ## time stage two on the caches of CIFAR-10 at 32 and 64 px (an hour; BEFORE=COMMIT: against it)
+	@$(VENV)/bin/python benchmarks/stage_two.py compare $(or $(call given,FEATURES_DIR),features) \
+	  $(addprefix --data-dir ,$(call given,DATA_DIR)) $(addprefix --before ,$(BEFORE))
 
 check: $(DEV) ## lint and type-check (ruff, mypy strict)
 	@$(VENV)/bin/ruff check .

@@ -1,21 +1,25 @@
 """What stage two's way of doing things is worth, on the cached features of CIFAR-10.
 
-    .venv/bin/python benchmarks/stage_two.py path features/NAME.h5
-    .venv/bin/python benchmarks/stage_two.py path features/NAME.h5 --rows 5000 --repeats 3
+    .venv/bin/python benchmarks/stage_two.py compare features --before COMMIT
+    .venv/bin/python benchmarks/stage_two.py path features/NAME.h5 --rows 15000
     .venv/bin/python benchmarks/stage_two.py page
 
-``path`` fits nine values of C the plain way, float64 arrays and scikit-learn's defaults, one independent fit after
-the other, and this project's way, in alternating rounds of one process, and compares validation accuracies, too.
-``--rows`` takes fewer rows. All rows of 64 px take the plain way more than ten minutes and 6 GB. ``page`` makes the
-page of fifty runs and asks Chromium when it can be used. Neither means anything while another job runs.
+``compare`` (`make bench-train`) runs whole commands and fits, each in a process of its own, alternating with the code
+of another commit where there is one to compare with. ``path`` sets nine values of C beside the plain way, float64
+arrays and scikit-learn's defaults, one independent fit after the other; all rows of 64 px take that way more than ten
+minutes and 6 GB. ``page`` makes the page of fifty runs and asks Chromium when it can be used. None of them means
+anything while another job runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,10 +40,21 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.features import store
+from pipeline.features.rows import FeatureRows, FilePart
 from pipeline.models.fit import Job, fit_side_by_side
 from pipeline.models.history import Samples
+from pipeline.network.taps import columns_of
 from pipeline.selection import protocol
 
+HERE = Path(__file__).resolve().parent
+COMMANDS = {
+    "train --image-size 64 (all taps)": ("--image-size", "64"),
+    "train --image-size 32 --taps top --classifier mlp": (
+        "--image-size", "32", "--taps", "top", "--classifier", "mlp",
+    ),
+    "train --image-size 64 --classifier mlp (all taps)": ("--image-size", "64", "--classifier", "mlp"),
+}  # fmt: skip
+NEVER_WHOLE = list(COMMANDS)[-1]  # hours, before
 VALUES = [float(value) for value in np.geomspace(1e-4, 1, 9)]
 
 
@@ -88,6 +103,105 @@ def path(cache_path: Path, taps: str, rows: int | None, repeats: int) -> None:
         print(f"plain {slow:7.1f} s, best validation {max(slow_scores):.2%}, {slow_unfinished} of 9 not converged")
         print(f"ours  {quick:7.1f} s, best validation {max(quick_scores):.2%}, {quick_unfinished} of 9 not converged")
     print(f"ratio {statistics.median(ratios):.1f} (median of {repeats}; from {min(ratios):.1f} to {max(ratios):.1f})")
+
+
+def fit(files: list[Path], grown: Path | None) -> None:
+    """Fit nine values of C on the rows of caches side by side, or on those that `grow` made; print scores as JSON."""
+    with store.open(files[0]) as cache:
+        labels, classes, taps = cache.labels("train"), cache.class_names, cache.spec.taps
+        if grown is not None:
+            columns = columns_of(taps)
+            shape = (grown.stat().st_size // (2 * columns), columns)
+            data = Samples(
+                FeatureRows([FilePart(os.open(grown, os.O_RDONLY), 0, shape)]), np.tile(labels, shape[0] // len(labels))
+            )
+        else:
+            arrays = [cache.feature_rows("train", taps).array()]
+            for file in files[1:]:
+                with store.open(file) as other:
+                    arrays.append(other.feature_rows("train", other.spec.taps).array())
+            data = Samples(FeatureRows(arrays), labels)
+        seconds, scores, unfinished = ours(data, classes)
+    print(json.dumps({"fit": seconds, "best": max(scores), "unfinished": unfinished}), file=sys.stderr)
+
+
+def grow(file: Path, target: Path, times: int) -> None:
+    """Write the rows of a cache many times over, each time with noise of a hundredth, as float16."""
+    generator = np.random.default_rng(0)
+    with store.open(file) as cache, target.open("wb") as stream:
+        rows = cache.feature_rows("train", cache.spec.taps).in_memory()
+        for _ in range(times):
+            for _, block in rows.blocks(2048):
+                noise = generator.normal(1, 0.01, block.shape).astype(np.float32)
+                stream.write((block * noise).astype(np.float16).tobytes())
+
+
+def timed(command: list[str], folder: Path) -> dict[str, float]:
+    """Seconds and peak memory in bytes of a process, with what `fit` says of itself."""
+    timer = [sys.executable, str(HERE / "timed.py"), sys.executable, *command]
+    done = subprocess.run(timer, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(done.stderr)
+    said = [json.loads(line) for line in done.stderr.splitlines() if line.startswith('{"fit"')]
+    return {**json.loads(done.stdout), **(said[-1] if said else {})}
+
+
+def compare(features: Path, data_dir: Path, before: str | None, rounds: int, times: int) -> None:
+    """Whole commands now and before; fits on more rows and more columns."""
+    files = {
+        size: max(features.resolve().glob(f"cifar10-vgg16-{size}px-*.h5"), key=os.path.getsize) for size in (32, 64)
+    }
+    processor = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    print(
+        f"{processor.partition(': ')[2] or platform.processor()}, {os.cpu_count()} cores; first: medians of {rounds}\n"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        trees = {"now": HERE.parent}
+        if before is not None:
+            trees = {"before": home / "before", **trees}
+            subprocess.run(["git", "worktree", "add", "-q", "--detach", trees["before"], before], cwd=HERE, check=True)
+        try:
+            for what, flags in COMMANDS.items():
+                found: dict[str, list[dict[str, float]]] = {tree: [] for tree in trees}
+                for _ in range(rounds if what == next(iter(COMMANDS)) else 1):
+                    for tree, folder in trees.items():
+                        if tree == "before" and what == NEVER_WHOLE:
+                            continue
+                        shutil.rmtree(home / "output", ignore_errors=True)
+                        folders = {
+                            "data": data_dir.resolve(),
+                            "features": features.resolve(),
+                            "output": home / "output",
+                        }
+                        given = [text for key, path in folders.items() for text in (f"--{key}-dir", str(path))]
+                        command = ["-m", "pipeline", "train", *given, "--models-dir", str(home / "models"), *flags]
+                        found[tree].append(timed(command, folder))
+                        (metrics,) = (json.loads(path.read_bytes()) for path in home.glob("output/*/metrics.json"))
+                        found[tree][-1] |= {which: metrics["accuracy"][which] for which in ("validation", "test")}
+                        found[tree][-1]["loss"] = metrics["log_loss"]["validation"]
+                show(what, {tree: runs for tree, runs in found.items() if runs})
+        finally:
+            if before is not None:
+                subprocess.run(["git", "worktree", "remove", "--force", trees["before"]], cwd=HERE, check=True)
+        grow(files[64], home / "grown", times)
+        fits = {"all rows": [str(files[64])], "twice the columns": [str(files[64]), str(files[32])]}
+        fits[f"{times} times the rows, from disk"] = [str(files[64]), "--grown", str(home / "grown")]
+        me = str(Path(__file__).resolve())
+        show(
+            "nine values of C, 64 px, all taps",
+            {key: [timed([me, "fit", *given], HERE)] for key, given in fits.items()},
+        )
+
+
+def show(what: str, found: dict[str, list[dict[str, float]]]) -> None:
+    """Print medians."""
+    print(what)
+    for key, runs in found.items():
+        middle = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in middle.items() if name not in ("seconds", "peak"))
+        print(f"  {key:28} {middle['seconds']:7.1f} s  {middle['peak'] / 1e9:5.2f} GB  {numbers}", flush=True)
+    print()
 
 
 def page() -> None:
@@ -140,9 +254,22 @@ def main() -> None:
     one.add_argument("--repeats", type=int, default=1)
     one.add_argument("--plain-blas", action="store_true", help="leave the choice of kernels to OpenBLAS")
     commands.add_parser("page")
+    two = commands.add_parser("compare")
+    two.add_argument("features", type=Path)
+    two.add_argument("--data-dir", type=Path, default=Path("data"))
+    two.add_argument("--before", metavar="COMMIT")
+    two.add_argument("--repeats", type=int, default=3)
+    two.add_argument("--times", type=int, default=10)
+    three = commands.add_parser("fit")
+    three.add_argument("caches", type=Path, nargs="+")
+    three.add_argument("--grown", type=Path)
     arguments = parser.parse_args()
     if arguments.command == "path":
         path(arguments.cache, arguments.taps, arguments.rows, arguments.repeats)
+    elif arguments.command == "compare":
+        compare(arguments.features, arguments.data_dir, arguments.before, arguments.repeats, arguments.times)
+    elif arguments.command == "fit":
+        fit(arguments.caches, arguments.grown)
     else:
         page()
 
