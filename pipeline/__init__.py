@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.common.errors import UserError
     from pipeline.features.arrays import class_names, load_features
     from pipeline.features.transformer import VGG16Features
 
-__all__ = ["VGG16Features", "class_names", "load_features"]
+__version__ = "0.2.0"
+
+__all__ = ["UserError", "VGG16Features", "class_names", "load_features"]
 
 _HOMES = {
+    "UserError": "common.errors",
     "VGG16Features": "features.transformer",
     "class_names": "features.arrays",
     "load_features": "features.arrays",
@@ -24,3 +28,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f"pipeline.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

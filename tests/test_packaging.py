@@ -14,6 +14,8 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import pipeline
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -48,7 +50,7 @@ def test_the_wheel_holds_the_package_alone_with_its_command_and_templates(tmp_pa
     pytest.importorskip("hatchling")
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob(f"vgg16_features-{PROJECT['version']}-*.whl")
+    (wheel,) = tmp_path.glob(f"vgg16_features-{pipeline.__version__}-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (scripts,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Something the user can mend: one paragraph, exit status 2, no traceback.
 
     The message says what is wrong, where, what was expected and what was found, and what to do.
-    Everything else that is raised is a bug and keeps its traceback.
+    Everything else that is raised is a bug and keeps its traceback. To Python it is a ValueError, as those who call a
+    library expect.
     """
 
 

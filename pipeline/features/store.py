@@ -274,7 +274,7 @@ def peek_spec(path: Path) -> FeatureSpec:
     start = text.find('{"dataset": ')
     try:
         spec = FeatureSpec.from_dict(json.JSONDecoder().raw_decode(text, max(start, 0))[0])
-    except (ValueError, TypeError, RecursionError, UserError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise unusable(path, f"its spec cannot be read ({error})") from error
     if spec.key() not in text:
         raise unusable(path, "its key is not the key of its spec")
@@ -309,6 +309,8 @@ def read_errors(path: Path) -> Iterator[None]:
             raise CacheError(f"{path} is a folder, not a feature file. Name a file that ends in .h5.") from error
         except Unfit as error:
             raise unusable(path, error) from error
+        except UserError:
+            raise
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # whatever h5py makes of odd files
             if isinstance(error, OSError) and error.errno:
                 raise

@@ -273,6 +273,8 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         try:
             with h5py.File(stream, "r") as file:
                 file.visititems(collect)
+        except UserError:
+            raise
         except (OSError, RuntimeError, ValueError, KeyError, MemoryError) as error:
             raise UserError(
                 f"The weights file {path} is damaged: HDF5 says {error}. Copy or download it again."
