@@ -468,6 +468,8 @@ def test_the_same_picture_in_another_file_is_a_leak_too(tmp_path: Path) -> None:
     assert "train/ant/002.png" in leak.reason
     assert cache.rows == {"train": 8, "test": 6}
     assert "1 file was not used, 1 of them a leak between train and test" in outcome.said
+    assert cache.provenance["rows_taken_over"] == 0, "it was computed, as the others were"
+    assert "taken over" not in outcome.said
 
 
 def test_killed_on_the_way_a_folder_goes_on(folder: Path, tmp_path: Path) -> None:

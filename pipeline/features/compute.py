@@ -134,7 +134,10 @@ def compute(options: ComputeOptions, dataset: Dataset, build: Build, plan: devic
 
 
 def _taken_over(build: Build) -> int:
-    return sum(build.rows.values()) - sum(map(len, build.dropped.values())) - build.computed
+    """Rows whose features another cache had; a leak was found by its features, so it was computed or taken over."""
+    reasons = [why for dropped in build.dropped.values() for why in dropped.values()]
+    without_features = sum(not Skipped.stored("", why).is_leak for why in reasons)
+    return sum(build.rows.values()) - without_features - build.computed
 
 
 def _rate(build: Build) -> float:
