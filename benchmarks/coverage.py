@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.common.progress import Progress
 from pipeline.features import store
+from pipeline.features.rows import FeatureRows
 from pipeline.models import classifiers
 from pipeline.models.history import Samples
 from pipeline.network.taps import TOP_TAPS, columns_of
@@ -46,15 +47,17 @@ def draw(random: np.random.Generator, labels: NDArray[Any], folds: int) -> tuple
     return [random.permutation(np.flatnonzero(labels == each)) for each in chosen], counts, share
 
 
-def measure(seed: int, samples: Samples, folds: int, repeats: int) -> dict[str, Any]:
+def measure(
+    seed: int, features: NDArray[np.float32], all_labels: NDArray[np.intp], folds: int, repeats: int
+) -> dict[str, Any]:
     """Cross-validate one set; its intervals, and the accuracy that they should hold."""
     random = np.random.default_rng(seed)
-    rows, counts, share = draw(random, samples.labels, folds)
+    rows, counts, share = draw(random, all_labels, folds)
     names = [str(number) for number in range(len(counts))]
     labels = np.repeat(np.arange(len(counts)), counts)
     order = random.permutation(len(labels))
     inside = np.concatenate([own[:count] for own, count in zip(rows, counts, strict=True)])
-    data = Samples(samples.features[inside[order]], labels[order])
+    data = Samples(FeatureRows([features[inside[order]]]), labels[order])
     params = classifiers.candidates("logistic", classifiers.resolve("logistic", {}), columns_of(TOP_TAPS))
     candidates = [Trial("logistic", TOP_TAPS, each, 0) for each in params]
     with Progress(f"set {seed}", 0, "fits") as progress:
@@ -65,7 +68,7 @@ def measure(seed: int, samples: Samples, folds: int, repeats: int) -> dict[str, 
         model = validation.fit(validation.choose(data)[0][0], data)[2]
     found = metrics.score(probabilities, data.labels[scored], names, folds)
     left = [own[count:] for own, count in zip(rows, counts, strict=True)]
-    truth = [float(np.mean(model.predict(samples.features[own]) == label)) for label, own in enumerate(left)]
+    truth = [float(np.mean(model.predict(features[own]) == label)) for label, own in enumerate(left)]
     right = (probabilities.argmax(axis=2) == data.labels[scored]).mean()
     return {
         "seed": seed, "images": len(labels), "classes": len(counts), "truth": float(share @ truth),
@@ -100,12 +103,12 @@ def main() -> None:
     given = parser.parse_args()
     sklearn.set_config(assume_finite=True)
     with store.open(given.features) as cache:
-        samples = Samples(cache.features("test", TOP_TAPS), cache.labels("test").astype(np.intp))
+        features, labels = cache.features("test", TOP_TAPS), cache.labels("test").astype(np.intp)
     lines = given.output.read_text(encoding="utf-8").splitlines() if given.output.exists() else []
     results = [json.loads(line) for line in lines]
     with given.output.open("a", encoding="utf-8") as stream:
         for seed in range(len(results), given.sets):
-            results.append(measure(seed, samples, given.folds, given.repeats))
+            results.append(measure(seed, features, labels, given.folds, given.repeats))
             stream.write(json.dumps(results[-1]) + "\n")
             stream.flush()
     sys.stdout.write(summary(results) + "\n")

@@ -256,8 +256,10 @@ class Scale:
         return block
 
 
-def moments(rows: FeatureRows) -> Scale:
+def moments(rows: FeatureRows, progress: Callable[[int], object] = lambda count: None) -> Scale:
     """Means and deviations in one pass, summed up in float64, in which the squares of halves are exact.
+
+    ``progress`` is told the bytes seen.
 
     Raises
     ------
@@ -272,6 +274,7 @@ def moments(rows: FeatureRows) -> Scale:
         sums[0] += ones @ block  # by BLAS, several times faster than sum(axis=0)
         np.square(block, out=block)
         sums[1] += ones @ block
+        progress(2 * block.size)
 
     sums, squares = np.sum(rows.reduce(visit, lambda: np.zeros((2, rows.shape[1])), np.float64), axis=0)
     count = rows.shape[0]

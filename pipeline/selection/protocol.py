@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline
 
 from pipeline.common.progress import Progress
 from pipeline.common.text import to_csv
-from pipeline.features.rows import moments
+from pipeline.features.rows import FeatureRows, Scale, moments
 from pipeline.models import classifiers
 from pipeline.models import fit as fitting
 from pipeline.models.fit import Fitted, Job, Watch, fit_side_by_side
@@ -107,7 +107,12 @@ def prepare(data: Samples, seed: int, class_names: Sequence[str]) -> FitAndValid
 def sides(data: Samples, fit: Rows, held_out: Rows, ends: Rows | None = None) -> FitAndValidation:
     """Some rows to fit on and to validate on, and what standardises both, by the former."""
     ends = np.arange(1, len(fit) + 1) if ends is None else ends
-    return FitAndValidation(data, fit, held_out, ends, moments(data.features.take(np.sort(fit))))
+    return FitAndValidation(data, fit, held_out, ends, _moments(data.features.take(np.sort(fit))))
+
+
+def _moments(features: FeatureRows) -> Scale:
+    with Progress("means and deviations", features.nbytes, "B", scale=True) as progress:
+        return moments(features, progress.update)
 
 
 def select(name: str, options: Mapping[str, Any], rows: FitAndValidation, seed: int) -> Selection:
@@ -235,5 +240,6 @@ def refit(name: str, chosen: Fitted, data: Samples, seed: int) -> tuple[Pipeline
     reason : str or None
         Why it did not converge; None when it did.
     """
+    scale = _moments(data.features)
     with Progress("refit on all rows", chosen.params.get("epochs", 0), "steps") as progress:
-        return fitting.refit(name, data, moments(data.features), seed, chosen, lambda: progress.update(1))
+        return fitting.refit(name, data, scale, seed, chosen, lambda: progress.update(1))
