@@ -6,6 +6,7 @@ does not fit into memory is read from the file, ahead of its use. So memory does
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from pipeline.common.errors import UserError
 from pipeline.common.memory import free_memory
@@ -174,7 +175,9 @@ class FeatureRows:
                     visit(rows, wide[:count], state)
             return state
 
-        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        if threads == 1:
+            return [share(0, self.shape[0])]
+        with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
             return list(pool.map(share, bounds[:-1].tolist(), bounds[1:].tolist()))
 
     def _columns(self) -> list[slice]:
@@ -227,6 +230,12 @@ def _getter(
         return [array[rows if index is None else index[rows]] for array in arrays]
 
     return get
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """Found once: to look for them takes as long as a pass over a few thousand rows."""
+    return ThreadpoolController()
 
 
 def cores() -> int:
