@@ -9,6 +9,7 @@ VENV := .venv
 RUN = PIPELINE_VARIABLES="$(GIVEN)" $(VENV)/bin/python -m pipeline
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+DOCS := $(VENV)/.installed-docs
 PIP := -m pip install --disable-pip-version-check
 BENCH := benchmarks/.venv
 MARK := .made-by-make
@@ -23,8 +24,8 @@ GIVEN := $(sort $(foreach name,$(filter-out PYTHON QUICK BEFORE,$(.VARIABLES)),$
 $(foreach name,$(GIVEN),$(eval export PIPELINE_$(name) := $$(value $(name)))$(eval unexport $(name)))
 given = $(if $(filter $1,$(GIVEN)),$(if $(value $1),"$$PIPELINE_$1"))
 
-.PHONY: help install demo features train sweep report predict export inspect test torture bench bench-train check format \
-  lock clean clean-features
+.PHONY: help install demo features train sweep report predict export inspect test docs torture bench bench-train \
+  check format lock clean clean-features
 
 help: ## show this list
 	@echo "Usage: make TARGET [VARIABLE=value …]"
@@ -33,7 +34,7 @@ help: ## show this list
 	@echo
 	@echo "A variable is a flag of the command: --image-size 32 is IMAGE_SIZE=32, --strict is STRICT=1, and values of a flag"
 	@echo "that may be given more than once stand side by side, as in 'make sweep TAPS=\"top all\"'. The flags are listed by"
-	@echo "'$(VENV)/bin/python -m pipeline train --help' and in README.md. PYTHON is the Python that makes $(VENV) (python3)."
+	@echo "'$(VENV)/bin/python -m pipeline train --help' and in docs/command-line.md. PYTHON is the Python that makes $(VENV) (python3)."
 
 install: $(STAMP) ## make .venv from requirements.txt (every target does so by itself)
 
@@ -54,8 +55,8 @@ $(STAMP) $(BENCH)/.installed: requirements.txt
 	@"$(PYTHON)" -m venv $(@D)
 	@$(foreach file,$^,$(@D)/bin/python $(PIP) -r $(file) &&) touch $@
 
-# What only checks the product joins it there, for the targets that need it.
-$(DEV): requirements-dev.txt $(STAMP)
+# What only checks or describes the product joins it there, for the targets that need it.
+$(DEV) $(DOCS): $(VENV)/.installed-%: requirements-%.txt $(STAMP)
 	@$(VENV)/bin/python $(PIP) -r $<
 	@touch $@
 
@@ -78,6 +79,10 @@ train sweep:
 test: $(DEV) ## run the tests; those on real data need DATA_DIR=folder
 	@$(RUN) --help >/dev/null
 	@$(addprefix DATA_DIR=,$(call given,DATA_DIR)) $(VENV)/bin/python -m pytest
+
+docs: $(DOCS) ## build the documentation in docs/_build/html, running its examples (weights: DATA_DIR=folder)
+	@$(RUN) --help >/dev/null
+	@$(addprefix DATA_DIR=,$(call given,DATA_DIR)) $(VENV)/bin/python -m sphinx -W --keep-going docs docs/_build/html
 
 torture: $(DEV) ## attack the cache for half an hour: kills, full disks, flipped bits
 	@$(VENV)/bin/python tests/torture.py
@@ -105,13 +110,14 @@ lock: ## pin what pyproject.toml asks for, and what that needs, in the requireme
 	"$$tools/bin/python" $(PIP) --quiet uv && \
 	lock() { "$$tools/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --custom-compile-command "make lock" pyproject.toml "$$@"; } && \
-	lock -o requirements.txt && lock --extra dev -c requirements.txt -o requirements-dev.txt
+	lock -o requirements.txt && \
+	for extra in dev docs; do lock --extra $$extra -c requirements.txt -o requirements-$$extra.txt || exit; done
 
 clean: ## remove .venv and tools' caches, never data, features, models or output
 	@for venv in $(VENV) $(BENCH); do \
 	  if $(call made_here,$$venv); then rm -rf $$venv; \
 	  elif [ -L $$venv ] || [ -e $$venv ]; then echo "$$venv was not made by make: it is left as it is" >&2; fi; done
-	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build docs/auto_examples
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-features: ## remove the feature caches (they can be computed again)

@@ -88,6 +88,7 @@ def test_help_is_the_default_and_lists_every_target() -> None:
         "export",
         "inspect",
         "test",
+        "docs",
         "torture",
         "bench",
         "check",

@@ -35,14 +35,15 @@ def _locked(name: str) -> dict[str, str]:
 
 
 def test_locks_hold_what_the_project_asks_for_and_users_get_nothing_else() -> None:
-    user, dev = _locked("requirements.txt"), _locked("requirements-dev.txt")
-    asked = [Requirement(text) for text in PROJECT["dependencies"]]
-    checking = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
-    for pins, requirements in ((user, asked), (dev, checking)):
-        for requirement in requirements:
+    user = _locked("requirements.txt")
+    asked = [(user, PROJECT["dependencies"])]
+    for extra in ("dev", "docs"):
+        asked.append((_locked(f"requirements-{extra}.txt"), PROJECT["optional-dependencies"][extra]))
+    for pins, requirements in asked:
+        for requirement in map(Requirement, requirements):
             assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
-    assert user.items() <= dev.items(), "tests run with what users have"
-    assert {"pytest", "ruff", "mypy", "selenium", "hypothesis", "polars", "torch"}.isdisjoint(user)
+        assert user.items() <= pins.items(), "tests and documentation run with what users have"
+    assert {"pytest", "ruff", "mypy", "selenium", "hypothesis", "polars", "sphinx", "torch"}.isdisjoint(user)
 
 
 @pytest.mark.timeout(120)

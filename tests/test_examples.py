@@ -1,0 +1,50 @@
+"""The examples run: each script of the gallery in a process of its own, the usual script on a few images."""
+
+from __future__ import annotations
+
+import functools
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import DATA_DIR, ROOT, WEIGHTS_FILE
+
+EXAMPLES = ROOT / "examples"
+pytestmark = [pytest.mark.tensorflow, pytest.mark.weights]
+
+
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("gallery/plot_*.py")), ids=lambda path: path.stem)
+def test_gallery(script: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to(DATA_DIR)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "error: " not in done.stderr
+
+
+def test_the_usual_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It stands in the README line by line, and runs: here on a few random images and with weights that are at hand."""
+    import keras
+
+    script = (EXAMPLES / "cifar10_keras.py").read_text(encoding="utf-8")
+    (block,) = [
+        part for part in (ROOT / "README.md").read_text(encoding="utf-8").split("```") if "vgg16.predict" in part
+    ]
+    assert block.removeprefix("python\n") in script
+    random = np.random.default_rng(0)
+    splits = [(random.integers(0, 256, (n, 32, 32, 3), np.uint8), np.arange(n).reshape(-1, 1) % 3) for n in (30, 9)]
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", lambda: splits)
+    vgg16 = functools.partial(keras.applications.VGG16, weights=str(WEIGHTS_FILE))
+    monkeypatch.setattr(keras.applications, "VGG16", vgg16)
+    runpy.run_path(str(EXAMPLES / "cifar10_keras.py"))
+    assert "test accuracy" in capsys.readouterr().out
