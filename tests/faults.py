@@ -134,11 +134,11 @@ def _random_weights() -> weights.VGGWeights:
     return weights.random_weights()
 
 
-def _cheap_network(taps: tuple[str, ...]) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def _cheap_network(taps: tuple[str, ...]) -> Callable[[list[np.ndarray]], dict[str, np.ndarray]]:
     """Stand-in for VGG16: every column depends on every pixel."""
 
-    def forward(images: np.ndarray) -> dict[str, np.ndarray]:
-        level = images.reshape(len(images), -1).astype(np.float64)
+    def forward(images: list[np.ndarray]) -> dict[str, np.ndarray]:
+        level = np.stack(images).reshape(len(images), -1).astype(np.float64)
         mixed = level @ np.cos(np.arange(level.shape[1])) / 1000
         return {tap: np.sin(mixed[:, None] * (1 + np.arange(TAP_COLUMNS[tap]))).astype(np.float16) for tap in taps}
 

@@ -79,7 +79,9 @@ def build(
     with making.hold():
         making.prepare()
         for part in making.parts:
-            if not making.load(part):
+            if making.has(part):
+                making.load(part)
+            else:
                 piece = {tap: features[part.split, tap][part.start : part.stop] for tap in spec.taps}
                 making.add(part, parts.PartContent(piece, seconds=1.0, computed=part.stop - part.start))
         if finish:

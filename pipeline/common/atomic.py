@@ -15,7 +15,6 @@ import fcntl
 import os
 import shutil
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -115,13 +114,7 @@ def temporary_path(target: Path) -> Path:
 
 
 def write_atomically(target: Path, data: bytes) -> None:
-    """Make ``target`` hold exactly ``data``, durably, or leave it as it was.
-
-    Raises
-    ------
-    OSError
-        When the file system refuses; the temporary file is removed then.
-    """
+    """Make ``target`` hold exactly ``data``, durably, or raise OSError and leave it as it was."""
     commit(target, lambda descriptor: write(descriptor, data, 0))
 
 
@@ -191,48 +184,24 @@ def remove_folder(path: Path) -> None:
     sync_directory(path.parent)
 
 
-def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock just now."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
 @contextmanager
 def lock(path: Path, waiting: Callable[[str], None]) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` for the block.
 
     The lock is the kernel's (flock), so it ends with the process that holds it, however that
     process ends: a file left behind by a dead one locks nothing. When another process holds it,
-    ``waiting`` is told who (once), and this call waits.
-
-    Raises
-    ------
-    OSError
-        When the lock file cannot be created.
+    ``waiting`` is told who, and this call waits.
     """
-    told = False
     while True:
         descriptor = open_lock(path)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not told:
-                    holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
-                    waiting(holder or "another process")
-                    told = True
-                time.sleep(0.2)
-                continue
-            if not _is_same_file(descriptor, path):
+                holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+                waiting(holder or "another process")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink == 0:
                 continue  # its last holder removed it between our open and our lock
             with suppress(OSError):  # a full disk must not keep anyone from locking; the name is a courtesy
                 os.ftruncate(descriptor, 0)
@@ -246,12 +215,3 @@ def lock(path: Path, waiting: Callable[[str], None]) -> Iterator[None]:
             return
         finally:
             os.close(descriptor)
-
-
-def _is_same_file(descriptor: int, path: Path) -> bool:
-    try:
-        there = os.stat(path)
-    except FileNotFoundError:
-        return False
-    here = os.fstat(descriptor)
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)

@@ -28,18 +28,19 @@ def batches(
 ) -> Iterator[Iterator[list[Decoded]]]:
     """Give the images of some rows, in that order, in batches; what comes next is being decoded meanwhile.
 
-    Parameters
-    ----------
-    splits : mapping of str to Split
-    rows : sequence of (str, int)
-    how : ImageOptions
-        Arrays are given as they are.
-    batch_size : int
+    Images in an array are given as they are, whatever ``how`` says.
     """
-    decoders: dict[str, Callable[[int], Image]] = {name: _decoder(split.images, how) for name, split in splits.items()}
+    decoders = {name: _decoder(split.images, how) for name, split in splits.items()}
+
+    def attempt(row: Row) -> Image | Unusable:
+        split, number = row
+        try:
+            return decoders[split](number)
+        except Unusable as error:
+            return error
 
     def decode(chunk: Sequence[Row]) -> list[Decoded]:
-        return [(row, _attempt(decoders[row[0]], row[1])) for row in chunk]
+        return [(row, attempt(row)) for row in chunk]
 
     pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
     try:
@@ -67,71 +68,24 @@ def _decoder(images: NDArray[np.uint8] | LazyImages, how: ImageOptions) -> Calla
     return images.decoder(how)
 
 
-def _attempt(decode: Callable[[int], Image], row: int) -> Image | Unusable:
-    try:
-        return decode(row)
-    except Unusable as error:
-        return error
+def compute_rows(
+    source: Iterator[list[Decoded]],
+    compute: Callable[[Sequence[Image]], Features],
+    done: Callable[[int], Any],
+) -> Iterator[Features | str]:
+    """Push batches, as `batches` gives them, through the network as their rows are asked for.
 
-
-class Stream:
-    """Features of some rows, computed batch by batch as they are taken, in order.
-
-    Parameters
-    ----------
-    source : iterator
-        As `batches` gives it.
-    compute : callable
-        Features of a sequence of images: for each tap float16 (n, columns).
-    done : callable
-        Told the number of rows of each batch that was computed.
+    Of each row, in order: for each tap float16 (columns,), or why its image cannot be used. ``done`` is told the number
+    of rows of each batch.
     """
-
-    def __init__(
-        self,
-        source: Iterator[list[Decoded]],
-        compute: Callable[[Sequence[Image]], Features],
-        done: Callable[[int], Any],
-    ) -> None:
-        self._source, self._compute, self._done = source, compute, done
-        self._taken = self._made = 0  # rows
-        self._faults: dict[int, str] = {}
-        self._features: deque[tuple[NDArray[np.intp], Features]] = deque()  # positions of rows, and their features
-
-    def take(self, count: int) -> tuple[list[Features], dict[int, str]]:
-        """Take the next rows.
-
-        Returns
-        -------
-        features : list of mapping
-            Of the usable ones among them, in pieces, in order.
-        faults : dict
-            Of the others: position among the rows taken, and why.
-        """
-        start, stop = self._taken, self._taken + count
-        while self._made < stop:
-            self._make()
-        self._taken = stop
-        pieces: list[Features] = []
-        for positions, features in self._features:
-            first, last = np.searchsorted(positions, (start, stop))
-            if first < last:
-                pieces.append({tap: values[first:last] for tap, values in features.items()})
-        while self._features and self._features[0][0][-1] < stop:
-            self._features.popleft()
-        faults = {row - start: self._faults.pop(row) for row in sorted(self._faults) if row < stop}
-        return pieces, faults
-
-    def _make(self) -> None:
-        batch = next(self._source)
-        usable = []
-        for position, (_, image) in enumerate(batch, self._made):
+    for batch in source:
+        usable = [image for _, image in batch if not isinstance(image, Unusable)]
+        features = compute(usable) if usable else {}
+        done(len(batch))
+        places = iter(range(len(usable)))
+        for _, image in batch:
             if isinstance(image, Unusable):
-                self._faults[position] = str(image)
+                yield str(image)
             else:
-                usable.append((position, image))
-        if usable:
-            features = self._compute([image for _, image in usable])
-            self._features.append((np.array([position for position, _ in usable]), features))
-        self._made += len(batch)
-        self._done(len(batch))
+                place = next(places)
+                yield {tap: values[place] for tap, values in features.items()}

@@ -10,11 +10,11 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from pipeline.common.progress import Progress, format_bytes, format_seconds
 from pipeline.common.text import count_of_files, printable
 from pipeline.data import loader
 from pipeline.data.dataset import Dataset, Image, RowIds, Skipped, Unusable, few_reasons
-from pipeline.features import reuse, store
+from pipeline.features import reuse
 from pipeline.features.options import ComputeOptions
 from pipeline.features.parts import Build, Part, PartContent
 from pipeline.network import compile as compiling
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("pipeline")
 
-Extractor = Callable[[Any], loader.Features]
+Extractor = Callable[[Sequence[Image]], loader.Features]
 
 
 def check_images(dataset: Dataset, build: Build, batch_size: int) -> None:
@@ -101,21 +101,19 @@ def compute(options: ComputeOptions, dataset: Dataset, build: Build, plan: devic
         f"{columns_of(spec.taps):,}", f"{total:,} images", spec.image_size, spec.precision, plan.label, plan.batch_size,
         network.label,
     )  # fmt: skip
-    extractor = _LazyExtractor(
-        partial(
-            compiling.make_extractor,
-            network.layers,
-            spec.taps,
-            image_size=spec.image_size,
-            interpolation=spec.interpolation,
-            plan=plan,
-            threads=options.threads,
-        )
+    make_extractor = partial(
+        compiling.make_extractor,
+        network.layers,
+        spec.taps,
+        image_size=spec.image_size,
+        interpolation=spec.interpolation,
+        plan=plan,
+        threads=options.threads,
     )
     try:
         build.prepare()
         with Progress("features", total, "images") as progress:
-            _fill(dataset, build, extractor, plan.batch_size, progress)
+            _fill(dataset, build, make_extractor, plan.batch_size, progress)
         _check_rows_left(dataset, build)
         _finish(dataset, build, network, plan)
     except KeyboardInterrupt:
@@ -152,35 +150,18 @@ def _digests(members: Mapping[str, RowIds]) -> NDArray[np.uint8]:
 # --- part by part -----------------------------------------------------------------------------
 
 
-class _LazyExtractor:
-    """The network, compiled when there is something to compute; knows how long that took."""
-
-    def __init__(self, make: Callable[[], Extractor]) -> None:
-        self._make = make
-        self._extractor: Extractor | None = None
-        self.seconds = 0.0
-
-    def __call__(self, images: Sequence[Image]) -> loader.Features:
-        """Features of at most a batch of images."""
-        if self._extractor is None:
-            began = time.monotonic()
-            self._extractor = self._make()
-            self.seconds = time.monotonic() - began
-        same = len({image.shape for image in images}) == 1
-        return self._extractor(np.stack(images) if same else images)
-
-
-def _fill(dataset: Dataset, build: Build, extractor: _LazyExtractor, batch_size: int, progress: Bar) -> None:
+def _fill(
+    dataset: Dataset, build: Build, make_extractor: Callable[[], Extractor], batch_size: int, progress: Bar
+) -> None:
     """Load or compute part by part; each is hashed, written and fsynced while the next is computed."""
     members, spec = dataset.members, build.spec
-    there = {part for part in build.parts if _is_there(build, part)}
+    there = set(filter(build.has, build.parts))
     if there:
-        rows_there = sum(part.stop - part.start for part in there)
-        log.info("going on where an earlier run stopped: %s rows are there", f"{rows_there:,}")
+        log.info("going on where an earlier run stopped: %s rows are there", f"{sum(map(len, there)):,}")
     todo = [part for part in build.parts if part not in there]
     with ExitStack() as stack:
         # bool (rows of the part,): which of them another cache has
-        known: dict[Part, NDArray[np.bool_]] = {part: np.zeros(part.stop - part.start, bool) for part in todo}
+        known: dict[Part, NDArray[np.bool_]] = {part: np.zeros(len(part), bool) for part in todo}
         others = None
         if members is not None and todo:
             others = stack.enter_context(reuse.known_rows(build.folder, spec, _digests(members)))
@@ -190,65 +171,52 @@ def _fill(dataset: Dataset, build: Build, extractor: _LazyExtractor, batch_size:
                     "taking over %s rows from %s", f"{sum(map(np.sum, known.values())):,}", ", ".join(others.files)
                 )
         rows = [(part.split, part.start + int(row)) for part in todo for row in np.flatnonzero(~known[part])]
-        source = stack.enter_context(loader.batches(dataset.splits, rows, spec, batch_size=batch_size))
-        stream = loader.Stream(source, extractor, progress.update)
+        computed: Iterator[loader.Features | str] = iter(())
+        if rows:
+            source = stack.enter_context(loader.batches(dataset.splits, rows, spec, batch_size=batch_size))
+            computed = loader.compute_rows(source, make_extractor(), progress.update)
         leaks = _Leaks(members)
         writer = stack.enter_context(BackgroundWorker())
         for part in build.parts:
             if part in there:
                 writer.result()  # parts are counted in their order
-                content = build.load(part)
-                if content is None:
-                    raise AssertionError(f"{part} was there a moment ago")
-                leaks.without(part, content)
-                progress.skip(part.stop - part.start)
+                leaks.without(part, build.load(part))
+                progress.skip(len(part))
             else:
-                began, making = time.monotonic(), extractor.seconds
-                content = leaks.without(part, _assemble(build, part, stream, known[part], others, members))
-                seconds = time.monotonic() - began - (extractor.seconds - making)
-                content = dataclasses.replace(content, seconds=seconds)
-                writer.submit(build.add, part, content)
+                began = time.monotonic()
+                content = leaks.without(part, _assemble(build, part, computed, known[part], others, members))
+                writer.submit(build.add, part, dataclasses.replace(content, seconds=time.monotonic() - began))
                 progress.skip(int(known[part].sum()))
         writer.result()  # in the block, so that an interrupt meanwhile is met by all that leaving it does
-
-
-def _is_there(build: Build, part: Part) -> bool:
-    """Whether an earlier run left a part; says so when it must be computed again."""
-    try:
-        return build.peek(part) is not None
-    except store.CacheError as error:
-        log.warning("warning: a part of an earlier run is computed again. %s", error.fault)
-        return False
 
 
 def _assemble(
     build: Build,
     part: Part,
-    stream: loader.Stream,
+    computed: Iterator[loader.Features | str],
     known: NDArray[np.bool_],
     others: reuse.KnownRows | None,
     members: Mapping[str, RowIds] | None,
 ) -> PartContent:
     """Put a part together from the rows that another cache has and those that are computed."""
-    taps = build.spec.taps
-    wanted = np.flatnonzero(~known)
-    pieces, faults = stream.take(len(wanted))
-    dropped = {int(wanted[position]): why for position, why in faults.items()}
-    kept = np.array([row for row in range(len(known)) if row not in dropped], np.intp)
+    made = dict(zip(np.flatnonzero(~known).tolist(), computed, strict=False))  # the next rows of all that are computed
+    dropped = {row: found for row, found in made.items() if isinstance(found, str)}
+    kept = [row for row in range(len(part)) if row not in dropped]
     # Preallocated with an impossible value, then asserted gone: every row was written.
-    features = {tap: np.full((len(kept), TAP_COLUMNS[tap]), np.nan, np.float16) for tap in taps}
-    computed, taken = np.flatnonzero(~known[kept]), np.flatnonzero(known[kept])
-    for tap, values in features.items():
-        if len(computed):
-            values[computed] = np.concatenate([piece[tap] for piece in pieces])
-    if len(taken) and others is not None and members is not None:
+    features = {tap: np.full((len(kept), TAP_COLUMNS[tap]), np.nan, np.float16) for tap in build.spec.taps}
+    for place, row in enumerate(kept):
+        found = made.get(row)
+        if found is not None and not isinstance(found, str):
+            for tap, values in features.items():
+                values[place] = found[tap]
+    if known.any() and others is not None and members is not None:
         digests = members[part.split].digests[part.start : part.stop][known]
-        for tap, values in others.read(digests, taps).items():
-            features[tap][taken] = values
+        for tap, values in others.read(digests, build.spec.taps).items():
+            features[tap][known[kept]] = values
     for tap, values in features.items():
         if np.isnan(values).any():
             raise AssertionError(f"rows of {tap} were not written")
-    return PartContent(features, dropped, computed=len(computed))
+    return PartContent(features, dropped, computed=len(made) - len(dropped))
 
 
 class _Leaks:
@@ -269,12 +237,14 @@ class _Leaks:
             for row, digest in zip(rows, digests, strict=True):
                 self._train.setdefault(digest, names[row])
             return content
-        found = {row: self._train[digest] for row, digest in zip(rows, digests, strict=True) if digest in self._train}
         same = {
-            row: Skipped.leak(names[row], f"at the network's size the same picture as {printable(name)}").reason
-            for row, name in found.items()
+            row: Skipped.leak(
+                names[row], f"at the network's size the same picture as {printable(self._train[digest])}"
+            ).reason
+            for row, digest in zip(rows, digests, strict=True)
+            if digest in self._train
         }
-        stay = np.array([row not in found for row in rows], bool)
+        stay = np.array([row not in same for row in rows], bool)
         features = {tap: values[stay] for tap, values in content.features.items()}
         return dataclasses.replace(content, features=features, dropped={**content.dropped, **same})
 

@@ -24,7 +24,7 @@ from pipeline.common import atomic
 from pipeline.data.dataset import Dataset, Skipped
 from pipeline.features import layout, store
 from pipeline.features.spec import FORMAT_VERSION, FeatureSpec
-from pipeline.network.taps import TAP_COLUMNS
+from pipeline.network.taps import TAP_COLUMNS, columns_of
 
 log = logging.getLogger("pipeline")
 
@@ -42,6 +42,9 @@ class Part:
     start: int
     stop: int
 
+    def __len__(self) -> int:
+        return self.stop - self.start
+
     @property
     def file_name(self) -> str:
         """Name of the part's file in the folder of parts."""
@@ -50,24 +53,12 @@ class Part:
 
 @dataclass(frozen=True)
 class PartContent:
-    """What a part holds.
+    """What a part holds."""
 
-    Attributes
-    ----------
-    features : mapping
-        For each tap, float16 (rows that were not dropped, columns).
-    dropped : mapping of int to str
-        Rows whose image cannot be used, counted from the part's first, and why.
-    seconds : float
-        How long computing it took.
-    computed : int
-        How many rows went through the network for it.
-    """
-
-    features: Mapping[str, NDArray[np.float16]]
-    dropped: Mapping[int, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    computed: int = 0
+    features: Mapping[str, NDArray[np.float16]]  # of each tap (rows that were not dropped, columns)
+    dropped: Mapping[int, str] = field(default_factory=dict)  # rows, from the part's first, and why
+    seconds: float = 0.0  # of computing
+    computed: int = 0  # rows that went through the network
 
 
 def say_waiting(holder: str) -> None:
@@ -86,6 +77,7 @@ class Build:
         self.folder, self.spec, self.rows = folder, spec, dict(rows)
         self.target = folder / f"{spec.file_stem}.h5"
         self.parts_folder = folder / f"{spec.file_stem}.parts"
+        self._lock_file = folder / f"{spec.file_stem}.lock"
         self._digests = {(split, tap): hashlib.sha256() for split in layout.SPLITS for tap in spec.taps}
         self._filled = dict.fromkeys(layout.SPLITS, 0)
         self.dropped: dict[str, dict[int, str]] = {split: {} for split in layout.SPLITS}  # row of the split: why
@@ -105,19 +97,18 @@ class Build:
     @property
     def feature_bytes(self) -> int:
         """Size of all features together, in bytes."""
-        columns = sum(TAP_COLUMNS[tap] for tap in self.spec.taps)
-        return sum(self.rows.values()) * columns * layout.FEATURE_DTYPE.itemsize
+        return sum(self.rows.values()) * columns_of(self.spec.taps) * layout.FEATURE_DTYPE.itemsize
 
     @property
     def kept(self) -> int:
         """Number of rows, of all splits, in the parts that are on disk, of this run and those before it."""
-        return sum(part.stop - part.start for part in self.parts if (self.parts_folder / part.file_name).exists())
+        return sum(len(part) for part in self.parts if (self.parts_folder / part.file_name).exists())
 
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Be the only writer of this cache for the block."""
         atomic.make_folder(self.folder)
-        with atomic.lock(self.folder / f"{self.spec.file_stem}.lock", say_waiting):
+        with atomic.lock(self._lock_file, say_waiting):
             yield
 
     def prepare(self) -> None:
@@ -137,40 +128,31 @@ class Build:
 
         A file system that does not allow it is none of the reader's business: the cache is complete.
         """
-        lock_file = self.folder / f"{self.spec.file_stem}.lock"
         with suppress(OSError):
-            if not self.parts_folder.exists() and (not lock_file.exists() or atomic.is_locked(lock_file)):
-                return
-            with self.hold():
-                if self.target.exists():
-                    self.discard()
+            if self.parts_folder.exists() or self._lock_file.exists():
+                with self.hold():
+                    if self.target.exists():  # else another process is making it anew
+                        self.discard()
 
-    def load(self, part: Part) -> PartContent | None:
-        """Take over a part that an earlier run left; None when there is none.
+    def has(self, part: Part) -> bool:
+        """Whether an earlier run left a part; says so when it must be computed again."""
+        try:
+            self._read_part(part)
+        except store.CacheError as error:
+            if (self.parts_folder / part.file_name).exists():
+                log.warning("warning: a part of an earlier run is computed again. %s", error.fault)
+            return False
+        return True
 
-        Raises
-        ------
-        CacheError
-            When there is one that does not verify.
-        """
-        content = self.peek(part)
-        if content is not None:
-            self._account(part, content)
+    def load(self, part: Part) -> PartContent:
+        """Take over a part that an earlier run left; raises CacheError when it does not verify."""
+        content = self._read_part(part)
+        self._account(part, content)
         return content
 
-    def peek(self, part: Part) -> PartContent | None:
-        """Read a part that an earlier run left, without taking it over; otherwise as `load`."""
-        return self._read_part(part) if (self.parts_folder / part.file_name).exists() else None
-
     def add(self, part: Part, content: PartContent) -> None:
-        """Write a part, durably.
-
-        Raises
-        ------
-        OSError
-            When the file system refuses; what was there before is as it was.
-        """
-        rows = part.stop - part.start - len(content.dropped)
+        """Write a part, durably; raises OSError when the file system refuses, and leaves what was there."""
+        rows = len(part) - len(content.dropped)
         arrays = {tap: content.features[tap] for tap in self.spec.taps}
         for tap, array in arrays.items():
             if array.shape != (rows, TAP_COLUMNS[tap]) or array.dtype != layout.FEATURE_DTYPE:
@@ -185,14 +167,8 @@ class Build:
     ) -> None:
         """Join the parts into the final file, which appears complete or not at all; remove the parts.
 
-        Parameters
-        ----------
-        dataset : Dataset
-            Of the build's rows; of those that were dropped everything is left out but that.
-        attributes : mapping
-            ``created``, ``images_per_second``, ``versions`` and ``provenance``, as `Cache` names them.
-        joined : callable
-            Told the number of rows of each part that is in the final file.
+        ``attributes`` are ``created``, ``images_per_second``, ``versions`` and ``provenance``, as `Cache` has them;
+        ``joined`` is told the number of rows of each part that is in the final file.
         """
         if self._filled != self.rows:
             raise AssertionError(f"rows filled {self._filled}, rows wanted {self.rows}")
@@ -209,8 +185,8 @@ class Build:
                 content = self._read_part(part)
                 for tap, array in content.features.items():
                     write_rows(f"{part.split}/{tap}", start[part.split], array)
-                start[part.split] += part.stop - part.start - len(content.dropped)
-                joined(part.stop - part.start)
+                start[part.split] += len(part) - len(content.dropped)
+                joined(len(part))
 
         final = {"spec": self.spec.to_dict(), "key": self.spec.key(), "format_version": FORMAT_VERSION, **attributes}
         final = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in final.items()}
@@ -262,10 +238,10 @@ class Build:
             if found != self._part_attributes(part):
                 raise store.Unfit(f"it holds other rows or another run's: {found}")
             store.check_members(file, {_DROPPED, *self.spec.taps})
-            dropped = _read_dropped(file, part.stop - part.start)
+            dropped = _read_dropped(file, len(part))
             arrays = {}
             for tap in self.spec.taps:
-                shape = (part.stop - part.start - len(dropped), TAP_COLUMNS[tap])
+                shape = (len(part) - len(dropped), TAP_COLUMNS[tap])
                 arrays[tap] = store.read_proven(store.array_dataset(file, tap, shape, (layout.FEATURE_DTYPE,)))
             seconds, computed = float(file.attrs.get("seconds", 0.0)), int(file.attrs.get("computed", 0))
         return PartContent(arrays, dropped, seconds, computed)
