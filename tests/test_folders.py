@@ -62,8 +62,7 @@ def test_rows_labels_and_names_belong_together(folder: Path) -> None:
         assert len(images) == len(labels) == len(names(dataset, split))
         for row, name in enumerate(names(dataset, split)):
             assert dataset.class_names[labels[row]] == name.split("/")[0]
-            (image,) = images[row : row + 1]
-            np.testing.assert_array_equal(image, np.asarray(Image.open(folder / name)))
+            np.testing.assert_array_equal(images[row], np.asarray(Image.open(folder / name)))
     assert np.bincount(dataset.splits["test"].labels).tolist() == [2, 2], "stratified"
     assert set(dataset.splits["train"].labels[:2]) == {0, 1}, "the first rows are of every class"
 
@@ -275,14 +274,14 @@ def test_folders_that_make_no_data_set(tmp_path: Path, make, words: list[str]) -
 
 def test_an_image_that_changes_meanwhile_ends_the_run(folder: Path) -> None:
     dataset = load(folder)
-    decode = dataset.splits["train"].images.decoder(ImageOptions(image_size=32))  # type: ignore[union-attr]
+    images = dataset.splits["train"].images
     first = folder / names(dataset, "train")[0]
     first.write_bytes(pictures.png(4711))
     with pytest.raises(UserError, match="changed while it was being used"):
-        decode(0)
+        images.decode(0, ImageOptions(image_size=32))  # type: ignore[union-attr]
     first.unlink()
     with pytest.raises(UserError, match="No such file"):
-        decode(0)
+        images.decode(0, ImageOptions(image_size=32))  # type: ignore[union-attr]
 
 
 def test_a_fault_found_by_decoding_is_that_rows_alone(folder: Path) -> None:
@@ -291,9 +290,9 @@ def test_a_fault_found_by_decoding_is_that_rows_alone(folder: Path) -> None:
     split = "train" if "ant/000.png" in names(dataset, "train") else "test"
     row = names(dataset, split).index("ant/000.png")
     with pytest.raises(Unusable, match="damaged"):
-        dataset.splits[split].images.decoder(ImageOptions(image_size=32))(row)  # type: ignore[union-attr]
+        dataset.splits[split].images.decode(row, ImageOptions(image_size=32))  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"ant/000\.png"):
-        dataset.splits[split].images[row : row + 1]
+        dataset.splits[split].images[row]
 
 
 # --- the cache --------------------------------------------------------------------------------
@@ -503,12 +502,9 @@ def test_memory_does_not_grow_with_the_folder(folder: Path) -> None:
         def __len__(self) -> int:
             return 1000
 
-        def decoder(self, how):  # type: ignore[no-untyped-def]
-            def decode(row: int) -> np.ndarray:
-                asked.append(row)
-                return np.full((2, 2, 3), row % 256, np.uint8)
-
-            return decode
+        def decode(self, row: int, how: ImageOptions) -> np.ndarray:
+            asked.append(row)
+            return np.full((2, 2, 3), row % 256, np.uint8)
 
     rows = [("train", row) for row in range(1000)]
     with loader.batches(

@@ -107,7 +107,8 @@ def test_the_memory_of_all_images_together_is_bounded(tmp_path: Path, mode: str)
         from pipeline.data.image_files import FoundFiles
         from pipeline.data.options import ImageOptions
         decode.MAX_MEMORY = 1 << 27
-        images = FoundFiles([Path({str(path)!r})] * 6).decoder(ImageOptions(fit="crop"))
+        files = FoundFiles([Path({str(path)!r})] * 6)
+        images = lambda row: files.decode(row, ImageOptions(fit="crop"))
         images(0)
         before = memory.proc_fields(memory.STATUS)["VmHWM"]
         with ThreadPoolExecutor(6) as pool:

@@ -51,13 +51,7 @@ def few_reasons(skipped: Sequence[Skipped], most: int = 3) -> str:
 def listing(skipped: Sequence[Skipped], elsewhere: str, most: int = 1000) -> str:
     """Closing lines that list skipped files and why, each on a line of its own; "" where there is none.
 
-    Parameters
-    ----------
-    skipped : sequence of Skipped
-    elsewhere : str
-        Where the rest of a very long list is, to follow "and 234 more".
-    most : int
-        How many are listed.
+    ``elsewhere`` says where the rest of a very long list is, to follow "and 234 more".
     """
     if not skipped:
         return ""
@@ -75,26 +69,16 @@ class LazyImages(Protocol):
     def __len__(self) -> int:
         """Give the number of images."""
 
-    def __getitem__(self, rows: slice) -> Sequence[Image]:
-        """Decode some images as they are, upright; raises UserError when one cannot be used."""
-
-    def decoder(self, how: ImageOptions) -> Callable[[int], Image]:
-        """Give a function that decodes one row as the network is to see it, or raises Unusable; any thread may."""
+    def decode(self, row: int, how: ImageOptions) -> Image:
+        """Decode an image as the network is to see it, or raise Unusable; any thread may."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels of a split.
+    """Images and labels of a split."""
 
-    Attributes
-    ----------
-    images : ndarray, uint8 (n, h, w, 3), or LazyImages
-        RGB; an array is possibly a strided view.
-    labels : ndarray, uint8 or int64 (n,)
-    """
-
-    images: NDArray[np.uint8] | LazyImages
-    labels: NDArray[Any]
+    images: NDArray[np.uint8] | LazyImages  # (n, h, w, 3), RGB, possibly a strided view
+    labels: NDArray[Any]  # uint8 or int64 (n,)
 
     def first(self, rows: int) -> Split:
         """The first rows of the split. Lazy images beyond them are there, and never asked for."""
@@ -104,19 +88,10 @@ class Split:
 
 @dataclass(frozen=True)
 class RowIds:
-    """Who the rows of a split are, one by one.
+    """Who the rows of a split are, one by one."""
 
-    Attributes
-    ----------
-    names : tuple of str
-        Path of each row's file inside the data set; a byte that is not UTF-8 is a lone surrogate, as Python's
-        ``os.fsdecode`` has it.
-    digests : ndarray, uint8 (n, 32)
-        sha256 of each row's image. Equal digests mean equal features under equal settings.
-    """
-
-    names: tuple[str, ...]
-    digests: NDArray[np.uint8]
+    names: tuple[str, ...]  # paths of their files inside the data set, as ``os.fsdecode`` has them
+    digests: NDArray[np.uint8]  # (n, 32), sha256 of each image: equal ones have equal features under equal settings
 
     def first(self, rows: int) -> RowIds:
         """The first rows."""
@@ -133,38 +108,18 @@ class RowIds:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: identified at once, its images read when they are asked for.
-
-    Attributes
-    ----------
-    name : str
-    rows : mapping
-        Number of rows of each split.
-    class_names : tuple of str
-        Label ``i`` means ``class_names[i]``.
-    digest : str
-        sha256, in hex, over all images, labels and class names; the same whichever form they came in.
-    official : bool
-        Whether the bytes are the ones its authors published; a folder of one's own is its own authority.
-    source : str
-        Where it was read from, for people.
-    read : callable
-        Reads the splits, ``train`` and ``test``; raises UserError when they are not what was identified.
-    members : mapping of split to RowIds, or None
-        Where rows are files or images of their own, who they are; None where rows have no names.
-    skipped : tuple of Skipped
-        Files that were found to be unusable without being decoded.
-    """
+    """A data set of the splits ``train`` and ``test``: identified at once, its images read when they are asked for."""
 
     name: str
-    rows: Mapping[str, int]
-    class_names: tuple[str, ...]
-    digest: str
-    official: bool
-    source: str
+    rows: Mapping[str, int]  # of each split
+    class_names: tuple[str, ...]  # label i means class_names[i]
+    digest: str  # sha256, in hex, over all images, labels and class names; the same whichever form they came in
+    official: bool  # whether the bytes are those its authors published; one's own folder is its own authority
+    source: str  # where it was read from, for people
+    # Raises UserError when the images are not what was identified.
     read: Callable[[], Mapping[str, Split]] = field(repr=False)
-    members: Mapping[str, RowIds] | None = field(default=None, repr=False)
-    skipped: tuple[Skipped, ...] = ()
+    members: Mapping[str, RowIds] | None = field(default=None, repr=False)  # of rows that are images of one's own
+    skipped: tuple[Skipped, ...] = ()  # found to be unusable without being decoded
 
     def first(self, rows: int | None) -> Dataset:
         """The first rows of each split, or all."""

@@ -28,17 +28,16 @@ def name_of(name: str) -> str:
 
 
 def load_dataset(name: str, data_dir: Path, *, download: bool, follow_links: bool = False) -> Dataset:
-    """Load a data set by name.
+    """Load a data set by name: one of `NAMES`, or the path of a folder.
 
     Parameters
     ----------
-    name : {'cifar10', 'digits'} or the path of a folder
     data_dir : Path
         Where to look first, and where a download goes.
     download : bool
         Whether to download what is not on this machine.
     follow_links : bool
-        Whether symbolic links that lead out of a folder are followed.
+        Whether symbolic links that lead out of a folder of images are followed.
 
     Raises
     ------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -18,33 +18,7 @@ from pipeline.data.dataset import Image, RowIds, Unusable
 from pipeline.data.options import ImageOptions
 
 
-class _Files:
-    """What all images in files have in common; `_decode` says how each is read."""
-
-    _paths: Sequence[Path]
-
-    def _decode(self, row: int, how: ImageOptions | None) -> Image:
-        raise NotImplementedError
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, rows: slice) -> list[Image]:
-        """Decode some images at their own size; raises UserError when one cannot be used."""
-        images = []
-        for row in range(*rows.indices(len(self))):
-            try:
-                images.append(self._decode(row, None))
-            except Unusable as error:
-                raise UserError(f"The image {printable(str(self._paths[row]))} cannot be used: {error}.") from error
-        return images
-
-    def decoder(self, how: ImageOptions) -> Callable[[int], Image]:
-        """Give a function that decodes one row as the network is to see it, or raises Unusable."""
-        return lambda row: self._decode(row, how)
-
-
-class ImageFiles(_Files):
+class ImageFiles:
     """Images in files that are known by what they hold: one that changed since, or cannot be read, ends the run."""
 
     def __init__(self, paths: Sequence[Path], ids: RowIds) -> None:
@@ -63,7 +37,18 @@ class ImageFiles(_Files):
         """Some rows, in that order."""
         return ImageFiles([self._paths[row] for row in rows], self.ids.take(rows))
 
-    def _decode(self, row: int, how: ImageOptions | None) -> Image:
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, row: int) -> Image:
+        """Decode an image at its own size; raises UserError when it cannot be used."""
+        try:
+            return self.decode(row, None)
+        except Unusable as error:
+            raise UserError(f"The image {printable(str(self._paths[row]))} cannot be used: {error}.") from error
+
+    def decode(self, row: int, how: ImageOptions | None) -> Image:
+        """Decode an image as the network is to see it, or at its own size; raises Unusable."""
         path = self._paths[row]
         with file_errors("read the image", path), open(path, "rb") as stream:
             try:
@@ -76,22 +61,22 @@ class ImageFiles(_Files):
                     )
 
 
-class FoundFiles(_Files):
+class FoundFiles:
     """Images in files of which nothing is known: one that cannot be read is one that cannot be used.
 
-    Parameters
-    ----------
-    paths : sequence of Path
-    thumbnail_side : int, optional
-        While it is given, decoding a row leaves its picture in ``thumbnails``, of at most so many pixels a side: by the
-        time when it is to be shown the file may have changed, or be gone.
+    While there is a ``thumbnail_side``, decoding a row leaves its picture in ``thumbnails``, of at most so many pixels
+    a side: by the time when it is to be shown the file may have changed, or be gone.
     """
 
     def __init__(self, paths: Sequence[Path], thumbnail_side: int | None = None) -> None:
         self._paths, self.thumbnail_side = paths, thumbnail_side
         self.thumbnails: dict[int, Image] = {}
 
-    def _decode(self, row: int, how: ImageOptions | None) -> Image:
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def decode(self, row: int, how: ImageOptions) -> Image:
+        """Decode an image as the network is to see it; raises Unusable."""
         try:
             status = self._paths[row].stat()  # before it is opened: a pipe would keep us waiting
             if not stat.S_ISREG(status.st_mode):
@@ -130,13 +115,9 @@ class ImageArrays:
     def __len__(self) -> int:
         return len(self._arrays)
 
-    def __getitem__(self, rows: slice) -> list[Image]:
-        """Some of the images at their own size."""
-        return list(self._arrays[rows])
-
-    def decoder(self, how: ImageOptions) -> Callable[[int], Image]:
-        """Give a function that gives one image as the network is to see it."""
-        return lambda row: decode.resized_to_fit(self._arrays[row], how)
+    def decode(self, row: int, how: ImageOptions) -> Image:
+        """Give an image as the network is to see it."""
+        return decode.resized_to_fit(self._arrays[row], how)
 
 
 def _sha256(stream: IO[bytes]) -> bytes:

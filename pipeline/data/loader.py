@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.dataset import Image, LazyImages, Split, Unusable
+from pipeline.data.dataset import Image, Split, Unusable
 from pipeline.data.options import ImageOptions
 
 Row = tuple[str, int]  # a split and a row of it
@@ -30,12 +30,14 @@ def batches(
 
     Images in an array are given as they are, whatever ``how`` says.
     """
-    decoders = {name: _decoder(split.images, how) for name, split in splits.items()}
 
     def attempt(row: Row) -> Image | Unusable:
         split, number = row
+        images = splits[split].images
         try:
-            return decoders[split](number)
+            if isinstance(images, np.ndarray):
+                return np.ascontiguousarray(images[number])  # read and put into order here, not where it is computed
+            return images.decode(number, how)
         except Unusable as error:
             return error
 
@@ -60,12 +62,6 @@ def _ahead(
             waiting.append([pool.submit(decode, batch[at : at + _CHUNK]) for at in range(0, len(batch), _CHUNK)])
         if start >= 2 * batch_size and waiting:
             yield [item for future in waiting.popleft() for item in future.result()]
-
-
-def _decoder(images: NDArray[np.uint8] | LazyImages, how: ImageOptions) -> Callable[[int], Image]:
-    if isinstance(images, np.ndarray):
-        return lambda row: np.ascontiguousarray(images[row])  # read and put into order here, not where it is computed
-    return images.decoder(how)
 
 
 def compute_rows(

@@ -139,7 +139,7 @@ class _ScoredImages:
 
     def _thumbnail(self, split: str, row: int) -> str:
         try:
-            pixels = self.images[split][row : row + 1][0]
+            pixels = self.images[split][row]
         except UserError as error:  # a file that went away, changed or broke since the folder was listed
             log.warning("warning: %s The page has a placeholder for it", error)
             return PLACEHOLDER
