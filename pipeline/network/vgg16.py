@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # TensorFlow's C++ side announces itself on stderr: only its errors are of interest to a user.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,7 +26,11 @@ from numpy.typing import NDArray
 from tensorflow.python.client import device_lib  # TensorFlow's public functions do not tell the memory of a GPU
 
 from pipeline.common.errors import UserError
+from pipeline.network.device import Gpu
 from pipeline.network.taps import CONV_LAYERS, TAP_COLUMNS, columns_of
+
+if TYPE_CHECKING:
+    from pipeline.network.weights import Layer
 
 # Mean red, green and blue of ImageNet, 0 to 255, that VGG16 was trained with: keras.applications' "caffe" mode.
 MEAN_RGB = (123.68, 116.779, 103.939)
@@ -40,7 +44,6 @@ BATCH_INNERMOST_SIZE = 64
 _DIFFERENCE = {"float32": (0.0, 1e-4), "bfloat16": (2e-4, 5e-2)}
 
 Images = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
-Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 def use_threads(threads: int) -> None:
@@ -48,22 +51,19 @@ def use_threads(threads: int) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(threads)
 
 
-def gpus() -> list[tuple[str, tuple[int, int], int]]:
-    """Name, compute capability and memory (bytes that TensorFlow can have) of the GPUs it sees, in its order.
-
-    Memory is 0 where it cannot be found out, as when others have so much of it that the GPU cannot even be set up.
-    """
+def gpus() -> list[Gpu]:
+    """The GPUs that TensorFlow sees, in its order."""
     devices = tf.config.list_physical_devices("GPU")
     try:
         local = device_lib.list_local_devices() if devices else []
-    except (tf.errors.OpError, RuntimeError):
+    except (tf.errors.OpError, RuntimeError):  # others have so much of its memory that it cannot even be set up
         local = []
     limits = {device.name.rpartition("device:")[2]: device.memory_limit for device in local}
     found = []
     for index, device in enumerate(devices):
         details = tf.config.experimental.get_device_details(device)
         name, capability = details.get("device_name", device.name), details.get("compute_capability", (0, 0))
-        found.append((name, capability, limits.get(f"GPU:{index}", 0)))
+        found.append(Gpu(name, capability, limits.get(f"GPU:{index}", 0)))
     return found
 
 
@@ -90,12 +90,8 @@ class Extractor:
         Height and width, in pixels, that images are resized to.
     interpolation : str
         How; a method of `tf.image.resize`, used without antialiasing.
-    precision : {'float32', 'bfloat16'}
-        What the convolutions compute in.
-    batch_size : int
-        Images that go through together.
-    device : str
-        TensorFlow's name of where to compute, ``CPU:0`` or ``GPU:0``.
+    precision, batch_size, device
+        As a `device.Plan` has them.
     """
 
     def __init__(
@@ -220,14 +216,10 @@ class Extractor:
         return features
 
     def check_precision(self, images: Images) -> None:
-        """Prove on a few images that the graph computes in the precision it was built for.
+        """Prove on a few images, at most a batch, that the graph computes in the precision it was built for.
 
         The reference is another graph: image by image, one operation after the other, in float32, on the processor.
         bfloat16 must show as a small difference from that, and float32 must not.
-
-        Parameters
-        ----------
-        images : as `__call__` takes them, at most a batch
 
         Raises
         ------
@@ -235,7 +227,7 @@ class Extractor:
             When the features would carry another precision's name, or when memory does not suffice.
         """
         with self._memory_errors():  # the first batch: if any is too large, it is this one
-            computed = self._split(self._run(images).numpy())
+            computed = self.raw(images)
         with tf.device("CPU:0"):
             weights = _weights(self._layers, self._taps, tf.float32)
             reference = _network(self._pixels(images), weights, self._taps, _ImageByImage)

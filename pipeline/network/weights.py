@@ -43,24 +43,12 @@ Layer = tuple[NDArray[np.float32], NDArray[np.float32]]  # kernel (3, 3, in, out
 
 @dataclass(frozen=True)
 class VGGWeights:
-    """The convolutional base's parameters.
+    """The convolutional base's parameters."""
 
-    Attributes
-    ----------
-    layers : dict
-        For each layer, in network order: kernel float32 (3, 3, in, out) and bias float32 (out,).
-    digest : str
-        As `digest` computes it.
-    label : str
-        ``imagenet``, ``random`` or the file's name: what outputs call them.
-    source : str
-        Where they came from, for people.
-    """
-
-    layers: Mapping[str, Layer]
-    digest: str
-    label: str
-    source: str
+    layers: Mapping[str, Layer]  # in network order
+    digest: str  # as `digest` takes it
+    label: str  # imagenet, random or the file's name: what outputs call them
+    source: str  # where they came from, for people
 
 
 class WeightsUnavailable(UserError):
@@ -87,14 +75,7 @@ def digest(layers: Mapping[str, Layer]) -> str:
 
 
 def load_weights(choice: str, data_dir: Path) -> VGGWeights:
-    """Load the weights that ``--weights`` names.
-
-    Parameters
-    ----------
-    choice : str
-        ``imagenet``, ``random`` or the path of a file.
-    data_dir : Path
-        Where to look first, and where a download is kept.
+    """Load ``imagenet``, found in ``data_dir``, elsewhere on this machine or downloaded, ``random``, or a file.
 
     Raises
     ------
