@@ -42,13 +42,7 @@ Extractor = Callable[[Sequence[Image]], loader.Features]
 
 
 def check_images(dataset: Dataset, build: Build, batch_size: int) -> None:
-    """Decode every image that no cache has, before anything is computed.
-
-    Raises
-    ------
-    UserError
-        When a file of the data set cannot be used; all of them are named.
-    """
+    """Decode every image that no cache has, before anything is computed; raises UserError, naming all faulty ones."""
     members, spec = dataset.members, build.spec
     if members is None:
         return

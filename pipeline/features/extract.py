@@ -9,8 +9,8 @@ import logging
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.progress import format_bytes
@@ -28,16 +28,8 @@ from pipeline.network.weights import say_untrained
 log = logging.getLogger("pipeline")
 
 
-@dataclass(frozen=True)
-class Extracted:
-    """A valid cache.
-
-    Attributes
-    ----------
-    path : Path
-    summary : str
-        One line for people: the file, its size, its columns, and its rate or that it was there.
-    """
+class Extracted(NamedTuple):
+    """A valid cache, and lines for people: its size, its columns, its rate or that it was there, what was left out."""
 
     path: Path
     summary: str
@@ -53,7 +45,10 @@ def extract(options: ComputeOptions) -> Extracted:
     Interrupted
         On SIGINT or SIGTERM.
     """
-    _warn_of_threads(options.threads)
+    if options.threads is not None and options.threads > device.cores():
+        log.warning(
+            "warning: %d threads on %d cores compute no faster, and usually slower", options.threads, device.cores()
+        )
     folder = options.features_dir
     with ThreadPoolExecutor(1) as aside:  # both digests of a hit, of the images and of the features, are taken at once
         likely = find_specs(folder, candidate_specs(options))[:1]
@@ -73,11 +68,6 @@ def extract(options: ComputeOptions) -> Extracted:
 
 
 # --- deciding ---------------------------------------------------------------------------------
-
-
-def _warn_of_threads(threads: int | None) -> None:
-    if threads is not None and threads > device.cores():
-        log.warning("warning: %d threads on %d cores compute no faster, and usually slower", threads, device.cores())
 
 
 def _found(cache: store.Cache, options: ComputeOptions) -> Extracted:

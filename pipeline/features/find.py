@@ -25,12 +25,7 @@ def find(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
     """Path of the cache that serves the options, and the spec of exactly what is asked of it.
 
     Stage two needs the features, not the images: where the data set is not on this machine, the one
-    cache of its name is used.
-
-    Raises
-    ------
-    UserError
-        When there is no such cache, or more than one.
+    cache of its name is used. Where there is none, or more than one, that is a UserError.
     """
     try:
         dataset = datasets.load_dataset(
@@ -62,12 +57,8 @@ def find(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
 def candidate_specs(options: FeatureOptions, dataset: Dataset | None = None) -> list[FeatureSpec]:
     """Specs that satisfy the options, the one to compute first; without a data set their digest of it is "".
 
-    ``auto`` is satisfied by either precision, and computed in the one that the processor is faster in.
-
-    Raises
-    ------
-    UserError
-        When the limit does not fit the data set.
+    ``auto`` is satisfied by either precision, and computed in the one that the processor is faster in. Raises
+    UserError when the limit goes beyond the data set.
     """
     limit, name = options.limit, datasets.name_of(options.dataset)
     if limit is not None and dataset is not None:

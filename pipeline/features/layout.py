@@ -62,13 +62,7 @@ class ArrayLayout:
 
 
 def encode_texts(texts: Sequence[bytes]) -> NDArray[Any]:
-    """Fixed-length text, which needs no object type and no heap in the file; names of files need not be UTF-8.
-
-    Raises
-    ------
-    UserError
-        When one holds U+0000.
-    """
+    """Fixed-length text, which needs no object type and no heap in the file; raises UserError for U+0000 in it."""
     if any(b"\0" in text for text in texts):
         raise UserError("A class name must not hold the character U+0000, which HDF5 text ends at. Rename the class.")
     return np.array(texts, dtype=h5py.string_dtype("utf-8", max([len(text) for text in texts] + [1])))
@@ -84,17 +78,8 @@ def write_file(
 ) -> None:
     """Write a complete file under a temporary name, with its checksum in front, and give it its name.
 
-    Parameters
-    ----------
-    target : Path
-    attributes : mapping
-    arrays : mapping of name to ndarray
-        Those that are in memory.
-    streamed : sequence of ArrayLayout
-        Those that are not; ``fill`` writes all their rows.
-    fill : callable
-    temporary : Path, optional
-        As `atomic.commit` has it.
+    Of the arrays that are ``streamed``, not in memory, ``fill`` writes all rows; ``temporary`` is as for
+    `atomic.commit`.
     """
     layouts = {
         name: ArrayLayout(name, array.shape, array.dtype, checksum.array_digest(array))

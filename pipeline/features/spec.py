@@ -47,13 +47,7 @@ class FeatureSpec(ImageOptions):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> FeatureSpec:
-        """Rebuild a spec from `to_dict`'s result.
-
-        Raises
-        ------
-        UserError
-            When a field is missing, unknown or of another type.
-        """
+        """Rebuild a spec from `to_dict`'s result; raises UserError for a field missing, unknown or of another type."""
         known = {item.name for item in cls.declared()}
         odd = set(fields) - known | {item.name for item in cls.declared() if not item.late} - set(fields)
         if odd:

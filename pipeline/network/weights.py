@@ -122,13 +122,7 @@ def random_weights() -> VGGWeights:
 
 
 def from_file(path: Path) -> VGGWeights:
-    """Load a VGG16 from a Keras file, with or without its classifier.
-
-    Raises
-    ------
-    UserError
-        When it is absent, not HDF5, of another architecture, or holds a number that is not finite.
-    """
+    """Load a VGG16 from a Keras file, with or without its classifier; raises UserError when it is no such file."""
     if not path.is_file():
         raise UserError(
             f"The weights parameter must be 'imagenet', 'random' or an existing file. Got {str(path)!r}, "
@@ -228,12 +222,8 @@ def _imagenet(data_dir: Path) -> VGGWeights:
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Every float array of any HDF5 file, by its path inside, following no link out of its own tree.
 
-    Nothing of it is trusted: the caller checks names, shapes and a digest.
-
-    Raises
-    ------
-    UserError
-        When the file is absent, not HDF5, damaged, or larger than a VGG16 could be.
+    Nothing of it is trusted: the caller checks names, shapes and a digest. Raises UserError when the file is absent,
+    not HDF5, damaged, or larger than a VGG16 could be.
     """
     arrays: dict[str, NDArray[Any]] = {}
 

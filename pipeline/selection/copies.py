@@ -32,19 +32,11 @@ PROTOCOL, PROTOCOL_WITH_COPIES = 2, 3
 
 @dataclass(frozen=True)
 class Images:
-    """How many rows and how many distinct images there are.
+    """How many rows and how many distinct images there are."""
 
-    Attributes
-    ----------
-    rows, distinct : mapping of str to int
-        Of each split.
-    shared : int
-        Distinct images of test that are in train, too.
-    """
-
-    rows: Mapping[str, int]
+    rows: Mapping[str, int]  # of each split
     distinct: Mapping[str, int]
-    shared: int
+    shared: int  # distinct images of test that are in train, too
 
     @property
     def protocol(self) -> int:

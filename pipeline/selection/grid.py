@@ -46,18 +46,8 @@ Grid = Mapping[str, Sequence[Any]]  # the values of each name
 def read_flags(texts: Sequence[str], classifier: str) -> Grid:
     """Read ``NAME=VALUES``, each of another name, as one grid.
 
-    ``C=1e-4..1,log,9``, ``C=0.001,0.01``, ``hidden_layer_sizes=256,512x128``.
-
-    Parameters
-    ----------
-    texts : sequence of str
-    classifier : str
-        The one that is varied where the grid names none.
-
-    Raises
-    ------
-    UserError
-        When one is not of that form, or a value is not allowed.
+    ``C=1e-4..1,log,9``, ``C=0.001,0.01``, ``hidden_layer_sizes=256,512x128``; of ``classifier`` where they name none.
+    Raises UserError when one is not of that form, or a value is not allowed.
     """
     table: dict[str, Any] = {}
     for text in texts:
@@ -86,17 +76,8 @@ def _plain(text: str) -> Any:
 def read_file(path: Path, classifier: str = "logistic") -> list[Grid]:
     """Read an experiment file: tables ``[[run]]``, of one value each, and ``[[grid]]``, of lists and ranges.
 
-    Parameters
-    ----------
-    path : Path
-    classifier : str
-        Of tables that name none.
-
-    Raises
-    ------
-    UserError
-        When the file cannot be read, is no TOML, or has a key, classifier, parameter or type that is not allowed;
-        the message names file and key, and what is allowed.
+    Tables that name no classifier are of ``classifier``. Raises UserError, which names file and key, when the file
+    cannot be read, is no TOML, or has a key, classifier, parameter or type that is not allowed.
     """
     with file_errors("read the experiment file", path):
         content = path.read_bytes()
@@ -218,20 +199,9 @@ def _parts(grid: Grid, defaults: Defaults) -> Iterator[tuple[str, tuple[str, ...
 
 
 def expand(grids: Sequence[Grid], defaults: Defaults, *, sure: bool) -> list[Trial]:
-    """List all candidates, each once.
+    """List all candidates, each once; what a grid does not name is as the defaults say, or searched as `train` would.
 
-    Parameters
-    ----------
-    grids : sequence of mapping
-        Names to values; what is not named is as the defaults say, or searched as `train` would.
-    defaults : Defaults
-    sure : bool
-        Whether the user wants however many there are.
-
-    Raises
-    ------
-    UserError
-        When there are too many.
+    Raises UserError when there are very many, unless the user is ``sure``, or more than a sweep takes.
     """
     parts = [part for grid in grids for part in _parts(grid, defaults)]
     total = sum(math.prod(map(len, varied.values())) for _, _, varied in parts)

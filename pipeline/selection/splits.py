@@ -24,22 +24,11 @@ Rows = NDArray[np.intp]
 
 
 class Split(NamedTuple):
-    """Row numbers of two sides.
+    """Row numbers of two sides."""
 
-    Attributes
-    ----------
-    fit : ndarray, int (n,)
-        To fit on. The rows of a group follow each other, and the groups are in an order of which every beginning is
-        stratified.
-    held_out : ndarray, int (m,)
-        To score.
-    ends : ndarray, int (groups of ``fit``,)
-        How many rows the first groups of ``fit`` have together: ``fit[:ends[g - 1]]`` are g groups.
-    """
-
-    fit: Rows
-    held_out: Rows
-    ends: Rows
+    fit: Rows  # to fit on: group by group, in an order of which every beginning is stratified
+    held_out: Rows  # to score
+    ends: Rows  # (groups of fit,): fit[:ends[g - 1]] are g groups
 
 
 def join_groups(*labelings: NDArray[Any]) -> Rows:
@@ -91,18 +80,9 @@ def validation_rows(rows: int, classes: int) -> int:
 
 
 def split(labels: NDArray[Any], groups: Rows, seed: int, class_names: Sequence[str]) -> Split:
-    """Part the training rows into those to fit on and those to validate on.
+    """Part the training rows into those to fit on and those to validate on, by their labels and groups, int (n,).
 
-    Parameters
-    ----------
-    labels, groups : ndarray, int (n,)
-    seed : int
-    class_names : sequence of str
-
-    Raises
-    ------
-    UserError
-        When a class has fewer than two groups.
+    Raises UserError when a class has fewer than two groups.
     """
     grouped = _Grouped(labels, groups)
     grouped.need(2, "one to learn from and one to validate on", "Add images, or leave out --limit.", class_names)
@@ -126,10 +106,7 @@ def folds(
 ) -> list[tuple[Rows, Rows]]:
     """Row numbers to fit on and to score, for each of ``count`` folds; both ascending.
 
-    Raises
-    ------
-    UserError
-        When a class has fewer groups than ``least``, or than one for every fold.
+    Raises UserError when a class has fewer groups than ``least``, or than one for every fold.
     """
     grouped = _Grouped(labels, groups)
     advice = "Ask for fewer folds with --cv, or add images."
