@@ -42,6 +42,23 @@ def _new(parent: Path) -> Path:
     return parent / "features"
 
 
+def _batches(count: int) -> list[range]:
+    """The points 1 to ``count``, so many at a time as run side by side: mostly they wait for the disk."""
+    return [range(start, min(start + 8, count + 1)) for start in range(1, count + 1, 8)]
+
+
+def _goes_on(folders: list[Path], reference: dict[str, np.ndarray]) -> None:
+    """After whatever happened nothing is half there, and the same run again gives the same arrays and nothing else."""
+    for folder in folders:
+        if folder.exists():
+            faults.never_half(folder)
+    outcomes = faults.in_children([faults.work_of(folder) for folder in folders])
+    for folder, outcome in zip(folders, outcomes, strict=True):
+        assert outcome.status == 0, (folder, outcome.said)
+        assert faults.same(faults.arrays(folder), reference), folder
+        assert faults.leftovers(folder) == [], folder
+
+
 def test_write_then_fsync_then_rename_then_directory(operations: list[tuple[str, str]]) -> None:
     """The order that makes a file durable, for every file that gets a name."""
     renames = [index for index, (name, _) in enumerate(operations) if name == "rename"]
@@ -62,35 +79,28 @@ def test_write_then_fsync_then_rename_then_directory(operations: list[tuple[str,
 def test_killed_at_every_point(
     operations: list[tuple[str, str]], reference: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    for number in range(1, 2 * len(operations) + 1):
-        folder = _new(tmp_path / str(number))
-        assert faults.run(folder, faults.kill_at(number)).status == -signal.SIGKILL
-        if folder.exists():
-            faults.never_half(folder)
-        outcome = faults.run(folder)
-        assert outcome.status == 0, (number, outcome.said)
-        assert faults.same(faults.arrays(folder), reference), number
-        assert faults.leftovers(folder) == [], number
+    for numbers in _batches(2 * len(operations)):
+        folders = [_new(tmp_path / str(number)) for number in numbers]
+        works = [faults.work_of(folder, faults.kill_at(n)) for folder, n in zip(folders, numbers, strict=True)]
+        assert {outcome.status for outcome in faults.in_children(works)} == {-signal.SIGKILL}
+        _goes_on(folders, reference)
 
 
 @pytest.mark.parametrize("error", list(faults.ERRORS))
 def test_an_error_at_every_point(
     operations: list[tuple[str, str]], reference: dict[str, np.ndarray], tmp_path: Path, error: str
 ) -> None:
-    for number in range(1, 2 * len(operations) + 1):
-        folder = _new(tmp_path / str(number))
-        outcome = faults.run(folder, faults.raise_at(number, faults.ERRORS[error]))
-        if number < 2 * len(operations) - 1:
-            assert outcome.is_user_error, (number, outcome)
-        else:  # the lock's own removal, when everything is done: one left behind locks nothing
-            assert outcome.status == 0
-            assert faults.same(faults.arrays(folder), reference)
-        if folder.exists():
-            faults.never_half(folder)
-        outcome = faults.run(folder)
-        assert outcome.status == 0, (number, outcome.said)
-        assert faults.same(faults.arrays(folder), reference), number
-        assert faults.leftovers(folder) == [], number
+    act, last = faults.ERRORS[error], 2 * len(operations)
+    for numbers in _batches(last):
+        folders = [_new(tmp_path / str(number)) for number in numbers]
+        works = [faults.work_of(folder, faults.raise_at(n, act)) for folder, n in zip(folders, numbers, strict=True)]
+        for number, folder, outcome in zip(numbers, folders, faults.in_children(works), strict=True):
+            if number < last - 1:
+                assert outcome.is_user_error, (number, outcome)
+            else:  # the lock's own removal, when everything is done: one left behind locks nothing
+                assert outcome.status == 0
+                assert faults.same(faults.arrays(folder), reference)
+        _goes_on(folders, reference)
 
 
 def test_killed_again_and_again(reference: dict[str, np.ndarray], tmp_path: Path) -> None:
@@ -106,9 +116,9 @@ def test_killed_again_and_again(reference: dict[str, np.ndarray], tmp_path: Path
 
 def test_damaged_parts_are_computed_again_and_said(reference: dict[str, np.ndarray], tmp_path: Path) -> None:
     generator = np.random.default_rng(2)
+    faults.run(tmp_path / "killed", faults.kill_at(70))
     for trial in range(40):
-        folder = tmp_path / str(trial)
-        faults.run(folder, faults.kill_at(70))
+        folder = Path(shutil.copytree(tmp_path / "killed", tmp_path / str(trial)))
         (parts_folder,) = folder.glob("*.parts")
         parts = sorted(parts_folder.glob("t*.h5"))
         assert len(parts) >= 2
@@ -265,11 +275,7 @@ def test_a_run_may_be_stopped_at_any_point(
         assert outcome.status == 130, (number, outcome)
         assert "Traceback" not in outcome.said
         said.append(outcome.said.splitlines()[-1])
-        if folder.exists():
-            faults.never_half(folder)
-        assert faults.run(folder).status == 0
-        assert faults.same(faults.arrays(folder), reference), number
-        assert faults.leftovers(folder) == [], number
+        _goes_on([folder], reference)
     assert any("20 of 20 rows are kept" in line for line in said)
     assert "is complete: nothing is left to compute" in said[-2]
 
@@ -368,21 +374,8 @@ def test_the_benchmark_of_durability_turns_it_off(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.tensorflow
 def test_random_kills_of_real_extraction(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "tests" / "torture.py"),
-            "--kills",
-            "10",
-            "--only",
-            "kills",
-            "--folder",
-            str(tmp_path),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, str(ROOT / "tests" / "torture.py"), "--only", "kills", "--kills", "5"]
+    command += ["--folder", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"10 +kills at random times.* 0 lost rows, 0 wrong rows, 0 tracebacks", done.stdout)
+    assert re.search(r"5 +kills at random times.* 0 lost rows, 0 wrong rows, 0 tracebacks", done.stdout)
