@@ -136,10 +136,7 @@ def _find(data_dir: Path) -> tuple[str, Path] | None:
 def _identify(kind: str, path: Path) -> dict[str, str]:
     """sha256, in hex, of each batch as the binary version stores it: known, where nothing else is opened, or taken.
 
-    Raises
-    ------
-    UserError
-        When it is incomplete, faulty, or of a form that must be official and is not.
+    Raises UserError when it is incomplete, faulty, or of a form that must be official and is not.
     """
     if kind.endswith("archive"):
         with open(path, "rb") as stream:

@@ -14,10 +14,7 @@ log = logging.getLogger("pipeline")
 def download(what: str, url: str, target: Path, known_hash: str, *, size: int, advice: str) -> None:
     """Download a file; what it is, its size in bytes, and what to do instead are for people.
 
-    Raises
-    ------
-    UserError
-        When it cannot be had, or has another hash; nothing is kept then.
+    Raises UserError when it cannot be had, or has another hash; nothing is kept then.
     """
     import pooch  # late, both: only a first run on a fresh machine needs them
     import requests

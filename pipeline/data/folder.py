@@ -19,7 +19,6 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -55,28 +54,11 @@ class _File(NamedTuple):
     digest: bytes = b""
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What a look at the names finds."""
-
-    files: list[_File]
-    skipped: list[Skipped]
-    splits: bool
-
-
 # --- the data set -----------------------------------------------------------------------------
 
 
 def load_folder(folder: Path, name: str, *, follow_links: bool) -> Dataset:
-    """Look at a folder of images.
-
-    Parameters
-    ----------
-    folder : Path
-    name : str
-        What the data set is to be called.
-    follow_links : bool
-        Whether symbolic links that lead out of the folder are followed.
+    """Look at a folder of images, as a data set of some name; links that lead out of it are followed or not.
 
     Raises
     ------
@@ -84,25 +66,24 @@ def load_folder(folder: Path, name: str, *, follow_links: bool) -> Dataset:
         When it has no classes, one class, or a class with too few images to train and test on.
     """
     with file_errors("read the images", folder):
-        found = _scan(folder, follow_links)
-    hashed, faulty = _hash(folder, found.files)
-    rows, copies = _without_copies(hashed, made=not found.splits)
-    skipped = sorted([*found.skipped, *faulty, *copies], key=lambda item: os.fsencode(item.file))
+        files, left_out, made = _scan(folder, follow_links)
+    hashed, faulty = _hash(folder, files)
+    rows, copies = _without_copies(hashed, made=made)
+    skipped = sorted([*left_out, *faulty, *copies], key=lambda item: os.fsencode(item.file))
     classes = _classes(folder, rows, skipped)
-    if not found.splits:
+    if made:
         rows = _make_split(rows)
-    _check_counts(folder, rows, classes, made=not found.splits)
-    splits = {split: _in_turn([file for file in rows if file.split == split], classes) for split in _SPLITS}
+    _check_counts(folder, rows, classes, made=made)
     numbers = {label: number for number, label in enumerate(classes)}
-    labels = {
-        split: np.array([numbers[file.label] for file in members], np.uint8 if len(classes) <= 256 else np.int64)
-        for split, members in splits.items()
-    }
+    members, labels = {}, {}
+    for split in _SPLITS:
+        own = _in_turn([file for file in rows if file.split == split], classes)
+        sums = np.frombuffer(b"".join(file.digest for file in own), np.uint8).reshape(-1, 32)
+        members[split] = RowIds(tuple(file.name for file in own), sums)
+        labels[split] = np.array([numbers[file.label] for file in own], np.uint8 if len(classes) <= 256 else np.int64)
     digests = dict.fromkeys((item.file for item in skipped), "") | {file.name: file.digest.hex() for file in hashed}
     contents = [[_plain(file.name), file.digest.hex(), file.split, file.label] for file in sorted(rows)]
     others = [[_plain(item.file), digests[item.file]] for item in skipped]
-
-    members = {split: _row_ids(files) for split, files in splits.items()}
 
     def read() -> Mapping[str, Split]:
         return {
@@ -112,7 +93,7 @@ def load_folder(folder: Path, name: str, *, follow_links: bool) -> Dataset:
 
     return Dataset(
         name=name,
-        rows={split: len(members) for split, members in splits.items()},
+        rows={split: len(who.names) for split, who in members.items()},
         class_names=classes,
         digest=digest_of(["folder", RULES, classes, contents, others]),
         official=True,
@@ -123,11 +104,6 @@ def load_folder(folder: Path, name: str, *, follow_links: bool) -> Dataset:
     )
 
 
-def _row_ids(files: Sequence[_File]) -> RowIds:
-    digests = np.frombuffer(b"".join(file.digest for file in files), np.uint8).reshape(-1, 32)
-    return RowIds(tuple(file.name for file in files), digests)
-
-
 # --- names ------------------------------------------------------------------------------------
 
 
@@ -136,8 +112,8 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _scan(folder: Path, follow_links: bool) -> _Found:
-    """Find every file of every class, in the order of their names."""
+def _scan(folder: Path, follow_links: bool) -> tuple[list[_File], list[Skipped], bool]:
+    """Every file of every class, in the order of their names; what was left out; and whether a split must be made."""
     walk = _Walk(folder, follow_links)
     top = walk.entries("")
     folders = {name: walk.entries(name) for name, is_folder in top if is_folder}
@@ -167,7 +143,7 @@ def _scan(folder: Path, follow_links: bool) -> _Found:
     walk.stray(top, "not in a class folder")
     if not files and not walk.skipped:
         raise UserError(f"The folder {folder} holds no class folders with images. {_LAYOUT.format(folder=folder)}")
-    return _Found(files, walk.skipped, bool(inner["train"] and inner["test"]))
+    return files, walk.skipped, not (inner["train"] and inner["test"])
 
 
 _LAYOUT = "Put the images of each class into a folder of its own: {folder}/<class>/…, one folder for each class."
@@ -176,10 +152,7 @@ _LAYOUT = "Put the images of each class into a folder of its own: {folder}/<clas
 def list_images(folder: Path, *, follow_links: bool) -> tuple[list[str], list[Skipped]]:
     """List every file in a folder that has an image's extension, in the order of their names, and what was left out.
 
-    Raises
-    ------
-    OSError
-        When the folder itself cannot be listed.
+    Raises OSError when the folder itself cannot be listed.
     """
     walk = _Walk(folder, follow_links)
     names = walk.files("")
@@ -334,10 +307,13 @@ def _without_copies(files: Sequence[_File], *, made: bool) -> tuple[list[_File],
             test = []
         for side in (train, test):
             if len({file.label for file in side}) > 1:
-                names = [printable(file.name) for file in side]
                 skipped += [
-                    Skipped(file.name, f"a conflict: the same bytes under two classes, as {_another(names, i)}")
-                    for i, file in enumerate(side)
+                    Skipped(
+                        file.name,
+                        "a conflict: the same bytes under two classes, as "
+                        + printable(next(other.name for other in side if other is not file)),
+                    )
+                    for file in side
                 ]
             else:
                 kept += side
@@ -348,10 +324,6 @@ def _without_copies(files: Sequence[_File], *, made: bool) -> tuple[list[_File],
             "always on the same side of the split" if made else "each within its split",
         )  # fmt: skip
     return kept, skipped
-
-
-def _another(names: Sequence[str], index: int) -> str:
-    return names[0] if index else names[1]
 
 
 def _make_split(files: Sequence[_File]) -> list[_File]:
@@ -370,10 +342,7 @@ def _make_split(files: Sequence[_File]) -> list[_File]:
 def _classes(folder: Path, files: Sequence[_File], skipped: Sequence[Skipped]) -> tuple[str, ...]:
     """Class names, in the order of their bytes.
 
-    Raises
-    ------
-    UserError
-        When there are fewer than two, or names that a person, or another system, could not tell apart.
+    Raises UserError when there are fewer than two, or names that a person, or another system, could not tell apart.
     """
     classes = tuple(sorted({file.label for file in files}, key=os.fsencode))
     listed = f" {count_of_files(len(skipped))} cannot be used: {few_reasons(skipped)}." if skipped else ""

