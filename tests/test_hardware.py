@@ -128,7 +128,7 @@ def test_a_gpu_that_cannot_serve_is_named_and_left_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     left: list[bool] = []
-    vgg16 = SimpleNamespace(gpus=lambda: [("a Hopper", (9, 0), GB // 100)], leave_gpus=lambda: left.append(True))
+    vgg16 = SimpleNamespace(gpus=lambda: [Gpu("a Hopper", (9, 0), GB // 100)], leave_gpus=lambda: left.append(True))
     monkeypatch.setitem(sys.modules, "pipeline.network.vgg16", vgg16)
     monkeypatch.setattr(network, "vgg16", vgg16, raising=False)
     monkeypatch.setattr(hardware, "may_have_gpu", lambda: True)
@@ -136,6 +136,6 @@ def test_a_gpu_that_cannot_serve_is_named_and_left_alone(
         assert make_plan("auto", image_size=64, batch_size=None).device == "CPU:0"
     assert left
     assert "a Hopper (10.0 MB free)" in caplog.text
-    vgg16.gpus = lambda: [("a Hopper", (9, 0), 80 * GB)]
+    vgg16.gpus = lambda: [Gpu("a Hopper", (9, 0), 80 * GB)]
     assert make_plan("auto", image_size=64, batch_size=None).device == "GPU:0"
     assert len(left) == 1

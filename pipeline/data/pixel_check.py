@@ -40,19 +40,14 @@ def check_images(images: Any, name: str = "X", *, guess: bool = True) -> NDArray
         When they are of another shape or type, or look divided by 255, standardised, already preprocessed, BGR, or
         channels-first.
     """
-    if isinstance(images, np.ndarray) and images.dtype != object:
-        _check_shape(images.shape, 4, name)
-        _check_values(images, name, guess=guess)
-        if guess:
-            _check_order([images], name)
-        return images
-    each = [np.asarray(image) for image in images]
-    for index, image in enumerate(each):
-        _check_shape(image.shape, 3, f"{name}[{index}]")
-        _check_values(image, f"{name}[{index}]", guess=guess)
+    stacked = isinstance(images, np.ndarray) and images.dtype != object
+    arrays = {name: images} if stacked else {f"{name}[{i}]": np.asarray(image) for i, image in enumerate(images)}
+    for own_name, array in arrays.items():
+        _check_shape(array.shape, 4 if stacked else 3, own_name)
+        _check_values(array, own_name, guess=guess)
     if guess:
-        _check_order([image[np.newaxis] for image in each], name)
-    return each
+        _check_order([array if stacked else array[np.newaxis] for array in arrays.values()], name)
+    return images if stacked else list(arrays.values())
 
 
 def _check_shape(shape: Sequence[int], dimensions: int, name: str) -> None:
@@ -87,7 +82,7 @@ def _check_values(array: NDArray[Any], name: str, *, guess: bool) -> None:
                 f"masks. Multiply masks by 255. {_WANTED}"
             )
         return
-    cause = _likely_cause(array) if array.dtype.kind in "fiub" else "no type of pixels"
+    cause = _likely_cause(array) if array.dtype.kind in "fiub" else "no pixels have it"
     raise UserError(f"The images {name} have the type {array.dtype}: {cause}. {_WANTED}")
 
 

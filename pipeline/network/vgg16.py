@@ -129,22 +129,17 @@ class Extractor:
 
     def _pixels(self, images: Images) -> tf.Tensor:
         """Images at the network's size: float32 (n, size, size, 3), RGB, 0 to 255."""
-        if not isinstance(images, np.ndarray):
-            shapes = [image.shape for image in images]
-            if len(set(shapes)) > 1:
-                return self._mixed(images, shapes)
-            images = np.stack(list(images))
+        if not isinstance(images, np.ndarray):  # those of one size are resized together, then all are put into order
+            groups: dict[tuple[int, ...], list[int]] = {}
+            for index, image in enumerate(images):
+                groups.setdefault(image.shape, []).append(index)
+            resized = [self._pixels(np.stack([images[index] for index in group])) for group in groups.values()]
+            order = np.argsort(np.concatenate(list(groups.values())))
+            return resized[0] if len(resized) == 1 else tf.gather(tf.concat(resized, axis=0), order)
         batch = tf.constant(np.ascontiguousarray(images))
         if images.shape[1:3] == (self._size, self._size):
             return tf.cast(batch, tf.float32)
         return self._enlarge(batch)
-
-    def _mixed(self, images: Sequence[NDArray[np.uint8]], shapes: list[tuple[int, ...]]) -> tf.Tensor:
-        """The same of images of several sizes: each size is resized together, then all are put into order."""
-        groups = {shape: [i for i, found in enumerate(shapes) if found == shape] for shape in dict.fromkeys(shapes)}
-        together = tf.concat([self._pixels([images[i] for i in rows]) for rows in groups.values()], axis=0)
-        order = np.argsort(np.concatenate(list(groups.values())))
-        return tf.gather(together, order)
 
     def _run(self, images: Images) -> tf.Tensor:
         """Features of at most a batch of images: float32 (n, columns of all taps side by side)."""
