@@ -16,6 +16,7 @@ from conftest import ROOT, Run, assert_user_error
 
 from pipeline import cli
 from pipeline.features import checksum, extract, parts, store
+from pipeline.features.options import ComputeOptions
 from pipeline.network import device
 from pipeline.output import run_folder
 
@@ -146,13 +147,14 @@ def test_a_batch_beyond_the_limit_of_ulimit_is_explained(tmp_path: Path) -> None
 
 
 def test_threads_beyond_the_cores_are_warned_of(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    copied: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(device, "cores", lambda: 2)
+    asked = {"dataset": "digits", "weights": "random", "precision": "float32", "image_size": 32, "taps": TAPS[1]}
     with caplog.at_level("WARNING", logger="pipeline"):
-        extract._warn_of_threads(2)
-        assert caplog.text == ""
-        extract._warn_of_threads(3)
+        extract.extract(ComputeOptions(**asked, features_dir=copied.parent, threads=2))  # type: ignore[arg-type]
+        assert "threads" not in caplog.text
+        extract.extract(ComputeOptions(**asked, features_dir=copied.parent, threads=3))  # type: ignore[arg-type]
     assert "3 threads on 2 cores" in caplog.text
 
 
