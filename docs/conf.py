@@ -36,4 +36,5 @@ sphinx_gallery_conf = {
 }
 
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"{project} {release}"

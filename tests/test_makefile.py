@@ -181,6 +181,16 @@ def test_the_benchmarks_have_requirements_of_their_own(project: Path) -> None:
     assert "torch" not in (ROOT / "requirements.txt").read_text(encoding="utf-8")
 
 
+def test_the_documentation_has_requirements_of_its_own_and_no_warning(project: Path) -> None:
+    for name in ("dev", "docs"):
+        shutil.copy(ROOT / f"requirements-{name}.txt", project)
+    done = make(project, "--dry-run", "docs", "DATA_DIR=x")
+    assert done.returncode == 0, done.stderr
+    assert "-r requirements-docs.txt" in done.stdout
+    assert 'DATA_DIR="$PIPELINE_DATA_DIR" .venv/bin/python -m sphinx -W ' in done.stdout
+    assert "requirements-docs.txt" not in make(project, "--dry-run", "test").stdout
+
+
 def test_folders_named_like_targets_do_not_hide_them(project: Path) -> None:
     for folder in ("features", "data", "models", "output"):
         (project / folder).mkdir()

@@ -19,7 +19,7 @@ from pipeline import VGG16Features
 
 digits = load_digits()
 grey = (digits.images[:600] * 255 / 16).astype(np.uint8)
-images = np.repeat(grey[..., np.newaxis], 3, axis=3)  # uint8, RGB, (600, 8, 8, 3); the transformer enlarges them
+images = np.repeat(grey[..., np.newaxis], 3, axis=3)  # uint8, RGB, (600, 8, 8, 3)
 labels = digits.target[:600]
 
 model = Pipeline(
@@ -31,17 +31,19 @@ model = Pipeline(
 )
 layers = ["block2_conv2.avg", "block4_conv3.avg", "block5_pool.avg"]
 strengths = [1e-4, 1e-3, 1e-2, 1e-1]
-search = GridSearchCV(model, {"features__taps": layers, "classifier__C": strengths}, cv=3).fit(images, labels)
+choices = {"features__taps": layers, "classifier__C": strengths}
+search = GridSearchCV(model, choices, cv=3).fit(images, labels)
 print(search.best_params_)
 
 # %%
 # The mean accuracy over the folds, for each layer and each C:
 
+found = search.cv_results_
 figure, axes = plt.subplots(figsize=(6, 4))
 for layer in layers:
-    is_layer = search.cv_results_["param_features__taps"] == layer
-    order = np.argsort(search.cv_results_["param_classifier__C"][is_layer].astype(float))
-    axes.semilogx(strengths, search.cv_results_["mean_test_score"][is_layer][order], marker="o", label=layer)
+    rows = np.flatnonzero(found["param_features__taps"] == layer)
+    rows = rows[np.argsort(found["param_classifier__C"][rows].astype(float))]
+    axes.semilogx(strengths, found["mean_test_score"][rows], marker="o", label=layer)
 axes.set(xlabel="C", ylabel="accuracy", title="Cross-validated accuracy by layer")
 axes.legend()
 plt.show()

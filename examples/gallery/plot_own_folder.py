@@ -19,8 +19,9 @@ digits = load_digits()
 names = {3: "three", 5: "five", 8: "eight"}
 for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
     if label in names:
-        # The last hundred are kept apart, as images that come later.
-        folder = Path("new-scans") if number >= len(digits.images) - 100 else Path("scans", names[label])
+        folder = Path("scans", names[label])
+        if number >= len(digits.images) - 100:
+            folder = Path("new-scans")  # images that come later
         folder.mkdir(parents=True, exist_ok=True)
         grey = Image.fromarray((image * 255 / 16).astype(np.uint8))
         grey.resize((32, 32)).save(folder / f"{names[label]}-{number:04d}.png")

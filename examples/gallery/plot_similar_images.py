@@ -19,10 +19,11 @@ from pipeline import load_features
 from pipeline.cli import main
 
 digits = load_digits()
-for number, (image, label) in enumerate(zip(digits.images[:500], digits.target[:500], strict=True)):
-    folder = Path("archive", str(label))
+for number, image in enumerate(digits.images[:500]):
+    folder = Path("archive", str(digits.target[number]))
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((image * 255 / 16).astype(np.uint8)).resize((32, 32)).save(folder / f"{number:04d}.png")
+    grey = Image.fromarray((image * 255 / 16).astype(np.uint8))
+    grey.resize((32, 32)).save(folder / f"{number:04d}.png")
 main(["features", "--dataset", "archive", "--image-size", "32", "--taps", "block5_conv1.avg"])
 
 # %%
@@ -44,7 +45,8 @@ distances, rows = nearest.kneighbors(test[asked])
 figure, axes = plt.subplots(6, 6, figsize=(6, 6.6), subplot_kw={"xticks": [], "yticks": []})
 for line, row, near, distance in zip(axes, asked, rows, distances, strict=True):
     files = [names["test"][row], *names["train"][near]]
-    for place, name, title in zip(line, files, ["asked", *(f"{value:.2f}" for value in distance)], strict=True):
+    titles = ["asked", *(f"{value:.2f}" for value in distance)]
+    for place, name, title in zip(line, files, titles, strict=True):
         place.imshow(Image.open(Path("archive") / name), cmap="gray")
         place.set_title(title, fontsize=8)
 figure.suptitle("Most similar images, with their cosine distance")
