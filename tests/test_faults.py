@@ -43,8 +43,8 @@ def _new(parent: Path) -> Path:
 
 
 def _batches(count: int) -> list[range]:
-    """The points 1 to ``count``, so many at a time as run side by side: mostly they wait for the disk."""
-    return [range(start, min(start + 8, count + 1)) for start in range(1, count + 1, 8)]
+    """The points 1 to ``count``, four at a time, which run side by side: mostly they wait for the disk."""
+    return [range(start, min(start + 4, count + 1)) for start in range(1, count + 1, 4)]
 
 
 def _goes_on(folders: list[Path], reference: dict[str, np.ndarray]) -> None:
