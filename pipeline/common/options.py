@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 import shlex
 import sys
@@ -144,6 +145,7 @@ class Options:
             object.__setattr__(self, item.name, item.check(getattr(self, item.name)))
 
     @classmethod
+    @functools.cache
     def declared(cls) -> list[Option]:
         """The settings, in the order of their declaration."""
         found, hints = [], typing.get_type_hints(cls)

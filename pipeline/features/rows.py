@@ -21,6 +21,7 @@ from threadpoolctl import ThreadpoolController
 
 from pipeline.common.errors import UserError
 from pipeline.common.memory import free_memory
+from pipeline.network import device
 
 BLOCK_BYTES = 3 << 20  # of a float32 block: it stays in the processor's cache between its uses, and is not too many
 CHUNK_BYTES = 4 << 20  # of float16 that a thread reads from a file at once
@@ -239,10 +240,9 @@ def _libraries() -> ThreadpoolController:
 
 
 def cores() -> int:
-    """Processor cores that this process may use; fewer when the environment says so, as joblib's workers are told."""
+    """Processor cores that this process may use; fewer when OMP_NUM_THREADS says so."""
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, int(limit)) if limit.isdigit() and int(limit) else available
+    return min(device.cores(), int(limit)) if limit.isdigit() and int(limit) else device.cores()
 
 
 @dataclass(frozen=True)
