@@ -1,4 +1,6 @@
-"""The examples run: each script of the gallery in a process of its own, the usual script on a few images."""
+"""The examples run: each script of the gallery in a process of its own, the usual script on a few images,
+and the notebook in a kernel.
+"""
 
 from __future__ import annotations
 
@@ -48,3 +50,20 @@ def test_the_usual_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr(keras.applications, "VGG16", vgg16)
     runpy.run_path(str(EXAMPLES / "cifar10_keras.py"))
     assert "test accuracy" in capsys.readouterr().out
+
+
+def test_the_notebook_has_its_outputs_and_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
+
+    def outputs() -> list[list[str]]:
+        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "run once, from the top"
+        return [sorted({output.output_type for output in cell.outputs}) for cell in cells]
+
+    committed = outputs()
+    (tmp_path / "data").symlink_to(DATA_DIR)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert outputs() == committed
+    assert "display_data" in committed[-1], "a picture of what is confused"

@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import os
 import re
+import sys
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,8 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")  # before pyplot: there may be no display
+if "matplotlib.pyplot" not in sys.modules and "MPLBACKEND" not in os.environ:  # else a notebook or script draws, too
+    matplotlib.use("Agg")  # before pyplot: there may be no display
 
 import matplotlib.pyplot as plt
 import numpy as np
