@@ -343,6 +343,12 @@ def test_train(features_dir: Path, tmp_path: Path, classifier: str, run: Run) ->
     assert again.returncode == 0
     assert again.stdout == done.stdout
     assert again.stderr.splitlines()[-1] == "LOADED", "found without loading scikit-learn"
+    if classifier == "ridge":
+        printed = run(*flags, "--figures", "pdf")
+        assert printed.returncode == 0, printed.stderr
+        assert all((folder / name).read_bytes().startswith(b"%PDF") for name in run_folder.PRINTS)
+        assert "nothing to compute" in run(*flags, "--figures", "pdf").stderr
+        metrics = json.loads((folder / "metrics.json").read_text())
     created = metrics["created"]
     forced = run(*flags, "--force", "--C" if classifier == "logistic" else "--alpha", "2")
     assert forced.returncode == 0

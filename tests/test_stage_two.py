@@ -6,9 +6,7 @@ import _thread
 import csv
 import io
 import json
-import warnings
 from pathlib import Path
-from xml.etree import ElementTree
 
 import joblib
 import numpy as np
@@ -22,8 +20,8 @@ from pipeline.common.errors import UserError
 from pipeline.features.rows import FeatureRows
 from pipeline.models import classifiers
 from pipeline.models.fit import Job, fit_side_by_side
-from pipeline.models.history import History, Samples, Step
-from pipeline.output import figures, metrics, run_folder
+from pipeline.models.history import Samples
+from pipeline.output import metrics, run_folder
 from pipeline.selection import protocol
 
 CLASSES = ("ant", "bee", "cat")
@@ -280,59 +278,6 @@ def test_mcnemar_gives_the_mid_p_of_the_exact_test() -> None:
     assert only.tolist() == [[0, 1], [7, 0]]
     assert p[0, 1] == p[1, 0] == pytest.approx(0.0391, abs=5e-5)
     assert p[0, 0] == 1
-
-
-def test_calibration_compares_confidence_and_accuracy() -> None:
-    generator = np.random.default_rng(0)
-    confidences = generator.uniform(0.3, 1, 20_000)
-    honest = metrics.calibration(confidences, generator.random(20_000) < confidences)
-    assert honest["ece"] < 0.015
-    boastful = metrics.calibration(confidences, generator.random(20_000) < confidences - 0.2)
-    assert boastful["ece"] == pytest.approx(0.2, abs=0.015)
-    assert sum(honest["counts"]) == 20_000
-    assert metrics.calibration(np.array([1.0, 0.0]), np.array([True, False]))["ece"] == 0
-    # Two rows at 0.9, one of them right, are one bin that is 0.4 off.
-    assert metrics.calibration(np.array([0.9, 0.9]), np.array([True, False]))["ece"] == pytest.approx(0.4)
-
-
-# --- pictures ---------------------------------------------------------------------------------
-
-
-def are_pictures(files: dict[str, bytes]) -> bool:
-    ElementTree.fromstring(files[".svg"].decode())
-    return files[".png"].startswith(b"\x89PNG") and len(files[".png"]) > 5000
-
-
-@pytest.mark.parametrize("count", [1, 2, 40, 400])
-def test_history_pictures(count: int) -> None:
-    steps = [Step(step, *[1 / step] * 4) for step in range(1, count + 1)]
-    assert are_pictures(figures.history(History("epoch", steps, max(1, count // 2)), "title", 10))
-
-
-def test_calibration_pictures() -> None:
-    bins = metrics.calibration(np.linspace(0.2, 1, 50), np.arange(50) % 3 > 0)
-    assert are_pictures(figures.calibration(bins, "title"))
-
-
-@pytest.mark.parametrize("classes", [2, 10, 60])
-def test_confusion_pictures(classes: int) -> None:
-    names = [f"class with a rather long name {index}" for index in range(classes)]
-    assert are_pictures(figures.confusion_matrix(np.eye(classes, dtype=np.int64) * 7, names, "title"))
-
-
-def test_names_of_classes_are_no_formulas_and_no_noise(caplog: pytest.LogCaptureFixture) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        picture = figures.confusion_matrix(np.eye(2, dtype=np.int64), ["$\\nothing$ _^", "\U00012000"], "$a$ of $b")
-    assert are_pictures(picture)
-    assert "$\\nothing$ _^" in picture[".svg"].decode()
-    assert "no font here has the characters \U00012000" in caplog.text or not caplog.text
-
-
-def test_learning_curve_pictures() -> None:
-    scores = np.array([[0.5], [0.6]])
-    assert are_pictures(figures.learning_curve([10, 20], scores, scores, "title"))
-    assert are_pictures(figures.learning_curve([10, 20], scores.repeat(3, axis=1), scores.repeat(3, axis=1), "title"))
 
 
 # --- what a run leaves ------------------------------------------------------------------------

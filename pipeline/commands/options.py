@@ -53,7 +53,7 @@ class InspectOptions(Options):
 class ReportOptions(Options):
     """What `report` is asked for."""
 
-    dataset: str | None = option(None, "only the runs of this data set, instead of all", metavar="NAME")
+    dataset: str | None = option(None, "print the runs of this data set alone", metavar="NAME")
     data_dir: Path = option(Path("data"), "data sets, for their images", metavar="DIR")
     output_dir: Path = option(Path("output"), "where the runs are", metavar="DIR")
 

@@ -248,7 +248,7 @@ def _sheet(model: persistence.Model, predictions: Sequence[Prediction], thumbnai
         f", the first {len(shown):,} shown" if len(shown) < len(predictions) else ""
     )
     cells = [
-        contact_sheet.Cell(pixels, printable(Path(item.file).name), *item.best[0])
+        contact_sheet.Cell(pixels, printable(item.file), *item.best[0])
         for item, pixels in zip(shown, thumbnails, strict=False)  # of the last batch there may be more
     ]
     return contact_sheet.draw(cells, f"{model.path.stem}: most probable class", note)

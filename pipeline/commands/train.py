@@ -28,7 +28,7 @@ from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import columns_of
 from pipeline.network.weights import say_untrained
-from pipeline.output import report
+from pipeline.output import report, run_folder
 from pipeline.output.run_folder import RunFolder
 from pipeline.selection import copies
 from pipeline.selection.options import TrainOptions
@@ -118,6 +118,8 @@ def make(
 def is_there(place: RunFolder, options: TrainOptions) -> bool:
     """Whether a run need not be computed, which is said."""
     there = not options.force and place.load() is not None
+    if options.figures == "pdf":  # a run from before they were asked for has none
+        there = there and all((place.folder / name).is_file() for name in run_folder.PRINTS)
     if there:
         log.info("%s is there already: nothing to compute (--force computes it again)", place.folder)
     return there
@@ -266,11 +268,13 @@ def _contents(
     for warning in report.warnings(metrics):
         log.warning("warning: %s", warning)
     curve = outcome.curve
+    scored = f"{title}\n{report.scored(metrics)}"
+    formats = (*figures.FORMATS, *([".pdf"] if options.figures == "pdf" else []))
     pictures = {
-        "history": figures.history(chosen.history, title, len(classes)),
-        "calibration": figures.calibration(scores.calibration, title),
-        "learning_curve": figures.learning_curve(curve.sizes, curve.train, curve.validation, title),
-        "confusion_matrix": figures.confusion_matrix(scores.confusions, classes, f"{title}\n{report.scored(metrics)}"),
+        "history": figures.history(chosen.history, title, len(classes), formats=formats),
+        "calibration": figures.calibration(scores.calibration, title, formats=formats),
+        "learning_curve": figures.learning_curve(curve.sizes, curve.train, curve.validation, title, formats=formats),
+        "confusion_matrix": figures.confusion_matrix(scores.confusions, classes, scored, formats=formats),
     }
     buffer = io.BytesIO()
     joblib.dump(outcome.model, buffer, compress=3)

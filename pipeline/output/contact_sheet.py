@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -26,13 +26,13 @@ class Cell:
     """A thumbnail, uint8 (h, w, 3), and what is to be said of it."""
 
     pixels: Pixels
-    name: str
+    path: str
     label: str
     probability: float
 
 
 def draw(cells: Sequence[Cell], title: str, note: str) -> bytes:
-    """Draw a sheet and give it as PNG bytes.
+    """Draw a sheet, class by class and in each the least certain first, and give it as PNG bytes.
 
     Parameters
     ----------
@@ -40,28 +40,46 @@ def draw(cells: Sequence[Cell], title: str, note: str) -> bytes:
     title, note : str
         Two lines at the top.
     """
+    from pipeline.output import fonts  # late: it loads matplotlib
+
     columns = max(3, min(16, math.ceil(math.sqrt(len(cells)))))
     rows = math.ceil(len(cells) / columns)
     width, height = THUMBNAIL + _GAP, THUMBNAIL + 2 * _LINE + 10 + _GAP
     sheet = Image.new("RGB", (2 * _MARGIN + columns * width - _GAP, 2 * _MARGIN + _HEAD + rows * height), "white")
     pen = ImageDraw.Draw(sheet)
-    bold, plain, small = _font(17, bold=True), _font(13), _font(11)
-    room = sheet.width - 2 * _MARGIN
-    pen.text((_MARGIN, _MARGIN), _shorten(title, bold, room), _INK, bold)
-    pen.text((_MARGIN, _MARGIN + 26), _shorten(note, plain, room), _GREY, plain)
-    for index, cell in enumerate(cells):
+    captions = _captions([cell.path for cell in cells])
+    files = fonts.files_for("".join([title, *captions, *(cell.label for cell in cells)]))
+
+    def pieces(text: str, size: int) -> list[tuple[ImageFont.FreeTypeFont, str]]:
+        return [(ImageFont.truetype(file, size), piece) for file, piece in fonts.runs(text, files)]
+
+    def write(
+        place: tuple[float, float], text: str, size: int, colour: tuple[int, ...], room: float, **more: bool
+    ) -> None:
+        left, top = place
+        text = _shorten(
+            text, lambda text: sum(font.getlength(piece) for font, piece in pieces(text, size)), room, **more
+        )
+        for font, piece in pieces(text, size):
+            pen.text((left, top), piece, colour, font)
+            left += font.getlength(piece)
+
+    plain, room = ImageFont.truetype(fonts.DEJAVU, 13), sheet.width - 2 * _MARGIN
+    write((_MARGIN, _MARGIN), title, 17, _INK, room)
+    write((_MARGIN, _MARGIN + 26), note, 13, _GREY, room)
+    order = sorted(zip(cells, captions, strict=True), key=lambda item: (item[0].label, item[0].probability))
+    for index, (cell, caption) in enumerate(order):
         left = _MARGIN + (index % columns) * width
         top = _MARGIN + _HEAD + (index // columns) * height
         picture = _thumbnail(cell.pixels)
         sheet.paste(picture, (left + (THUMBNAIL - picture.width) // 2, top + (THUMBNAIL - picture.height) // 2))
-        percent = f"{100 * cell.probability:.0f} %"
-        wide = round(pen.textlength(percent, plain))
         below = top + THUMBNAIL + 4
         pen.rectangle((left, below, left + THUMBNAIL - 1, below + 3), _RAIL)
         pen.rectangle((left, below, left + round((THUMBNAIL - 1) * cell.probability), below + 3), _BAR)
-        pen.text((left, below + 7), _shorten(cell.label, plain, THUMBNAIL - wide - 6), _INK, plain)
-        pen.text((left + THUMBNAIL - wide, below + 7), percent, _INK, plain)
-        pen.text((left, below + 7 + _LINE), _shorten(cell.name, small, THUMBNAIL, keep_end=True), _GREY, small)
+        percent = f"{100 * cell.probability:.0f} %"
+        write((left, below + 7), cell.label, 13, _INK, THUMBNAIL - 6 - pen.textlength(percent, plain))
+        pen.text((left + THUMBNAIL, below + 7), percent, _INK, plain, anchor="ra")
+        write((left, below + 7 + _LINE), caption, 11, _GREY, THUMBNAIL, keep_end=True)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -77,22 +95,23 @@ def _thumbnail(pixels: Pixels) -> Image.Image:
     return image
 
 
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans, which matplotlib brings and which knows most alphabets; else Pillow's own."""
-    package = importlib.util.find_spec("matplotlib")
-    if package is not None and package.origin is not None:
-        file = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / f"DejaVuSans{'-Bold' if bold else ''}.ttf"
-        if file.is_file():
-            return ImageFont.truetype(str(file), size)
-    return ImageFont.load_default(size)
+def _captions(paths: Sequence[str]) -> list[str]:
+    """The end of each path that tells it from the others: its name, and as many folders as that takes."""
+    parts, depths = [PurePath(path).parts for path in paths], [1] * len(paths)
+    while True:
+        ends = ["/".join(each[-depth:]) for each, depth in zip(parts, depths, strict=True)]
+        count = Counter(ends)
+        longer = [at for at, end in enumerate(ends) if count[end] > 1 and depths[at] < len(parts[at])]
+        if not longer:
+            return ends
+        for at in longer:
+            depths[at] += 1
 
 
-def _shorten(
-    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float, *, keep_end: bool = False
-) -> str:
+def _shorten(text: str, length: Callable[[str], float], room: float, *, keep_end: bool = False) -> str:
     """Text that fits into so many pixels; what is left out shows as an ellipsis."""
-    if font.getlength(text) <= room:
+    if length(text) <= room:
         return text
-    while text and font.getlength(f"{text}…") > room:
+    while text and length(f"{text}…") > room:
         text = text[1:] if keep_end else text[:-1]
     return f"…{text}" if keep_end else f"{text}…"

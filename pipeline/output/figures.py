@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 import io
-import logging
 import os
 import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -25,30 +24,28 @@ if "matplotlib.pyplot" not in sys.modules and "MPLBACKEND" not in os.environ:  #
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.font_manager import get_font_names
+from matplotlib.font_manager import FontProperties, fontManager
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from pipeline.models.history import History
+from pipeline.output import fonts, metrics
 
-log = logging.getLogger("pipeline")
-
-DPI = 150
-# Asked, where installed, for what DejaVu Sans, which matplotlib brings, does not have.
-WIDE_FONTS = (
-    "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei",
-    "Malgun Gothic", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Noto Sans Devanagari", "Noto Sans Thai",
-    "Arial Unicode MS", "Unifont",
-)  # fmt: skip
-_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g} %")
+DPI = 200
+WIDTH = 4.8  # inches of every figure but the confusion matrix: side by side, text has one size
+FORMATS = (".png", ".svg")  # always made: for people, and for the page
+_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.6g} %")
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"
 SPLITS = (("train", "training", BLUE, "-", "o"), ("validation", "validation", ORANGE, "--", "s"))
 COLOURS, MARKS = (BLUE, ORANGE, "#007A5A", "#B3568A", "#8A6D00", GREY), "os^DPv"
 STYLE: Any = {  # matplotlib types the keys of such a mapping one by one
-    "font.family": ["DejaVu Sans", *(font for font in WIDE_FONTS if font in get_font_names())],
+    "font.family": ["DejaVu Sans"],
     "font.size": 10,
-    "axes.titlesize": 11,
+    **dict.fromkeys(("axes.titlesize", "figure.titlesize", "legend.title_fontsize"), 10),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -61,102 +58,152 @@ STYLE: Any = {  # matplotlib types the keys of such a mapping one by one
     "text.parse_math": False,  # a dollar sign in the name of a class or a folder is one
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "vgg16-features",  # equal numbers give equal files
+    "pdf.fonttype": 42,  # text stays text, and publishers take it
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
     "figure.constrained_layout.use": True,
 }
+WITH_NUMBERS = 25  # classes up to which a confusion matrix has its numbers in it
 
 
-def _wrapped(title: str, inches: float) -> str:
-    """Break a title into lines that fit into a width: about eleven characters of its size to an inch."""
-    return "\n".join(textwrap.fill(line, int(11 * inches)) for line in title.splitlines())
+def _saved(draw: Callable[..., Figure]) -> Callable[..., dict[str, bytes]]:
+    """Make of a function that draws a figure one that gives its files by extension.
+
+    It takes ``formats`` besides, extensions that matplotlib knows: ``.png`` is on white, ``.svg`` on nothing, for the
+    page has a ground of its own.
+    """
+
+    @functools.wraps(draw)
+    def files(*arguments: Any, formats: Iterable[str] = FORMATS, **more: Any) -> dict[str, bytes]:
+        with plt.rc_context(STYLE):
+            figure = draw(*arguments, **more)
+            _finish(figure)
+            found = {extension: _render(figure, extension) for extension in formats}
+            plt.close(figure)
+            return found
+
+    return files
 
 
-def _files(figure: Figure) -> dict[str, bytes]:
-    """Save a figure as ``.png``, on white, and as ``.svg``, on nothing: the page has a ground of its own."""
-    png, svg = io.BytesIO(), io.StringIO()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.filterwarnings("always", r"Glyph \d+")
-        figure.savefig(png, format="png", metadata={"Software": None})
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    plt.close(figure)
-    missing = ""
-    for item in caught:
-        glyph = re.match(r"Glyph (\d+)", str(item.message))
-        if glyph is None:
-            warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
-        elif chr(int(glyph[1])) not in missing:
-            missing += chr(int(glyph[1]))
-    _say_missing(missing)
-    return {".png": png.getvalue(), ".svg": _compact(svg.getvalue()).encode("utf-8")}
+def _render(figure: Figure, extension: str, prefix: str = "s") -> bytes:
+    stream = io.BytesIO()
+    metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[extension]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # what no font has was said once, by us
+        figure.savefig(stream, format=extension[1:], transparent=extension == ".svg", metadata=metadata)
+    return _compact(stream.getvalue(), prefix) if extension == ".svg" else stream.getvalue()
 
 
-def _compact(svg: str) -> str:
-    """Leave out of an SVG what no browser needs: four fifths of it, and a page holds hundreds."""
-    svg = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # Coordinates to a tenth of a point.
-    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d)\d+", r"\1", tag[0]).replace(' "', '"'), svg)
-    svg = re.sub(r' transform="rotate\(-0 [^"]*"|(?<=<g) id="[^"]*"|font-family: [^;"]*(; )?', "", svg)
+def _finish(figure: Figure) -> None:
+    """Let every text of a figure use fonts that have its characters, and its grid do without a clip of each line."""
+    for axis in figure.axes:
+        axis.tick_params(grid_clip_on=False)
+    texts = figure.findobj(Text)
+    files = fonts.files_for("".join(text.get_text() for text in texts if isinstance(text, Text)))
+    for file in files[1:]:
+        fontManager.addfont(file)
+    families = ["DejaVu Sans", *(FontProperties(fname=file).get_name() for file in files[1:])]
+    for text in texts if len(files) > 1 else []:
+        text.set(fontfamily=families)
+
+
+def _compact(svg: bytes, prefix: str) -> bytes:
+    """Leave out of an SVG what no browser needs: most of it, and a page holds hundreds.
+
+    Ids and classes begin with ``prefix``; a group named ``line-N`` becomes one with ``data-line``.
+    """
     styles: dict[str, str] = {}
-    svg = re.sub(r'style="([^"]*)"', lambda style: f'class="{styles.setdefault(style[1], f"s{len(styles)}")}"', svg)
-    rules = "".join(f".{name}{{{style}}}" for style, name in styles.items())
-    svg = svg.replace("*{", f"text{{font-family:'DejaVu Sans',Verdana,sans-serif}}{rules}*{{", 1)
-    svg = re.sub(r"<g>(<(?:text|path|use)[^<]*(?:</text>)?)</g>", r"\1", re.sub(r">\s+<", "><", svg))
-    return re.sub(r"\s+", " ", svg).strip()
+    ids: dict[str, str] = {}
+    plain: list[bool] = []  # whether each group that is open has no attribute, and so no effect
+
+    def tag(found: re.Match[str]) -> str:
+        if found[0] == "</g>":
+            return "" if plain.pop() else found[0]
+        text = re.sub(r' (?:d|[xy]|width|height|viewBox|transform|style)="[^"]*"', _short, found[0])
+        text = re.sub(r' transform="rotate\(-0 [^"]*"|(?<=<g) id="(?!line-)[^"]*"|font-family: [^;"]*(; )?', "", text)
+        text = text.replace('id="line-', 'data-line="')
+        style = re.search(r'style="([^"]*?)(?:; )?"', text)
+        if style:
+            text = text.replace(style[0], f'class="{styles.setdefault(style[1], f"{prefix}{len(styles)}")}"')
+        made = r'(?<=[#"])\w*[0-9a-f]{10}(?=[")])'  # ids that matplotlib makes of digests
+        text = re.sub(made, lambda name: ids.setdefault(name[0], f"{prefix}{len(ids)}"), text)
+        if re.match(r"<g\b", text):
+            if text.endswith("/>"):
+                return ""
+            plain.append(text == "<g>")
+            return "" if plain[-1] else text
+        return text
+
+    cleared = r'<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>|<path d="[^"]*" style="fill: none"/>'
+    text = re.sub(cleared, "", svg.decode("utf-8"), flags=re.DOTALL)
+    text = re.sub(r"<[^>]+>", tag, re.sub("> <", "><", re.sub(r"\s+", " ", text)))
+    rules = re.sub("([:;]) ", r"\1", "".join(f".{name}{{{style}}}" for style, name in styles.items()))
+    return text.replace("*{", f"text{{font-family:'DejaVu Sans',Verdana,sans-serif}}{rules}*{{", 1).strip().encode()
 
 
-@functools.cache  # once for all pictures of a run
-def _say_missing(characters: str) -> None:
-    if characters:
-        log.warning(
-            "warning: no font here has the characters %s: pictures show boxes for them. Install a font that has, such "
-            "as Noto Sans CJK, and run the command again with --force",
-            characters,
-        )
+def _short(attribute: re.Match[str]) -> str:
+    """Coordinates to a tenth of a point, and lines of a path without the letter that goes without saying."""
+    text = re.sub(r"\.0(?!\d)", "", re.sub(r"(\.\d)\d+", r"\1", attribute[0])).replace(' "', '"')
+    return text if "C" in text else re.sub("([Mm]) |L ", r"\1", text)
 
 
-def history(history: History, title: str, chance: int) -> dict[str, bytes]:
-    """Loss and accuracy after every step, training and validation; PNG and SVG by file extension.
+def _headed(figure: Figure, what: str, title: str) -> None:
+    """Say above a figure what it shows and what it is of, in lines that fit: about 12 characters to an inch."""
+    lines = [what, *title.splitlines()]
+    figure.suptitle("\n".join(textwrap.fill(line, int(12 * figure.get_figwidth())) for line in lines))
+
+
+def _mark_values(axis: XAxis, values: Sequence[float], form: str) -> None:
+    """Label the values themselves on a logarithmic axis, aslant where they would touch."""
+    labels = [format(value, form) for value in values]
+    slant: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len("".join(labels)) > 30 else {}
+    axis.set_ticks(list(values), labels, **slant)
+    axis.set_minor_formatter(NullFormatter())
+
+
+@_saved
+def history(history: History, title: str, chance: int) -> Figure:
+    """Loss and accuracy after every step, training and validation.
 
     ``chance`` is the number of classes; guessing has a loss of its logarithm, which bounds the axis of the loss.
     """
     unit, kept, steps = history.unit, history.kept, [step.step for step in history.steps]
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(9.0, 4.1))
-        marker = "o" if len(steps) <= 12 else None
-        in_time = unit in ("iteration", "epoch")
-        for axis, what in zip(axes, ("loss", "accuracy"), strict=True):
-            for split, label, colour, line, _ in SPLITS:
-                values = [getattr(step, f"{split}_{what}") for step in history.steps]
-                axis.plot(
-                    steps, values, color=colour, linestyle=line, linewidth=1.8, marker=marker,
-                    markersize=3, label=label,
-                )  # fmt: skip
-            if kept != steps[-1] or not in_time:
-                axis.axvline(kept, color=GREY, linewidth=1, linestyle=":", label=f"kept: {unit} {kept:g}")
-            if in_time:
-                axis.set_xlabel(unit)
-                axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            else:
-                axis.set_xlabel(f"{unit} (logarithmic scale)")
-                axis.set_xscale("log" if min(steps) > 0 else "symlog")
-                axis.set_xticks(list(steps), [f"{step:g}" for step in steps])
-                axis.xaxis.set_minor_formatter(NullFormatter())
-        # Below both, not in them: curves leave no corner free for certain.
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        axes[0].set_ylabel("mean cross-entropy (nats)")
-        highest = max(max(step.train_loss, step.validation_loss) for step in history.steps)
-        axes[0].set_ylim(0, 1.05 * min(np.log(chance) * 1.3, highest))
-        axes[1].set_ylabel("accuracy")
-        axes[1].yaxis.set_major_formatter(_PERCENT)
-        figure.suptitle(_wrapped(title, 9.0), fontsize=11)
-        return _files(figure)
+    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 5.4), sharex=True)
+    marker = "o" if len(steps) <= 12 else None
+    in_time = unit in ("iteration", "epoch")
+    for axis, what in zip(axes, ("loss", "accuracy"), strict=True):
+        for split, label, colour, line, _ in SPLITS:
+            values = [getattr(step, f"{split}_{what}") for step in history.steps]
+            axis.plot(
+                steps, values, color=colour, linestyle=line, linewidth=1.8, marker=marker, markersize=3, label=label
+            )
+        if kept != steps[-1] or not in_time:
+            axis.axvline(kept, color=GREY, linewidth=1, linestyle=":", label=f"kept: {unit} {kept:g}")
+    if in_time:
+        axes[1].set_xlabel(unit)
+        axes[1].xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    else:
+        axes[1].set_xlabel(f"{unit} (logarithmic scale)")
+        axes[1].set_xscale("log" if min(steps) > 0 else "symlog")
+        _mark_values(axes[1].xaxis, steps, "g")
+    # Below both, not in them: curves leave no corner free for certain.
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    axes[0].set_ylabel("cross-entropy (nats)")
+    highest = max(max(step.train_loss, step.validation_loss) for step in history.steps)
+    axes[0].set_ylim(0, 1.05 * min(np.log(chance) * 1.3, highest))
+    axes[1].set_ylabel("accuracy")
+    axes[1].yaxis.set_major_formatter(_PERCENT)
+    for axis in axes:
+        axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    _headed(figure, "Loss and accuracy", title)
+    return figure
 
 
+@_saved
 def learning_curve(
     sizes: Sequence[int], train: NDArray[np.float64], validation: NDArray[np.float64], title: str
-) -> dict[str, bytes]:
-    """Accuracy against training-set size; PNG and SVG by file extension.
+) -> Figure:
+    """Accuracy against training-set size.
 
     Parameters
     ----------
@@ -166,28 +213,27 @@ def learning_curve(
         Accuracies between 0 and 1.
     title : str
     """
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6.4, 4.6))
-        seeds = train.shape[1]
-        for values, (_, label, colour, line, marker) in zip((train, validation), SPLITS, strict=True):
-            mean, spread = values.mean(axis=1), values.std(axis=1, ddof=1 if seeds > 1 else 0)
-            axis.fill_between(sizes, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
-            axis.plot(
-                sizes, mean, color=colour, linestyle=line, marker=marker, markersize=4, linewidth=1.8, label=label
-            )
-        axis.set_xscale("log")
-        axis.set_xticks(list(sizes), [f"{size:,}" for size in sizes])
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel("training rows (logarithmic scale)")
-        axis.set_ylabel("accuracy")
-        axis.yaxis.set_major_formatter(_PERCENT)
-        figure.legend(title=f"mean ± 1 s.d. of {seeds} seeds", loc="outside lower center", ncols=2)
-        axis.set_title(_wrapped(title, 5.6))
-        return _files(figure)
+    figure, axis = plt.subplots(figsize=(WIDTH, 5.4))
+    seeds = train.shape[1]
+    for values, (_, label, colour, line, marker) in zip((train, validation), SPLITS, strict=True):
+        mean, spread = values.mean(axis=1), values.std(axis=1, ddof=1 if seeds > 1 else 0)
+        axis.fill_between(sizes, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+        axis.plot(sizes, mean, color=colour, linestyle=line, marker=marker, markersize=4, linewidth=1.8, label=label)
+    axis.set_xscale("log")
+    _mark_values(axis.xaxis, sizes, ",")
+    axis.set_xlabel("training rows (logarithmic scale)")
+    axis.set_ylabel("accuracy")
+    axis.yaxis.set_major_formatter(_PERCENT)
+    axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    spread_of = f"mean ± 1 s.d. of {seeds} seeds" if seeds > 1 else "one seed"
+    figure.legend(title=spread_of, loc="outside lower center", ncols=2)
+    _headed(figure, "Learning curve", title)
+    return figure
 
 
-def calibration(bins: Mapping[str, Any], title: str) -> dict[str, bytes]:
-    """Reliability diagram: accuracy against confidence, and how many rows have which; PNG and SVG by file extension.
+@_saved
+def calibration(bins: Mapping[str, Any], title: str) -> Figure:
+    """Reliability diagram: accuracy against confidence, with intervals.
 
     Parameters
     ----------
@@ -195,28 +241,29 @@ def calibration(bins: Mapping[str, Any], title: str) -> dict[str, bytes]:
         As `metrics.calibration` counts them.
     title : str
     """
-    counts = np.array(bins["counts"])
-    filled = counts > 0
-    middles, width = (np.arange(len(counts)) + 0.5) / len(counts), 0.92 / len(counts)
-    confidence, accuracy = (np.array(bins[name])[filled] for name in ("confidence", "accuracy"))
-    with plt.rc_context(STYLE):
-        figure, (top, bottom) = plt.subplots(2, 1, figsize=(5.2, 6.4), sharex=True, height_ratios=(3, 1))
-        top.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2, label="confidence = accuracy")
-        top.bar(middles[filled], accuracy, width, color=BLUE, alpha=0.3)
-        top.plot(confidence, accuracy, color=BLUE, marker="o", markersize=4, linewidth=1.6, label="accuracy of a bin")
-        top.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-        bottom.bar(middles, counts / max(counts.sum(), 1), width, color=ORANGE)
-        bottom.set(ylabel="share of rows", xlabel="confidence of the prediction, test split")
-        for axis in (top.yaxis, bottom.yaxis, bottom.xaxis):
-            axis.set_major_formatter(_PERCENT)
-        error = f"expected calibration error {100 * bins['ece']:.2f} %" if filled.any() else "no test rows"
-        figure.legend(title=error, loc="outside lower center", ncols=2)
-        figure.suptitle(_wrapped(title, 5.2), fontsize=11)
-        return _files(figure)
+    confidence, accuracy, low, high = (np.array(bins[name]) for name in ("confidence", "accuracy", "low", "high"))
+    figure, axis = plt.subplots(figsize=(WIDTH, 5.4))
+    axis.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2, label="confidence = accuracy")
+    if bins["counts"]:
+        few, many = min(bins["counts"]), max(bins["counts"])
+        rows = f"{few:,}" if few == many else f"{few:,} to {many:,}"
+        label = f"accuracy of {rows} rows with 95 % interval"
+        axis.errorbar(
+            confidence, accuracy, np.array([accuracy - low, high - accuracy]), color=BLUE, marker="o", markersize=4,
+            linewidth=1.2, capsize=2, label=label, clip_on=False,
+        )  # fmt: skip
+    axis.set(xlabel="confidence of the prediction, test split", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    axis.xaxis.set_major_formatter(_PERCENT)
+    axis.yaxis.set_major_formatter(_PERCENT)
+    error = f"expected calibration error {100 * bins['ece']:.2f} %" if bins["counts"] else "no test rows"
+    figure.legend(title=error, loc="outside lower center")
+    _headed(figure, "Calibration", title)
+    return figure
 
 
-def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], title: str) -> dict[str, bytes]:
-    """Share of each true class predicted as each class; PNG and SVG by file extension.
+@_saved
+def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], title: str) -> Figure:
+    """Share of each true class predicted as each class; classes too many for numbers are in the order of likeness.
 
     Parameters
     ----------
@@ -225,65 +272,125 @@ def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], titl
     class_names : sequence of str
     title : str
     """
-    classes = len(class_names)
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = 100 * counts / np.maximum(totals, 1)
+    classes, with_numbers = len(class_names), len(class_names) <= WITH_NUMBERS
+    order = range(classes) if with_numbers else metrics.similar_order(counts)
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shares = shares[np.ix_(order, order)]
     # Shortened in the middle: names that begin alike mostly end otherwise.
-    labels = [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in class_names]
-    with_numbers = classes <= 25
-    inches = float(np.clip(0.44 * classes + 1.8, 4.2, 14) if with_numbers else np.clip(0.16 * classes + 2, 7, 24))
-    inches += 0.06 * max(map(len, labels))
-    with plt.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
-        figure, axis = plt.subplots(figsize=(inches + 1.0, inches))
-        image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-        size = 9 if with_numbers else 6
-        turned: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, labels)) > 3 else {}
-        axis.set_xticks(range(classes), labels, fontsize=size, **turned)
-        axis.set_yticks(range(classes), labels, fontsize=size)
-        axis.set(xlabel="predicted class", ylabel="true class")
-        figure.suptitle(_wrapped(title, inches + 1), fontsize=11)
-        if with_numbers:
-            _annotate(axis, shares)
-        bar = figure.colorbar(image, ax=axis, shrink=0.8)
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
-        bar.set_label("share of the true class")
-        return _files(figure)
+    labels = [shortened(class_names[index]) for index in order]
+    longest = max(map(len, labels))
+    # Beyond 250 classes the picture stays as large as programs can open, and its text gets smaller.
+    inches = float(np.clip(0.44 * classes + 1.8, 4.2, 14) if with_numbers else np.clip(0.15 * classes, 7, 38))
+    size = 10 if with_numbers else min(8, 0.75 * 72 * inches / classes)
+    inches += 0.008 * size * longest
+    with plt.rc_context({"axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
+        figure, axis = plt.subplots(figsize=(inches + 1, inches))
+    # The square root shows a confusion of a few per cent beside a diagonal of nearly a hundred.
+    norm = PowerNorm(1 if with_numbers else 0.5, 0, 100)
+    image = axis.imshow(shares, cmap="Blues", norm=norm, interpolation="none")
+    turned: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if longest > 3 else {}
+    if not with_numbers:
+        turned = {"rotation": 90}
+    axis.set_xticks(range(classes), labels, fontsize=size, **turned)
+    axis.set_yticks(range(classes), labels, fontsize=size)
+    axis.set(xlabel="predicted class", ylabel="true class")
+    bar = figure.colorbar(image, ax=axis, fraction=0.03, pad=0.02)
+    if with_numbers:
+        _annotate(axis, shares)
+    else:
+        bar.set_ticks([0, 1, 5, 10, 25, 50, 100])
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
+    bar.set_label("share of the true class")
+    _headed(figure, "Confusion matrix" + ("" if with_numbers else ", similar classes side by side"), title)
+    return figure
+
+
+def shortened(name: str, most: int = 24) -> str:
+    """A name with an ellipsis for its middle, where it is longer than so many characters."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}"
 
 
 def _annotate(axis: Axes, shares: NDArray[np.float64]) -> None:
     for row, column in np.argwhere(shares):  # an empty cell says zero, and leaves the eye to what is there
         share = shares[row, column]
         text = f"{share:.0f}" if share >= 1 else "<1"
-        axis.text(column, row, text, ha="center", va="center", color="white" if share > 55 else "black", fontsize=8)
+        axis.text(column, row, text, ha="center", va="center", color="white" if share > 55 else "black")
 
 
-def cost(names: Sequence[str], seconds: Sequence[float], accuracy: Sequence[float], links: Sequence[str]) -> str:
-    """Test accuracy against the seconds of whole runs, as SVG with a linked mark for each.
+# --- what the page draws of many runs, as SVG that is part of it ------------------------------------
+
+
+def _inline(figure: Figure, name: str) -> str:
+    """A figure as SVG whose ids and classes, begun with ``name``, are like no others on the page."""
+    _finish(figure)
+    svg = _render(figure, ".svg", f"{name}-").decode("utf-8")
+    plt.close(figure)
+    return svg
+
+
+def cost(
+    name: str, classifiers: Sequence[str], seconds: Sequence[float], accuracy: Sequence[float], links: Sequence[str]
+) -> str:
+    """Validation accuracy against the seconds of whole runs, as SVG with a linked mark for each.
 
     Parameters
     ----------
-    names : sequence of str
-        The runs' classifiers; each has a colour and a shape.
+    name : str
+        Like no other on the page.
+    classifiers : sequence of str
+        Of the runs; each has a colour and a shape.
     seconds, accuracy : sequence of float
     links : sequence of str
         Where each mark leads.
     """
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7.2, 4.4))
-        for number, name in enumerate(sorted(set(names))):
-            rows = [row for row, other in enumerate(names) if other == name]
+        figure, axis = plt.subplots(figsize=(1.4 * WIDTH, 3.6))
+        for number, classifier in enumerate(sorted(set(classifiers))):
+            rows = [row for row, other in enumerate(classifiers) if other == classifier]
             marks = axis.scatter(
-                [max(seconds[row], 0.01) for row in rows], [accuracy[row] for row in rows], s=64, label=name,
+                [max(seconds[row], 0.01) for row in rows], [accuracy[row] for row in rows], s=64, label=classifier,
                 color=COLOURS[number % len(COLOURS)], marker=MARKS[number % len(MARKS)], edgecolors="white",
+                clip_on=False,
             )  # fmt: skip
             marks.set_urls([links[row] for row in rows])
-        axis.set(xscale="log", xlabel="seconds of computing (logarithmic scale)", ylabel="test accuracy")
+        axis.set(xlabel="seconds of computing", ylabel="validation accuracy")
         axis.margins(0.08)
+        if max(seconds) > 10 * max(min(seconds), 0.01):
+            axis.set(xscale="log", xlabel="seconds of computing (logarithmic scale)")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        else:
+            axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         low, high = axis.get_ylim()
         axis.set_ylim(max(low, -0.005), min(high, 1.005))  # a mark at 0 or 100 % is whole, and no tick lies beyond
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.yaxis.set_major_formatter(_PERCENT)
         figure.legend(loc="outside upper center", ncols=6)
-        return _files(figure)[".svg"].decode("utf-8")
+        return _inline(figure, name)
+
+
+def curves(name: str, lines: Mapping[int, Mapping[str, NDArray[np.float64]]], xlabel: str, ylabel: str) -> str:
+    """Curves of many runs in one pair of axes, as SVG whose groups have ``data-line``, for the page to show two of.
+
+    Parameters
+    ----------
+    name : str
+        Like no other on the page.
+    lines : mapping
+        Of each run's number its curves by split, ``train`` and ``validation``: float (points, 2), x and y.
+    xlabel, ylabel : str
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(WIDTH, 3.4))
+        for number, splits in lines.items():
+            for split, points in splits.items():
+                style = "--" if split == "train" else "-"
+                axis.plot(*points.T, color=GREY, linestyle=style, linewidth=1.6, gid=f"line-{number}", clip_on=False)
+        axis.set(xscale="log", xlabel=f"{xlabel} (logarithmic scale)", ylabel=ylabel)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        if ylabel == "accuracy":
+            axis.yaxis.set_major_formatter(_PERCENT)
+        return _inline(figure, name)

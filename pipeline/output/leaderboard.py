@@ -8,9 +8,9 @@ gone is gone from it, and one that cannot be read is named, skipped and left alo
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common import atomic
+from pipeline.common.errors import UserError
 from pipeline.common.keys import safe_name
 from pipeline.common.text import number, text_table, to_csv
+from pipeline.models import classifiers
 from pipeline.network.taps import describe_taps
 
 log = logging.getLogger("pipeline")
@@ -66,17 +68,9 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"it holds {constant}")
 
 
-def read(output_dir: Path, dataset: str | None = None) -> list[Run]:
+def read(output_dir: Path) -> list[Run]:
     """All complete runs of a folder, data set by data set, in each the lowest validation loss first.
 
-    Parameters
-    ----------
-    output_dir : Path
-    dataset : str, optional
-        Only the runs of this data set.
-
-    Notes
-    -----
     A metrics.json that cannot be read is warned about by name, and skipped.
     """
     found = []
@@ -85,10 +79,27 @@ def read(output_dir: Path, dataset: str | None = None) -> list[Run]:
             run = Run(path.parent, json.loads(path.read_bytes(), parse_constant=_refuse))
             if safe_name(run.name) != path.parent.name:
                 raise ValueError(f"it is of the run {run.name!r}, not of its folder's")
-            _row(0, run), _cells(0, run)  # all that a list shows is there
-            if dataset is None or run.metrics["dataset"]["name"] == dataset:
-                found.append(run)
+            _row(0, run), _cells(0, run), _model_of(run)  # all that a list shows is there
+            found.append(run)
     return sorted(found, key=_order)
+
+
+def of_dataset(runs: Sequence[Run], name: str | None) -> list[Run]:
+    """The runs of one data set; all without a name.
+
+    Raises
+    ------
+    UserError
+        When there is none of that name.
+    """
+    found = [run for run in runs if name in (None, run.metrics["dataset"]["name"])]
+    if name is not None and not found:
+        names = sorted({run.metrics["dataset"]["name"] for run in runs})
+        raise UserError(
+            f"There is no run on a data set {name}. "
+            + (f"There are runs on {', '.join(names)}." if names else "There is no run at all yet.")
+        )
+    return found
 
 
 def _rows_of(run: Run) -> tuple[Any, ...]:
@@ -103,14 +114,48 @@ def _order(run: Run) -> tuple[Any, ...]:
     return (*_rows_of(run), loss, -accuracy, run.name)
 
 
+def _model_of(run: Run) -> str:
+    """What tells a run's model from others: its settings and, to three digits, its scores.
+
+    The same choice is found by a search and by asking for it, under two names.
+    """
+    m = run.metrics
+    features = {name: value for name, value in m["features"].items() if name not in ("file", "key")}
+    scores = [f"{m['accuracy'][split] or 0:.3f} {m['log_loss'][split] or 0:.3f}" for split in ("validation", "test")]
+    folds = m.get("cross_validation") or {}
+    folded = folds.get("folds"), folds.get("repeats")
+    return json.dumps([_rows_of(run), features, m["classifier"], m["seed"], folded, scores], sort_keys=True)
+
+
+def models(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs by their models, in the order given: more than one where a model has several names."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(_model_of(run), []).append(run)
+    return list(found.values())
+
+
+def datasets(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs by the rows that they are of, as `read` has them together."""
+    return [list(group) for _, group in itertools.groupby(runs, _rows_of)]
+
+
 def ranks(runs: Sequence[Run]) -> list[int]:
-    """The rank of each run among those on the same rows, in the order given."""
-    seen: Counter[tuple[Any, ...]] = Counter()
+    """The rank of each run among those on the same rows, in the order given; runs of one model share theirs."""
+    places: dict[tuple[Any, ...], dict[str, int]] = {}
     found = []
     for run in runs:
-        seen[_rows_of(run)] += 1
-        found.append(seen[_rows_of(run)])
+        place = places.setdefault(_rows_of(run), {})
+        found.append(place.setdefault(_model_of(run), len(place) + 1))
     return found
+
+
+def chosen(run: Run) -> str:
+    """What was chosen on validation, and the seed, which stay on one line each: ``C=0.0026, seed 0``."""
+    name, params = run.metrics["classifier"]["name"], run.metrics["classifier"]["params"]
+    tuned = classifiers.REGISTRY[name].tuned_option if name in classifiers.REGISTRY else ""
+    picked = {tuned: params[tuned]} if tuned in params else params
+    return f"{classifiers.describe(picked)}, seed\u00a0{run.metrics['seed']}"
 
 
 HEADER = (
@@ -146,13 +191,14 @@ def _row(rank: int, run: Run) -> tuple[Any, ...]:
 
 
 def to_text(runs: Sequence[Run]) -> str:
-    """The list for a terminal."""
+    """The list for a terminal, of each model one row."""
     if not runs:
         return "There is no run yet. 'python -m pipeline train' makes one.\n"
     header = (
         "rank", "run", "classifier", "taps", "px", "columns", "val", "val loss", "test", "test loss", "seconds",
         "date", "",
     )  # fmt: skip
+    runs = [first for first, *_ in models(runs)]
     return text_table(header, list(map(_cells, ranks(runs), runs)))
 
 

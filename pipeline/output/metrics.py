@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-BINS = 15  # of confidence, equally wide, as Guo et al. 2017 have them
+BINS = 15  # of confidence, as Guo et al. 2017 have them
 RESAMPLES = 1000
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
@@ -40,8 +40,8 @@ def cross_validated_interval(accuracy: float, images: int, folds: int, repeats: 
     return wilson_interval(accuracy * worth, worth)
 
 
-def calibration(confidences: NDArray[Any], right: NDArray[np.bool_], bins: int = BINS) -> dict[str, Any]:
-    """Compare confidences with how often they are right, in equally wide bins, the upper edge in each.
+def calibration(confidences: NDArray[Any], right: NDArray[np.bool_]) -> dict[str, Any]:
+    """Compare confidences with how often they are right.
 
     Parameters
     ----------
@@ -49,31 +49,60 @@ def calibration(confidences: NDArray[Any], right: NDArray[np.bool_], bins: int =
         Probability of the predicted class, between 0 and 1.
     right : ndarray, bool (n,)
         Whether the prediction is right.
-    bins : int
 
     Returns
     -------
     dict
         ``ece``, the expected calibration error: the mean over all rows of the distance between confidence and
-        accuracy of their bin, between 0 and 1; and of each bin its ``counts`` of rows and its means of ``confidence``
-        and ``accuracy``, 0 where it is empty, rounded to what a few thousand rows can tell.
+        accuracy of their bin, between 0 and 1, in 15 equally wide ``bins``, the upper edge in each (Guo et al. 2017).
+        For the eye at most as many bins of equal mass, none of fewer than 20 rows where there are as many: of each its
+        ``counts`` of rows, its means of ``confidence`` and ``accuracy`` and the 95 % interval of the latter, ``low``
+        and ``high``; equal confidences are in one (Nguyen & O'Connor 2015).
 
     References
     ----------
     Guo et al. 2017, "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599, section 2.
+    Nguyen & O'Connor 2015, "Posterior calibration", https://arxiv.org/abs/1508.05154, section 4.
     """
-    edges = np.linspace(0, 1, bins + 1)
-    places = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, bins - 1)
-    counts = np.bincount(places, minlength=bins)
-    safe = np.maximum(counts, 1)
-    confidence = np.bincount(places, weights=confidences, minlength=bins) / safe
-    accuracy = np.bincount(places, weights=right, minlength=bins) / safe
-    total = max(len(right), 1)
-    ece = float((counts * np.abs(confidence - accuracy)).sum() / total)
-    return {
-        "ece": ece, "bins": bins, "counts": counts.tolist(), "confidence": confidence.round(6).tolist(),
-        "accuracy": accuracy.round(6).tolist(),
-    }  # fmt: skip
+    counts, confidence, accuracy = _binned(np.linspace(0, 1, BINS + 1)[1:-1], confidences, right)
+    ece = float((counts * np.abs(confidence - accuracy)).sum() / max(len(right), 1))
+    shares = np.linspace(0, 1, max(1, min(BINS, len(right) // 20)) + 1)[1:-1]
+    edges = np.unique(np.quantile(confidences, shares, method="lower")) if len(right) else shares
+    counts, confidence, accuracy = _binned(edges, confidences, right)
+    intervals = [wilson_interval(share * rows, rows) for share, rows in zip(accuracy, counts, strict=True)]
+    low, high = np.reshape(intervals, (-1, 2)).T
+    columns = {"confidence": confidence, "accuracy": accuracy, "low": low, "high": high}
+    rounded = {name: values.round(6).tolist() for name, values in columns.items()}
+    return {"ece": ece, "bins": BINS, "counts": counts.tolist(), **rounded}
+
+
+def _binned(edges: NDArray[Any], confidences: NDArray[Any], right: NDArray[np.bool_]) -> tuple[NDArray[Any], ...]:
+    """Rows, mean confidence and accuracy of each bin that has rows; ``edges`` are those between bins."""
+    places = np.searchsorted(edges, confidences, side="left")
+    counts = np.bincount(places)
+    sums = (np.bincount(places, weights=values) for values in (confidences, right))
+    return counts[counts > 0], *(each[counts > 0] / counts[counts > 0] for each in sums)
+
+
+def similar_order(counts: NDArray[np.int64]) -> list[int]:
+    """An order of the classes, those that are taken for one another side by side.
+
+    Average linkage on 1 minus the mean share that is confused either way, its leaves ordered after Bar-Joseph et al.
+    2001, https://doi.org/10.1093/bioinformatics/17.suppl_1.S22.
+
+    Parameters
+    ----------
+    counts : ndarray, int (classes, classes)
+        Rows: true class. Columns: predicted class. At least two classes.
+    """
+    from scipy.cluster import hierarchy  # late: it takes a moment, and most matrices need no order
+    from scipy.spatial.distance import squareform
+
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    far = 1 - (shares + shares.T) / 2
+    np.fill_diagonal(far, 0)
+    tree = hierarchy.linkage(squareform(far), "average", optimal_ordering=True)
+    return [int(leaf) for leaf in hierarchy.leaves_list(tree)]
 
 
 def mcnemar(right: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -14,11 +14,11 @@ import hashlib
 import io
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -30,13 +30,12 @@ from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.keys import safe_name
 from pipeline.common.progress import Progress
-from pipeline.common.text import number, printable
+from pipeline.common.text import printable
 from pipeline.data import datasets
 from pipeline.models import classifiers
 from pipeline.network.taps import describe_taps
 from pipeline.output import leaderboard, metrics, run_folder, templating
 from pipeline.output.leaderboard import Run
-from pipeline.output.templating import percent
 
 log = logging.getLogger("pipeline")
 
@@ -47,14 +46,16 @@ WEBP_QUALITY = 88  # of 100: no visible artefacts at this size
 PICTURES = {
     "history": "loss and accuracy, training and validation, over the steps of the fit",
     "learning_curve": "accuracy against training-set size",
-    "calibration": "accuracy against confidence, and how many rows have which",
+    "calibration": "accuracy against confidence",
+    "confusion_matrix": "confusion matrix: share of each true class predicted as each class",
 }
 # For an image that cannot be had any more: a grey square with a stroke through it.
 PLACEHOLDER = "data:image/svg+xml;base64," + base64.b64encode(
     b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><path fill="#8884" d="M0 0h64v64H0z"/>'
     b'<path stroke="#888" stroke-width="2" d="M20 44 44 20"/></svg>'
 ).decode("ascii")
-CONFUSION_CLASSES = 25  # up to which the matrix is shown as a table; beyond it, the most confused pairs tell more
+CONFUSION_CLASSES = 25  # up to which the matrix is a table; beyond it, it is a picture
+CURVE_POINTS = 30  # of a run's history in the comparison: enough for the eye
 
 
 @dataclass(frozen=True)
@@ -117,21 +118,37 @@ class _ScoredImages:
         Rows of train that come before those of test; 0 where test alone was scored.
     rows : dict or None
         Split and row of each file, where the images are files.
+    folder : Path
+        Where the files are.
+    names : dict of str to sequence of str
+        Of each split, their paths in the folder.
     """
 
     images: Mapping[str, Any]
     before: int
     rows: dict[str, tuple[str, int]] | None
+    folder: Path
+    names: Mapping[str, Sequence[str]]
     _ready: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    def place(self, predictions: Predictions, position: int) -> tuple[str, int]:
+        """The split and the row in it of a prediction; row -1 when there is no such image any more."""
+        if self.rows is None:
+            row = predictions.indices[position]
+            split, row = ("train", row) if row < self.before else ("test", row - self.before)
+        else:  # a cache leaves rows out whose images cannot be used, so its numbers are not the data set's
+            split, row = self.rows.get(predictions.files[position] if predictions.files else "", ("test", -1))
+        return split, row if 0 <= row < len(self.images[split]) else -1
+
+    def link(self, predictions: Predictions, position: int) -> str:
+        """Where the file of a prediction is, as a URL; "" where the images are not files."""
+        split, row = self.place(predictions, position)
+        return "" if self.rows is None or row < 0 else (self.folder / self.names[split][row]).as_uri()
 
     def uri(self, predictions: Predictions, position: int) -> str:
         """The image of a prediction as a data URI; a placeholder when there is no such image any more."""
-        if self.rows is None:
-            row = predictions.indices[position]
-            place = ("train", row) if row < self.before else ("test", row - self.before)
-        else:  # a cache leaves rows out whose images cannot be used, so its numbers are not the data set's
-            place = self.rows.get(predictions.files[position] if predictions.files else "", ("test", -1))
-        if not 0 <= place[1] < len(self.images[place[0]]):
+        place = self.place(predictions, position)
+        if place[1] < 0:
             return PLACEHOLDER
         if place not in self._ready:
             self._ready[place] = self._thumbnail(*place)
@@ -152,10 +169,15 @@ class _ScoredImages:
 
 @dataclass
 class _Images:
-    """Images of the data sets that are on this machine."""
+    """Images of the data sets that are on this machine; ``shown`` has the id of each that the page shows."""
 
     data_dir: Path
     _known: dict[tuple[str, str, int], _ScoredImages | str] = field(default_factory=dict)
+    shown: dict[str, str] = field(default_factory=dict)
+
+    def once(self, uri: str) -> str:
+        """The id of an image; the page has each once, however many runs show it."""
+        return self.shown.setdefault(uri, f"i{len(self.shown)}")
 
     def of(self, run: Run) -> _ScoredImages | str:
         """Images of the rows that a run was scored on, or a sentence that says why there are none."""
@@ -176,15 +198,21 @@ class _Images:
         if dataset.digest != digest:
             place = where if dataset.members is not None else f"{name} in {self.data_dir}"
             return f"The {place} is not the one that this run saw, so no images are shown."
-        splits = ("train", "test") if before else ("test",)
-        rows = None
-        if dataset.members is not None:
-            rows = {
-                printable(file): (split, row)
-                for split in splits
-                for row, file in enumerate(dataset.members[split].names)
-            }
-        return _ScoredImages({split: dataset.splits[split].images for split in ("train", "test")}, before, rows)
+        names = {split: who.names for split, who in (dataset.members or {}).items() if before or split == "test"}
+        places = {printable(file): (split, row) for split, files in names.items() for row, file in enumerate(files)}
+        images = {split: dataset.splits[split].images for split in ("train", "test")}
+        return _ScoredImages(images, before, places if dataset.members else None, Path(where).resolve(), names)
+
+
+class _Mistake(NamedTuple):
+    """A row that was not predicted right: its image, and what is said of it."""
+
+    image: str
+    label: str
+    predicted: str
+    confidence: float
+    name: str
+    link: str
 
 
 def _galleries(run: Run, predictions: Predictions, images: _Images) -> dict[str, Any]:
@@ -194,12 +222,17 @@ def _galleries(run: Run, predictions: Predictions, images: _Images) -> dict[str,
     mistakes = [int(row) for row in order if labels[row] != predicted[row]]
     pairs = Counter((labels[row], predicted[row]) for row in mistakes)
 
-    def pictures(rows: Sequence[int]) -> list[tuple[str, str, str, float]]:
+    def pictures(rows: Sequence[int]) -> list[_Mistake]:
         if isinstance(source, str):
             return []
         return [
-            (source.uri(predictions, row), labels[row], predicted[row], predictions.confidences[row]) for row in rows
-        ]
+            _Mistake(
+                images.once(source.uri(predictions, row)), labels[row], predicted[row], predictions.confidences[row],
+                predictions.files[row] if predictions.files else f"row {predictions.indices[row]}",
+                source.link(predictions, row),
+            )
+            for row in rows
+        ]  # fmt: skip
 
     return {
         "mistakes": pictures(mistakes[:GALLERY_MISTAKES]),
@@ -218,16 +251,16 @@ def _galleries(run: Run, predictions: Predictions, images: _Images) -> dict[str,
 # --- the page ---------------------------------------------------------------------------------
 
 
-def _pictures(folder: Path) -> list[tuple[str, str]]:
+def _pictures(folder: Path, stems: Iterable[str]) -> list[tuple[str, str]]:
     """A data URI of each picture of a run, and what it shows; runs of earlier versions have them as PNG only."""
     found: list[tuple[str, str]] = []
-    for stem, shows in PICTURES.items():
+    for stem in stems:
         svg, png = folder / f"{stem}.svg", folder / f"{stem}.png"
         if svg.is_file():
             plain = quote(svg.read_bytes().replace(b'"', b"'"), safe=" !$'()*+,-./:;<=>?@[]^_{|}~")
-            found.append((Markup(f"data:image/svg+xml,{plain}"), shows))  # noqa: S704 - what would end it is quoted
+            found.append((Markup(f"data:image/svg+xml,{plain}"), PICTURES[stem]))  # noqa: S704 - what would end it is quoted
         elif png.is_file():
-            found.append((_data_uri("png", png.read_bytes()), shows))
+            found.append((_data_uri("png", png.read_bytes()), PICTURES[stem]))
     return found
 
 
@@ -269,39 +302,42 @@ def _settings(run: Run) -> list[tuple[str, str]]:
     return pairs
 
 
-def _view(run: Run, images: _Images) -> dict[str, Any]:
+def _view(run: Run, same: Sequence[Run], rank: int, images: _Images) -> dict[str, Any]:
+    """What the page says of a run; ``same`` are others of the same model."""
     m = run.metrics
     predictions = _read_predictions(run.folder / "predictions.csv")
     interval = m.get("interval", {}).get("test")
     if interval is None and predictions and m["accuracy"]["test"] is not None:
         interval = metrics.wilson_interval(int(predictions.right.sum()), len(predictions.labels))
-    splits = ("train", "validation", "test")
     classes = list(m["per_class"])
+    supports = [scores["support"] for scores in m["per_class"].values()]
+    many = len(classes) > CONFUSION_CLASSES
+    worst = sorted(m["per_class"].items(), key=lambda item: (item[1]["support"] == 0, item[1]["f1"] or 0))
     return {
         "id": f"run-{safe_name(run.name)}",
+        "rank": rank,
         "name": run.name,
+        "short": run.name.removeprefix(f"{m['dataset']['name']}-"),
+        "same": [other.folder.name for other in same],
         "folder": run.folder.name,
         "m": m,
+        "chosen": leaderboard.chosen(run),
         "converged": run.converged,
         "convergence": m.get("convergence") or "",
         "taps": describe_taps(m["features"]["taps"]),
         "interval": interval,
         "ece": (m.get("calibration") or {}).get("ece"),
-        "scores": [
-            ("accuracy", [percent(m["accuracy"][split]) for split in splits]),
-            ("log loss", [number(m["log_loss"][split], ".4f") for split in splits]),
-        ],
-        "pictures": _pictures(run.folder),
-        "classes": classes,
-        "per_class": [
-            (name, [percent(scores[what], 1) for what in ("precision", "recall", "f1")], f"{scores['support']:,}")
-            for name, scores in m["per_class"].items()
-        ],
-        "confusions": _confusions(predictions, classes) if predictions else None,
-        "settings": _settings(run),
         # Runs from before these were counted have none.
         "cross_validation": m.get("cross_validation"),
         "balanced": m.get("balanced_accuracy"),
+        "guess": max(supports, default=0) / max(sum(supports), 1),
+        "rows": sum(supports),
+        "pictures": _pictures(run.folder, ("history", "learning_curve", "calibration")),
+        "matrix": _pictures(run.folder, ["confusion_matrix"]) if many else [],
+        "classes": classes,
+        "worst": worst,
+        "confusions": _confusions(predictions, classes) if predictions and not many else None,
+        "settings": _settings(run),
         "predictions": predictions,
         "galleries": _galleries(run, predictions, images) if predictions else None,
         "files": [
@@ -320,59 +356,111 @@ def _comparisons(views: Sequence[Mapping[str, Any]]) -> dict[int, dict[int, tupl
     for rows in groups.values():
         only, chances = metrics.mcnemar(np.array([views[row]["predictions"].right for row in rows]))
         for a, b in zip(*np.triu_indices(len(rows), 1), strict=True):
-            found = int(only[a, b]), int(only[b, a]), float(chances[a, b])
+            found = int(only[a, b]), int(only[b, a]), float(f"{chances[a, b]:.4g}")
             pairs.setdefault(rows[a], {})[rows[b]] = found
     return pairs
 
 
-def _cost(runs: Sequence[Run]) -> Markup:
+def _cost(runs: Sequence[Run], name: str) -> Markup:
     from pipeline.output import figures  # late: it loads matplotlib
 
     drawing = figures.cost(
+        name,
         [run.metrics["classifier"]["name"] for run in runs],
         [run.metrics["seconds"]["total"] for run in runs],
-        [run.metrics["accuracy"]["test"] for run in runs],
+        [run.metrics["accuracy"]["validation"] for run in runs],
         [f"#run-{safe_name(run.name)}" for run in runs],
     )
     return Markup(drawing)  # noqa: S704 - drawn by us, every text in it escaped
 
 
-def render(runs: Sequence[Run], data_dir: Path, *, dataset: str | None = None) -> tuple[list[Run], bytes]:
-    """Make the page; return the runs that it shows, and its bytes.
+def _read_curves(path: Path) -> tuple[str, dict[str, NDArray[np.float64]]]:
+    """What a CSV file has its curves over, and each by its column's name: float (points, 2), x and its mean y."""
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            header, *rows = csv.reader(stream)
+        values = np.array(rows, np.float64).reshape(-1, len(header))
+    except (OSError, ValueError, csv.Error):
+        return "", {}
+    x, place = np.unique(values[:, 0], return_inverse=True)
+    means = {
+        name: np.bincount(place, weights=column) / np.bincount(place)
+        for name, column in zip(header, values.T, strict=True)
+    }
+    return header[0], {name: np.stack([x, y], axis=1) for name, y in means.items()}
+
+
+def _curves(runs: Sequence[Run], name: str) -> list[Markup]:
+    """Loss and accuracy over the steps of the fit, and learning curves, of all runs in one pair of axes each."""
+    from pipeline.output import figures  # late: it loads matplotlib
+
+    histories = [_read_curves(run.folder / "history.csv") for run in runs]
+    sizes = [_read_curves(run.folder / "learning_curve.csv")[1] for run in runs]
+    steps = [columns if unit in ("iteration", "epoch") else {} for unit, columns in histories]
+    drawn: list[Markup] = []
+    time = "iteration or epoch"
+    for what, over, tables in (("loss", time, steps), ("accuracy", time, steps), ("accuracy", "training rows", sizes)):
+        lines: dict[int, dict[str, NDArray[np.float64]]] = {}
+        for number, columns in enumerate(tables):
+            for split in ("train", "validation"):
+                points = columns.get(f"{split}_{what}", np.zeros((0, 2)))
+                if len(points):
+                    kept = np.unique(np.geomspace(1, len(points), CURVE_POINTS).round().astype(int)) - 1
+                    lines.setdefault(number, {})[split] = points[kept]
+        if lines:
+            unit = "cross-entropy (nats)" if what == "loss" else what
+            drawing = figures.curves(f"{name}-{len(drawn)}", lines, over, unit)
+            drawn.append(Markup(drawing))  # noqa: S704 - drawn by us, of numbers alone
+    return drawn
+
+
+def _section(runs: Sequence[Run], images: _Images, number: int, done: Callable[[int], object]) -> dict[str, Any] | None:
+    """What the page says of the runs on the same rows; None when not one of them can be shown."""
+    views: list[dict[str, Any]] = []
+    shown: list[Run] = []
+    listed: list[Run] = []
+    for first, *same in leaderboard.models(runs):
+        with leaderboard.skipping(first.folder / "metrics.json"):
+            views.append(_view(first, same, len(views) + 1, images))
+            shown.append(first)
+            listed += [first, *same]
+        done(1 + len(same))
+    if not views:
+        return None
+    about, limit = shown[0].metrics["dataset"], shown[0].metrics["features"].get("limit")
+    return {
+        "name": about["name"] + (f", first {limit:,} rows of each split" if limit else ""),
+        "digest": about["digest"],
+        "views": views,
+        "runs": listed,
+        "classifiers": sorted({run.metrics["classifier"]["name"] for run in shown}),
+        "pairs": _comparisons(views),
+        "cost": _cost(shown, f"cost{number}") if len(shown) > 1 else "",
+        "curves": _curves(shown, f"curves{number}") if len(shown) > 1 else [],
+    }
+
+
+def render(runs: Sequence[Run], data_dir: Path) -> tuple[list[Run], bytes]:
+    """Make the page; return the runs that could be shown, and its bytes.
 
     Parameters
     ----------
     runs : sequence of Run
-        Best first.
+        As `leaderboard.read` gives them.
     data_dir : Path
         Where the data sets are, for their images.
-    dataset : str, optional
-        Said in the title when only its runs are shown.
     """
     images = _Images(data_dir)
-    shown, views = [], []
     with Progress("page", len(runs), "runs") as progress:
-        for run in runs:
-            with leaderboard.skipping(run.folder / "metrics.json"):
-                views.append(_view(run, images))
-                shown.append(run)
-            progress.update(1)
-    tested = [run for run in shown if run.metrics["accuracy"]["test"] is not None]
-    content = templating.render_page(
-        "index.html",
-        runs=views,
-        ranks=leaderboard.ranks(shown),
-        pairs=_comparisons(views),
-        dataset=dataset,
-        several=len({run.metrics["dataset"]["name"] for run in shown}) > 1,
-        cost=_cost(tested) if tested else "",
-    )
-    return shown, content
+        groups = enumerate(leaderboard.datasets(runs))
+        sections = list(filter(None, (_section(group, images, number, progress.update) for number, group in groups)))
+    shown = [run for section in sections for run in section["runs"]]
+    return shown, templating.render_page("index.html", sections=sections, images=images.shown)
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """What a rebuild wrote: the runs shown, and where list and page are."""
+    """What a rebuild wrote: the runs to print, and where list and page are, which hold all."""
 
     runs: list[Run]
     table: Path
@@ -388,19 +476,21 @@ def rebuild(output_dir: Path, data_dir: Path, *, dataset: str | None = None) -> 
     data_dir : Path
         Where the data sets are, for their images.
     dataset : str, optional
-        Only the runs of this data set.
+        Whose runs are to be printed, instead of all.
 
     Raises
     ------
     UserError
-        When the folder cannot be read or written to.
+        When the folder cannot be read or written to, or there is no run on the data set.
     """
     with file_errors("write the leaderboard", output_dir):
         atomic.make_folder(output_dir)
-        runs, content = render(leaderboard.read(output_dir, dataset), data_dir, dataset=dataset)
+        found = leaderboard.read(output_dir)
+        leaderboard.of_dataset(found, dataset)  # a name that is wrong is said before the work
+        runs, content = render(found, data_dir)
         page = output_dir / leaderboard.PAGE_NAME
         atomic.write_atomically(page, content)
-        return Rebuilt(runs, leaderboard.write_csv(output_dir, runs), page)
+        return Rebuilt(leaderboard.of_dataset(runs, dataset), leaderboard.write_csv(output_dir, runs), page)
 
 
 def summary(rebuilt: Rebuilt) -> str:

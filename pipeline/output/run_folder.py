@@ -16,7 +16,8 @@ from pipeline.common.text import to_json
 PICTURES = ("history.png", "learning_curve.png", "confusion_matrix.png", "calibration.png")
 RUN_FILES = ("report.txt", "metrics.json", "history.csv", "learning_curve.csv", "predictions.csv", *PICTURES)
 DRAWINGS = tuple(name.replace(".png", ".svg") for name in PICTURES)  # the same for the page; earlier runs have none
-OPTIONAL_FILES = ("skipped.csv", *DRAWINGS)  # the first of data sets that are folders
+PRINTS = tuple(name.replace(".png", ".pdf") for name in PICTURES)  # where they were asked for
+OPTIONAL_FILES = ("skipped.csv", *DRAWINGS, *PRINTS)  # the first of data sets that are folders
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class TrainOptions(Options):
     )
     curve_seeds: int = option(DEFAULT_CURVE_SEEDS, "splits that the learning curve is drawn from", least=1)
     no_learning_curve: bool = option(False, "leave the learning curve out")
+    figures: str = option("svg", "figures besides PNG: svg, or pdf as well", metavar="NAME", choices=("svg", "pdf"))
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

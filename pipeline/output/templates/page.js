@@ -1,79 +1,152 @@
-// Sorting and comparing; everything else works without this.
+// Sorting, filtering and comparing; everything else works without this.
 "use strict";
 (() => {
-  const table = document.getElementById("leaderboard");
-  if (!table) return;
+  const add = (parent, name, text = "") => {
+    const element = document.createElement(name);
+    element.textContent = text;
+    parent.append(element);
+    return element;
+  };
 
   // --- sorting: every heading becomes a button ---
-  const headings = [...table.tHead.rows[0].cells];
   const value = (row, column) => {
     const cell = row.cells[column];
-    return cell.dataset.value ?? cell.textContent.trim();
+    return cell.dataset.v ?? cell.textContent.trim();
   };
-  headings.forEach((heading, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = heading.textContent;
-    heading.replaceChildren(button);
-    button.addEventListener("click", () => {
-      const down = heading.getAttribute("aria-sort") === "ascending";
-      headings.forEach((other) => other.removeAttribute("aria-sort"));
-      heading.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const numeric = heading.dataset.kind === "number";
-      const rows = [...table.tBodies[0].rows];
-      rows.sort((a, b) => {
-        const one = value(a, column), two = value(b, column);
-        const order = numeric ? Number(one) - Number(two) : one.localeCompare(two);
-        return down ? -order : order;
+  const number = (text) => {
+    const found = parseFloat(text.replaceAll(",", ""));
+    return Number.isNaN(found) ? Infinity : found;
+  };
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const headings = [...table.tHead.rows[0].cells];
+    headings.forEach((heading, column) => {
+      const text = heading.textContent;
+      heading.textContent = "";
+      const button = add(heading, "button", text);
+      button.type = "button";
+      button.addEventListener("click", () => {
+        const down = heading.getAttribute("aria-sort") === "ascending";
+        headings.forEach((other) => other.removeAttribute("aria-sort"));
+        heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+        const numeric = heading.dataset.kind === "number";
+        const rows = [...table.tBodies[0].rows];
+        rows.sort((a, b) => {
+          const one = value(a, column), two = value(b, column);
+          const order = numeric ? (number(one) > number(two)) - (number(one) < number(two)) : one.localeCompare(two);
+          return down ? -order : order;
+        });
+        table.tBodies[0].append(...rows);
       });
-      table.tBodies[0].append(...rows);
     });
-  });
+  }
+
+  // --- filtering by classifier ---
+  for (const filter of document.querySelectorAll(".filter")) {
+    filter.hidden = false;
+    const select = filter.querySelector("select");
+    const runs = filter.parentElement.querySelectorAll("[data-classifier]");
+    select.addEventListener("change", () => {
+      for (const run of runs) run.hidden = select.value !== "" && run.dataset.classifier !== select.value;
+    });
+  }
 
   // --- comparing ---
-  const section = document.getElementById("compare");
-  const first = document.getElementById("first"), second = document.getElementById("second");
-  if (first.options.length < 2) return;
-  section.hidden = false;
-
-  // Of each run and each one after it: rows that only the one and only the other has right, and McNemar's mid-p.
-  const pairs = JSON.parse(document.getElementById("pairs").textContent);
-  const say = (p) => (p < 0.0001 ? "p < 0.0001" : `p = ${p.toFixed(4)}`);
-
-  const verdict = document.getElementById("verdict"), both = document.getElementById("both");
-  const compare = () => {
-    const one = document.getElementById(first.value), two = document.getElementById(second.value);
-    const [low, high] = [first.selectedIndex, second.selectedIndex].sort((a, b) => a - b);
-    both.replaceChildren();
-    if (low === high) {
-      verdict.textContent = "These are the same run. Choose two.";
-      return;
+  const probability = (p) => (p < 0.0001 ? "p < 0.0001" : `p = ${p.toFixed(4)}`);
+  const numbers = (article) => {
+    const found = new Map();
+    for (const row of article.querySelectorAll(".scores tbody tr, .classes tbody tr")) {
+      const table = row.closest("table");
+      const columns = [...table.tHead.rows[0].cells].slice(1);
+      [...row.cells].slice(1).forEach((cell, index) => {
+        if (cell.colSpan === 1 || "v" in cell.dataset) {
+          const column = cell.colSpan === 1 ? columns[index].textContent : "";
+          found.set(`${row.cells[0].textContent} ${column}`.trim(), cell);
+        }
+      });
     }
-    const pair = pairs[low]?.[high];
-    if (!pair) {
-      verdict.textContent = "These runs were not tested on the same rows, so no test can compare them row by row.";
-    } else {
-      const p = pair[2], only = pair.slice(0, 2);
-      if (low !== first.selectedIndex) only.reverse();
+    return found;
+  };
+  const settings = (article) =>
+    new Map([...article.querySelectorAll("dt")].map((dt) => [dt.textContent, dt.nextElementSibling.textContent]));
+  const table = (parent, title, headings, rows) => {
+    if (!rows.length) return;
+    add(parent, "h4", title);
+    const region = add(parent, "div");
+    region.className = "scroll low";
+    region.tabIndex = 0;
+    region.setAttribute("role", "region");
+    region.setAttribute("aria-label", title);
+    const made = add(region, "table");
+    const head = made.createTHead().insertRow();
+    add(head, "td");
+    for (const heading of headings) add(head, "th", heading).scope = "col";
+    const body = made.createTBody();
+    for (const [name, ...cells] of rows) {
+      const row = body.insertRow();
+      add(row, "th", name).scope = "row";
+      for (const cell of cells) add(row, "td", cell).className = headings.length > 2 ? "n" : "";
+    }
+  };
+
+  for (const section of document.querySelectorAll(".compare")) {
+    // Of each run and each one after it: rows that only the one and only the other has right, and McNemar's mid-p.
+    const pairs = JSON.parse(section.querySelector("script").textContent);
+    const articles = [...section.parentElement.querySelectorAll("article")];
+    const pair = (one, two) => pairs[Math.min(one, two)]?.[Math.max(one, two)];
+    const partners = (one) => articles.map((_, two) => two).filter((two) => two !== one && pair(one, two));
+    const [first, second] = section.querySelectorAll("select");
+    const verdict = section.querySelector("[role=status]"), differences = section.querySelector(".differences");
+    const fill = (select, choices) => {
+      const before = select.value;
+      select.replaceChildren();
+      for (const choice of choices) add(select, "option", articles[choice].dataset.name).value = choice;
+      if (choices.includes(Number(before)) && before !== "") select.value = before;
+    };
+    const compare = () => {
+      fill(second, partners(Number(first.value)));
+      const [low, high] = [Number(first.value), Number(second.value)];
+      const [one, two] = [articles[low], articles[high]];
+      const only = pair(low, high).slice(0, 2), p = pair(low, high)[2];
+      if (low > high) only.reverse();
       Object.assign(verdict.dataset, {p, first: only[0], second: only[1]});
       verdict.textContent =
         `Of ${Number(one.dataset.rows).toLocaleString("en")} test rows the first alone is right on ` +
         `${only[0].toLocaleString("en")}, the second alone on ${only[1].toLocaleString("en")}: ` +
-        `McNemar's test (mid-p) ${say(p)}. ` +
+        `McNemar's test (mid-p) ${probability(p)}. ` +
         (p < 0.05 ? "The difference is unlikely to be chance." : "The difference may well be chance.");
-    }
-    for (const article of [one, two]) {
-      const side = document.createElement("div");
-      const title = document.createElement("h3");
-      title.textContent = article.dataset.name;
-      side.append(title);
-      for (const part of article.querySelectorAll(":scope > .scores, :scope > .figures, :scope > dl")) {
-        side.append(part.cloneNode(true));
+      for (const line of section.querySelectorAll("[data-line]")) {
+        line.classList.toggle("first", Number(line.dataset.line) === low);
+        line.classList.toggle("second", Number(line.dataset.line) === high);
       }
-      both.append(side);
-    }
-  };
-  first.addEventListener("change", compare);
-  second.addEventListener("change", compare);
-  compare();
+      for (const drawing of section.querySelectorAll(".curves svg")) {
+        drawing.style.display = drawing.querySelector(".first, .second") ? "" : "none";
+      }
+      differences.replaceChildren();
+      const [mine, theirs] = [settings(one), settings(two)];
+      const names = [...new Set([...mine.keys(), ...theirs.keys()])].filter((name) => name !== "files");
+      table(
+        differences, "Settings that differ", ["first", "second"],
+        names.filter((name) => mine.get(name) !== theirs.get(name))
+          .map((name) => [name, mine.get(name) ?? "–", theirs.get(name) ?? "–"]),
+      );
+      const [ours, others] = [numbers(one), numbers(two)];
+      table(
+        differences, "Every number", ["first", "second", "difference"],
+        [...ours].filter(([name]) => others.has(name)).map(([name, cell]) => {
+          const other = others.get(name);
+          const [a, b] = [cell, other].map((each) => parseFloat((each.dataset.v ?? each.textContent).replaceAll(",", "")));
+          const digits = cell.textContent.split(".")[1]?.replace(/\D/g, "").length ?? 0;
+          const share = cell.textContent.includes("%") && "v" in cell.dataset ? 100 : 1;
+          const gap = share * (b - a);
+          const text = Number.isNaN(gap) ? "–" : `${gap > 0 ? "+" : ""}${gap.toFixed(digits)}`.replace("-", "−");
+          return [name, cell.textContent, other.textContent, text];
+        }),
+      );
+    };
+    fill(first, articles.map((_, run) => run).filter((run) => partners(run).length));
+    first.addEventListener("change", compare);
+    second.addEventListener("change", compare);
+    section.hidden = false;
+    compare();
+  }
 })();
