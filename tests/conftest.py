@@ -36,6 +36,12 @@ def _no_keras_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Te
     monkeypatch.setenv("KERAS_HOME", str(tmp_path_factory.getbasetemp() / "no-keras-home"))
 
 
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of what is said read whole sentences; `test_terminal` is about where their lines are broken."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
 @pytest.fixture
 def run() -> Run:
     """Run ``python -m pipeline`` as a real process, as a user would."""

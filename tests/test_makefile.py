@@ -42,7 +42,8 @@ def shown(name, command):
     items = [item for group in command.groups().values() for item in group]
     def run(given):
         values = {{item.name: item.given(given) for item in items}}
-        return json.dumps([name, {{key: value for key, value in values.items() if value is not None}}], default=str)+"\\n"
+        print(json.dumps([name, {{key: value for key, value in values.items() if value is not None}}], default=str))
+        sys.exit()
     return dataclasses.replace(command, run=run)
 
 if sys.argv[1:3] == ["-m", "pipeline"]:

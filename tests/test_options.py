@@ -32,7 +32,7 @@ class Eating(Options):
 
 def parse(*arguments: str) -> Cooking:
     parser = argparse.ArgumentParser(exit_on_error=False)
-    add_flags(parser, "cooking", Cooking.declared())
+    add_flags(parser, Cooking.declared())
     return Cooking.of(parser.parse_args(arguments))
 
 
@@ -65,7 +65,8 @@ def test_a_command_line_asks_for_the_same_again() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"dish": "cake"}, "The dish parameter must be one of soup, stew. Got 'cake' instead."),
+        ({"dish": "cake"}, "The dish parameter must be one of soup, stew. Got 'cake' instead.$"),
+        ({"dish": "Stw"}, r"Got 'Stw' instead. Did you mean stew\?"),
         (
             {"max_minutes": 91},
             "The max minutes parameter must be a whole number between 1 and 90. Got 91 instead. Take 30.",
@@ -105,7 +106,7 @@ def test_variables_of_make_are_defaults(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_must_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
     def eat(*arguments: str) -> Eating:
         parser = argparse.ArgumentParser()
-        add_flags(parser, "eating", Eating.declared())
+        add_flags(parser, Eating.declared())
         return Eating.of(parser.parse_args(arguments))
 
     assert eat("a", "b c", "--dessert", "x") == Eating(guests=(Path("a"), Path("b c")), dessert=Path("x"))

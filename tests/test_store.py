@@ -366,7 +366,7 @@ def test_hdf5_never_sees_a_byte_that_was_not_verified(cache: Path, monkeypatch: 
         if number % 25:
             continue  # the rest takes its time
         try:
-            shown = inspect.inspect(cache, FeatureOptions(dataset="digits", weights="random"), must_verify=False)
+            shown, _ = inspect.inspect(cache, FeatureOptions(dataset="digits", weights="random"), must_verify=False)
         except store.CacheError as error:
             assert "damaged" in str(error)  # so much that nothing can be said of it
         else:
@@ -412,9 +412,9 @@ def test_labels_beyond_the_classes_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "first 512 bytes"),
+        (b"", "it is no feature file"),
         (b"\x89HDF\r\n\x1a\n" + bytes(600), "not one that this program wrote"),
-        (b"GIF89a" + bytes(600), "first 512 bytes"),
+        (b"GIF89a" + bytes(600), "it is no feature file"),
         (checksum.header("0" * 64).replace(b"format 2", b"format 1"), "format_version is 1; this program reads 2"),
     ],
 )

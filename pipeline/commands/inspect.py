@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.progress import Progress, format_bytes
@@ -20,8 +21,8 @@ from pipeline.features.spec import FeatureSpec
 from pipeline.network.taps import TAP_COLUMNS, columns_of
 
 
-def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> str:
-    """Describe a feature file.
+def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> tuple[str, dict[str, Any]]:
+    """Describe a feature file, for people and for programs.
 
     Parameters
     ----------
@@ -47,8 +48,16 @@ def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> str:
             raise error from None
         if must_verify:
             raise
-        return _lines(_of_damaged(path, size, claimed, str(error), asked))
-    return _lines(_of_valid(cache, asked)) + _skipped(cache)
+        damaged = {"file": str(path), "bytes": size, "verifies": False, "fault": error.fault}
+        text = _lines(_of_damaged(path, size, claimed, str(error), asked))
+        return text, {**damaged, "key": claimed.key(), "spec": claimed.to_dict()}
+    summary = {
+        "file": str(path), "bytes": size, "verifies": True, "fault": None, "key": cache.spec.key(),
+        "spec": cache.spec.to_dict(), "rows": cache.rows, "class_names": cache.class_names, "created": cache.created,
+        "versions": cache.versions, "provenance": cache.provenance,
+        "skipped": [{"file": printable(item.file), "reason": item.reason} for item in cache.skipped],
+    }  # fmt: skip
+    return _lines(_of_valid(cache, asked)) + _skipped(cache), summary
 
 
 def _of_valid(cache: store.Cache, asked: FeatureOptions) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
@@ -12,6 +13,20 @@ FORMATS = ("table", "csv", "json")
 
 
 @dataclass(frozen=True, kw_only=True)
+class MessageOptions(Options):
+    """How much a command says, and to whom."""
+
+    quiet: bool = option(False, "say nothing of the work, only warnings and the result")
+    verbose: bool = option(False, "say when each thing was done, and where in the program an error arose")
+    json: bool = option(False, "print the result as JSON, for programs")
+
+    @property
+    def level(self) -> int:
+        """From which level on the log is shown."""
+        return logging.WARNING if self.quiet else logging.DEBUG if self.verbose else logging.INFO
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictOptions(Options):
     """What `predict` is asked for."""
 
@@ -19,7 +34,10 @@ class PredictOptions(Options):
     model: Path = option(MISSING, "a model that train wrote", metavar="FILE.joblib")
     top_k: int = option(5, "classes shown for each image", metavar="K", least=1)
     format: str | None = option(
-        None, "table, csv or json; else what the output's name implies", metavar="NAME", choices=FORMATS
+        None,
+        "how predictions are written; what the output's name implies when left out",
+        metavar="NAME",
+        choices=FORMATS,
     )
     output: Path | None = option(None, "write the predictions there")
     sheet: Path | None = option(None, "write a contact sheet of thumbnails there", metavar="FILE.png")

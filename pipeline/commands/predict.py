@@ -7,10 +7,10 @@ Size, fit, taps, precision and weights are those that are recorded with the mode
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,16 +19,23 @@ import numpy as np
 from pipeline.commands.options import PredictOptions
 from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
-from pipeline.common.progress import Progress
-from pipeline.common.text import count_of_files, printable, to_csv, to_json
-from pipeline.data import folder, loader
-from pipeline.data.dataset import Image, Skipped, Split, Unusable, few_reasons, listing
+from pipeline.common.text import (
+    aligned,
+    count_of_files,
+    percent,
+    printable,
+    shorten,
+    terminal_width,
+    to_csv,
+    to_json,
+    wrap,
+)  # fmt: skip
+from pipeline.data import folder
+from pipeline.data.dataset import Image, Skipped, few_reasons, listing
 from pipeline.data.image_files import FoundFiles
 from pipeline.features import compute
 from pipeline.models import persistence
-from pipeline.network import compile as compiling
-from pipeline.network import device
-from pipeline.network.weights import VGGWeights, load_weights, say_untrained
+from pipeline.models.image_classifier import ImageClassifier
 from pipeline.output import contact_sheet
 
 log = logging.getLogger("pipeline")
@@ -41,8 +48,8 @@ class Prediction(NamedTuple):
     best: list[tuple[str, float]]
 
 
-def predict(options: PredictOptions) -> str:
-    """Classify images; return what is to be printed.
+def predict(options: PredictOptions) -> tuple[str, dict[str, Any]]:
+    """Classify images; return what is to be printed, and the same for programs.
 
     Raises
     ------
@@ -54,29 +61,34 @@ def predict(options: PredictOptions) -> str:
     model = persistence.load_model(options.model)
     for target in filter(None, (options.output, options.sheet)):
         _check_target(target)
-    network = _network(model, options)
-    predictions, faults, thumbnails = _classify(model, network, paths, options)
+    classifier = ImageClassifier(
+        model, data_dir=options.data_dir, weights=options.weights, batch_size=options.batch_size
+    )
+    predictions, faults, thumbnails = _classify(classifier, paths, options)
     skipped = [*skipped, *faults]
     if not predictions:
         raise UserError(f"There is no image among {count_of_files(len(skipped))}: {few_reasons(skipped)}.")
     if options.strict:
         compute.refuse_skipped(skipped, _named(options.images))
-    text = _formatted(options.resolved_format, options.model, predictions, skipped)
+    summary = _summary(options.model, predictions, skipped)
     if options.sheet is not None:
         with file_errors("write the contact sheet", options.sheet):
             atomic.write_atomically(options.sheet, _sheet(model, predictions, thumbnails))
         log.info("contact sheet: %s", options.sheet)
-    closing = f"{listing(skipped, '')}\n" if skipped else ""
+    closing = wrap(f"{listing(skipped, '')}\n") if skipped else ""
     if options.output is None:
+        text = _formatted(options.resolved_format, predictions, summary, terminal_width())
         if options.resolved_format == "table":
-            return f"{text}\n{closing}" if closing else text
+            return f"{text}\n{closing}" if closing else text, summary
         if closing:
             log.warning("%s", closing.rstrip())  # beside what a program reads
-        return text
+        return text, summary
     with file_errors("write the predictions", options.output):
+        text = _formatted(options.resolved_format, predictions, summary, sys.maxsize)
         atomic.write_atomically(options.output, text.encode("utf-8"))
     count = len(predictions)
-    return f"{printable(str(options.output))}: {count:,} {'prediction' if count == 1 else 'predictions'}\n{closing}"
+    said = f"{printable(str(options.output))}: {count:,} {'prediction' if count == 1 else 'predictions'}\n"
+    return wrap(said) + closing, summary
 
 
 def _check_target(path: Path) -> None:
@@ -122,91 +134,28 @@ def _named(paths: Sequence[Path]) -> str:
 # --- computing --------------------------------------------------------------------------------
 
 
-def _network(model: persistence.Model, options: PredictOptions) -> VGGWeights:
-    """The weights that the model was trained with, wherever they are now."""
-    wanted = model.spec.weights_digest
-    choice = options.weights or model.weights
-    try:
-        network = load_weights(choice, options.data_dir)
-    except UserError as error:
-        raise UserError(f"The model {model.path} needs the weights it was trained with: {error}") from error
-    if network.digest != wanted:
-        raise UserError(
-            f"The model {model.path} was trained on features of other weights: their digest is {wanted[:12]}…, that of "
-            f"{choice} is {network.digest[:12]}…. Name the file that it was trained with by --weights."
-        )
-    say_untrained(network.label)
-    return network
-
-
-def _plan(model: persistence.Model, options: PredictOptions) -> device.Plan:
-    """Decide how to compute: in the model's own precision, or in float32 where nothing here has bfloat16.
-
-    bfloat16 rounds what float32 computes, and `features` takes a cache of either for the same, so a model that was
-    trained elsewhere is of use here, too.
-    """
-    wanted = model.spec.precision
-    asked = "auto" if wanted == "bfloat16" and not device.has_bfloat16() else wanted
-    plan = compiling.make_plan(asked, image_size=model.spec.image_size, batch_size=options.batch_size)
-    if plan.precision != wanted:
-        log.warning(
-            "warning: the model was trained on %s features, which this machine cannot compute. They are computed in "
-            "%s, which differs by about 1 %%: probabilities may differ a little from those of where it was trained",
-            wanted, plan.precision,
-        )  # fmt: skip
-    return plan
-
-
 def _classify(
-    model: persistence.Model, network: VGGWeights, paths: Sequence[Path], options: PredictOptions
+    classifier: ImageClassifier, paths: Sequence[Path], options: PredictOptions
 ) -> tuple[list[Prediction], list[Skipped], list[Image]]:
-    """Push images through the network and the model, batch by batch; give thumbnails of the first besides."""
-    plan = _plan(model, options)
-    spec = model.spec
-    # One image need not pay for a batch; a power of two, so that few shapes are ever compiled.
-    plan = dataclasses.replace(plan, batch_size=min(plan.batch_size, max(4, 1 << (len(paths) - 1).bit_length())))
+    """Predictions of all images that can be used, the others and why, and thumbnails of the first."""
     predictions: list[Prediction] = []
     faults: list[Skipped] = []
-    rows = [("images", row) for row in range(len(paths))]
-    source_files = FoundFiles(paths, thumbnail_side=contact_sheet.THUMBNAIL if options.sheet else None)
     thumbnails: list[Image] = []
-    splits = {"images": Split(source_files, np.zeros(len(paths), np.uint8))}
-    extractor: Callable[[Any], loader.Features] | None = None
-    with (
-        Progress("predicting", len(paths), "images") as progress,
-        loader.batches(splits, rows, spec, batch_size=plan.batch_size) as source,
-    ):
-        for batch in source:
-            usable = [(row, image) for (_, row), image in batch if not isinstance(image, Unusable)]
-            faults += [Skipped(str(paths[row]), str(image)) for (_, row), image in batch if isinstance(image, Unusable)]
-            if usable:
-                pixels = [image for _, image in usable]
-                if extractor is None:
-                    extractor = compiling.make_extractor(
-                        network.layers,
-                        spec.taps,
-                        image_size=spec.image_size,
-                        interpolation=spec.interpolation,
-                        plan=plan,
-                    )
-                features = extractor(pixels)
-                columns = np.hstack([features[tap] for tap in spec.taps]).astype(np.float32)
-                names = [str(paths[row]) for row, _ in usable]
-                predictions += _best(model, names, columns, options.top_k)
-                if len(thumbnails) >= contact_sheet.MOST:
-                    source_files.thumbnail_side = None
-                elif source_files.thumbnail_side:
-                    thumbnails += [source_files.thumbnails.pop(row) for row, _ in usable]
-            progress.update(len(batch))
+    files = FoundFiles(paths, thumbnail_side=contact_sheet.THUMBNAIL if options.sheet else None)
+    for rows, probabilities, unusable in classifier.classify(files):
+        faults += [Skipped(str(paths[row]), why) for row, why in unusable.items()]
+        predictions += _best(classifier.classes_, [str(paths[row]) for row in rows], probabilities, options.top_k)
+        if len(thumbnails) >= contact_sheet.MOST:
+            files.thumbnail_side = None
+        elif files.thumbnail_side:
+            thumbnails += [files.thumbnails.pop(row) for row in rows]
     return predictions, faults, thumbnails
 
 
-def _best(model: persistence.Model, names: Sequence[str], features: Any, top_k: int) -> list[Prediction]:
-    names_of_columns = [model.classes[int(label)] for label in model.estimator.classes_]
-    probabilities = model.estimator.predict_proba(features)
+def _best(classes: Any, names: Sequence[str], probabilities: Any, top_k: int) -> list[Prediction]:
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
     return [
-        Prediction(name, [(names_of_columns[column], float(row[column])) for column in best])
+        Prediction(name, [(str(classes[column]), float(row[column])) for column in best])
         for name, row, best in zip(names, probabilities, order, strict=True)
     ]
 
@@ -214,18 +163,25 @@ def _best(model: persistence.Model, names: Sequence[str], features: Any, top_k: 
 # --- saying it --------------------------------------------------------------------------------
 
 
-def _formatted(kind: str, model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> str:
-    """One line for each image, its classes best first; or the same for programs."""
-    if kind == "json":
-        found = [
+def _summary(model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> dict[str, Any]:
+    """Predictions, and what was not used, for programs."""
+    return {
+        "model": printable(str(model)),
+        "predictions": [
             {
                 "file": printable(item.file),
                 "classes": [{"label": label, "probability": round(value, 6)} for label, value in item.best],
             }
             for item in predictions
-        ]
-        faults = [{"file": printable(item.file), "reason": item.reason} for item in skipped]
-        return to_json({"model": printable(str(model)), "predictions": found, "skipped": faults}).decode("utf-8")
+        ],
+        "skipped": [{"file": printable(item.file), "reason": item.reason} for item in skipped],
+    }
+
+
+def _formatted(kind: str, predictions: Sequence[Prediction], summary: Mapping[str, Any], most: int) -> str:
+    """Each image with its classes, best first, for people in lines of so many columns; or the same for programs."""
+    if kind == "json":
+        return to_json(summary).decode("utf-8")
     if kind == "csv":
         places = range(1, len(predictions[0].best) + 1)
         header = ["file", *(f"{name}_{place}" for place in places for name in ("label", "probability"))]
@@ -234,12 +190,17 @@ def _formatted(kind: str, model: Path, predictions: Sequence[Prediction], skippe
             for item in predictions
         )
         return to_csv(header, rows).decode("utf-8")
-    cells = [
-        [printable(item.file), *(f"{label} {100 * value:.1f} %" for label, value in item.best)] for item in predictions
+    cells = [[f"{shorten(label, 24)} {percent(value, 1)}" for label, value in item.best] for item in predictions]
+    names = [printable(item.file) for item in predictions]
+    cell_width = max(len(cell) for row in cells for cell in row) + 2
+    for_names = max(12, most - cell_width)
+    in_a_line = max(1, (most - min(for_names, max(map(len, names)))) // cell_width)
+    lines = [
+        [shorten(name, for_names) if at == 0 else "", *row[at : at + in_a_line]]
+        for name, row in zip(names, cells, strict=True)
+        for at in range(0, len(row), in_a_line)
     ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+    return aligned(lines)
 
 
 def _sheet(model: persistence.Model, predictions: Sequence[Prediction], thumbnails: Sequence[Image]) -> bytes:

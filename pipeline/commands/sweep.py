@@ -14,13 +14,13 @@ from pathlib import Path
 from pipeline.commands import train
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.progress import format_seconds
-from pipeline.common.text import text_table
+from pipeline.common.text import percent, text_table, wrap
 from pipeline.features import compute, store
 from pipeline.features.find import find
 from pipeline.features.options import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
-from pipeline.network.taps import columns_of, describe_taps, parse_taps
+from pipeline.network.taps import describe_taps, parse_taps
 from pipeline.output.run_folder import RunFolder
 from pipeline.selection import search
 from pipeline.selection.options import SweepOptions
@@ -102,11 +102,14 @@ def _find(features: FeatureOptions, options: SweepOptions) -> tuple[Path, Featur
 
 def summary(result: Result) -> str:
     """A sweep's table and where its winner is, for the terminal."""
-    header = ("rank", "classifier", "taps", "columns", "parameters", "rows", "val acc", "val loss", "")
+    header = ("rank", "classifier", "taps", "parameters", "rows", "val acc", "val loss", "")
+    params = [trial.params for trial, _ in result.table]
+    varied = {name for each in params for name in each if any(each[name] != other.get(name) for other in params)}
     lines = [
         (
-            str(rank), trial.classifier, describe_taps(trial.taps), f"{columns_of(trial.taps):,}",
-            classifiers.describe(trial.params), f"{trial.rows:,}", f"{found.accuracy:.2%}", f"{found.log_loss:.4f}",
+            str(rank), trial.classifier, describe_taps(trial.taps),
+            classifiers.describe({name: value for name, value in trial.params.items() if name in varied}),
+            f"{trial.rows:,}", percent(found.accuracy), f"{found.log_loss:.4f}",
             "not converged" if found.reason else "",
         )
         for rank, (trial, found) in enumerate(result.table[:SHOWN], 1)
@@ -117,5 +120,5 @@ def summary(result: Result) -> str:
         text_table(header, lines)
         + (f"and {more} more\n" if more else "")
         + f"\nall of them: {result.path} ({format_seconds(spent)} of fitting)\n"
-        + "Accuracies and losses are of validation; those on fewer rows went no further.\n"
+        + wrap("Accuracies and losses are of validation; those on fewer rows went no further.\n")
     )

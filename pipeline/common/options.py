@@ -11,7 +11,6 @@ for a tuple of anything else, one value each time that it is given.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import os
 import shlex
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline.common.errors import UserError
+from pipeline.common.text import did_you_mean
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", Path: "a path", bool: "1 or 0"}
 _METAVAR = {int: "N", float: "X", Path: "FILE"}
@@ -111,7 +111,8 @@ class Option:
         values = list(value) if self.many and isinstance(value, list | tuple) else [value]
         if not all(map(self._allows, values)) or (not values and (self.has_commas or self.default is MISSING)):
             subject = subject or f"The {self.name.replace('_', ' ')} parameter"
-            raise UserError(f"{subject} must be {self._allowed()}. Got {value!r} instead. {self.advice}".rstrip())
+            near = did_you_mean(value, self.choices) if isinstance(value, str) else ""
+            raise UserError(f"{subject} must be {self._allowed()}. Got {value!r} instead.{near} {self.advice}".rstrip())
         values = [self.kind(item) if self.kind in (float, Path) else item for item in values]
         return tuple(values) if self.many else values[0]
 
@@ -188,12 +189,11 @@ class Options:
 # --- flags and variables ----------------------------------------------------------------------
 
 
-def add_flags(parser: Any, title: str, options: Iterable[Option], **defaults: Any) -> None:
-    """Add flags to an ``argparse`` parser, as a group of its help.
+def add_flags(group: Any, options: Iterable[Option], **defaults: Any) -> None:
+    """Add flags to an ``argparse`` parser, or to a group of its help.
 
     ``defaults`` are those that the help is to show in place of the declared ones. A flag that is not given is None.
     """
-    group = parser.add_argument_group(title)
     for item in options:
         default = defaults.get(item.name, item.default)
         told = "" if default is False or default in (None, (), MISSING) else f" (default: {item.show(default)})"
@@ -201,12 +201,15 @@ def add_flags(parser: Any, title: str, options: Iterable[Option], **defaults: An
         if item.kind is bool:
             more |= {"action": "store_true"}
         else:
-            more |= {"type": item.read, "metavar": item.metavar or _METAVAR.get(item.kind)}
+            shown = "|".join(item.choices) or item.metavar or _METAVAR.get(item.kind)
+            more |= {"type": item.read, "metavar": shown}
         if item.positional:
             more |= {"nargs": "*" if item.many else "?"}
         elif item.many and not item.has_commas:
             more |= {"action": "append"}
-        group.add_argument(item.name if item.positional else item.flag, **more)
+        action = group.add_argument(item.name if item.positional else item.flag, **more)
+        if item.choices:
+            action.completer = lambda choices=item.choices, **_: choices  # argcomplete's hook
 
 
 def _variables() -> Mapping[str, str]:
@@ -221,8 +224,7 @@ def check_variables(options: Iterable[Option]) -> None:
     known = sorted({item.name.upper() for item in options}) if given else []
     for name in given:
         if name not in known:
-            (nearest,) = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)
             raise UserError(
-                f"There is no variable {name}: no flag has that name. Did you mean {nearest}? Variables are the flags "
-                f"in capitals, with _ for -; 'python -m pipeline COMMAND --help' lists them."
+                f"There is no variable {name}: no flag has that name.{did_you_mean(name, known)} Variables are the "
+                f"flags in capitals, with _ for -; 'python -m pipeline COMMAND --help' lists them."
             )

@@ -1,4 +1,4 @@
-"""Progress a person can see: a bar on a terminal, plain lines everywhere else."""
+"""Progress a person can see: a bar on a terminal or in a notebook, plain lines everywhere else."""
 
 from __future__ import annotations
 
@@ -6,22 +6,45 @@ import logging
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from pipeline.common.text import wrap
+
 if TYPE_CHECKING:
     from pipeline.common.bar import Bar
 
+log = logging.getLogger("pipeline")
+
+
+def in_notebook() -> bool:
+    """Whether this is the process of a notebook."""
+    return "ipykernel" in sys.modules
+
 
 class ConsoleHandler(logging.StreamHandler[TextIO]):
-    """Writes log lines to stderr above a progress bar instead of through it."""
+    """Writes log lines to stderr above a progress bar instead of through it, as wide as the terminal is."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        if "tqdm" not in sys.modules or not sys.stderr.isatty():  # there is no bar to be drawn around
+        if "tqdm" not in sys.modules or not (sys.stderr.isatty() or in_notebook()):  # no bar to be drawn around
             super().emit(record)
             return
         from tqdm import tqdm
 
         with tqdm.external_write_mode(file=sys.stderr):
             super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Break the line only where a person sees it: what reads a file or a pipe finds it whole."""
+        text = super().format(record)
+        return wrap(text) if self.stream.isatty() else text
+
+
+def show_log(level: int = logging.INFO) -> None:
+    """Show the log from a level on, once however often it is asked for."""
+    if not log.handlers:
+        log.addHandler(ConsoleHandler(sys.stderr))
+        log.propagate = False
+    log.handlers[0].setFormatter(logging.Formatter("%(asctime)s  %(message)s" if level < logging.INFO else None))
+    log.setLevel(level)
 
 
 def format_seconds(seconds: float) -> str:

@@ -9,6 +9,7 @@ import importlib
 from pathlib import Path
 
 from pipeline.common.keys import safe_name
+from pipeline.common.text import did_you_mean
 from pipeline.data.dataset import Dataset, NotFoundHere
 
 NAMES = ("cifar10", "digits")  # their images are square
@@ -56,5 +57,5 @@ def load_dataset(name: str, data_dir: Path, *, download: bool, follow_links: boo
         return load_folder(Path(name).expanduser(), name_of(name), follow_links=follow_links)
     raise NotFoundHere(
         f"The dataset parameter must be one of {', '.join(NAMES)}, or a folder of images. Got {name!r}, where there is "
-        f"no folder."
+        f"no folder.{did_you_mean(name, NAMES)}"
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import socket
 from pathlib import Path
 
 from pipeline.common.errors import UserError, file_errors
-from pipeline.common.progress import Progress
+from pipeline.common.progress import Progress, format_bytes
 
 log = logging.getLogger("pipeline")
 
@@ -19,7 +20,7 @@ def download(what: str, url: str, target: Path, known_hash: str, *, size: int, a
     import pooch  # late, both: only a first run on a fresh machine needs them
     import requests
 
-    log.info("%s is not on this machine: downloading %s (%d MB) to %s", what, url, size // 1_000_000, target.parent)
+    log.info("%s is not on this machine: downloading %s (%s) to %s", what, url, format_bytes(size), target.parent)
     pooch.get_logger().setLevel(logging.WARNING)
     with file_errors(f"store {what}", target.parent), Progress(what, size, "B", scale=True) as progress:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -30,8 +31,9 @@ def download(what: str, url: str, target: Path, known_hash: str, *, size: int, a
             reason: BaseException = error
             while reason.__context__ is not None:
                 reason = reason.__context__
-            raise UserError(
-                f"{what} could not be downloaded from {url}: {str(reason).rstrip('.')}. {advice}"
-            ) from error
+            said = str(reason).rstrip(".")
+            if isinstance(reason, socket.gaierror):
+                said = "that host is not found: this machine has no connection, or no name service"
+            raise UserError(f"{what} could not be downloaded from {url}: {said}. {advice}") from error
         except ValueError as error:  # pooch's word for another hash
             raise UserError(f"The download of {url} is not the official file: {error}. {advice}") from error

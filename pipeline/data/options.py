@@ -24,7 +24,7 @@ class ImageOptions(Options):
         advice="VGG16 halves an image five times: take 64 for CIFAR-10, or 32 for its own size.",
     )
     fit: str = option(
-        "squash", "images not square: squash, crop or pad them", metavar="NAME", choices=("squash", "crop", "pad")
+        "squash", "what is done to images that are not square", metavar="NAME", choices=("squash", "crop", "pad")
     )
 
     @property

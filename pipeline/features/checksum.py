@@ -36,10 +36,19 @@ class Unfit(ValueError):
     """What is wrong with an open file; `store.read_errors`, which knows its path, makes it a `CacheError`."""
 
 
+class Foreign(Unfit):
+    """A file that does not begin as a feature file does: it may be anything, and somebody's."""
+
+
 def unusable(path: Path, what: object) -> CacheError:
     """Give the error for a file that must not be used, because of ``what``."""
     fault = f"The feature file {path} cannot be used: {what}"
-    advice = "Delete it and run 'python -m pipeline features' with the same options to compute it again."
+    if isinstance(what, Foreign):
+        advice = (
+            "Name a file that 'python -m pipeline features' wrote; if this was one, move it away and run that again."
+        )
+    else:
+        advice = "Delete it and run 'python -m pipeline features' with the same options to compute it again."
     return CacheError(f"{fault}. It was not changed. {advice}", fault)
 
 
@@ -70,8 +79,8 @@ def check_bytes(descriptor: int) -> None:
     match = _HEADER.fullmatch(head)
     if match is None:
         if head.startswith(HDF5_SIGNATURE):
-            raise Unfit("it is an HDF5 file, but not one that this program wrote, or it was edited since")
-        raise Unfit(f"its first {HEADER_SIZE} bytes are not a feature file's; found {head[:24]!r}")
+            raise Foreign("it is an HDF5 file, but not one that this program wrote, or it was edited since")
+        raise Foreign(f"it is no feature file: it begins with {head[:24]!r}")
     if int(match[1]) != FORMAT_VERSION:
         raise Unfit(f"its format_version is {int(match[1])}; this program reads {FORMAT_VERSION}")
     found, expected = file_digest(descriptor), match[2].decode()

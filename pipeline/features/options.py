@@ -21,7 +21,7 @@ class FeatureOptions(ImageOptions):
     weights: str = option("imagenet", "imagenet, random (untrained) or a Keras file", metavar="NAME|FILE")
     precision: str = option(
         "auto",
-        "auto (bfloat16 where the processor has it), float32, bfloat16",
+        "what the convolutions compute in; auto is what is faster here",
         metavar="NAME",
         choices=("auto", "float32", "bfloat16"),
     )

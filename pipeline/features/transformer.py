@@ -99,7 +99,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             When a parameter or an image is none that can be used.
         """
         self._options()
-        _identified(X, guarded=self.guard)
+        identified(X, guarded=self.guard)
         self.taps_ = self._taps()
         return self
 
@@ -121,7 +121,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         options = self._options()
-        given = _identified(X, guarded=self.guard)
+        given = identified(X, guarded=self.guard)
         if not len(given):
             return np.empty((0, columns_of(self.taps_)), np.float32)
         specs = candidate_specs(options)
@@ -197,7 +197,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             )
 
 
-def _identified(given: Any, *, guarded: bool) -> ImageFiles | ImageArrays:
+def identified(given: Any, *, guarded: bool) -> ImageFiles | ImageArrays:
     """Take arrays or paths, each with its digest.
 
     Raises

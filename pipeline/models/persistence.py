@@ -194,8 +194,8 @@ def to_skops(path: Path, estimator: Any) -> bytes:
     return content
 
 
-def export(path: Path) -> str:
-    """Write ``RUN.skops`` beside ``RUN.joblib``, and its digest into ``RUN.json``; return what to print.
+def export(path: Path) -> Path:
+    """Write ``RUN.skops`` beside ``RUN.joblib``, and its digest into ``RUN.json``; return where.
 
     Raises
     ------
@@ -212,4 +212,4 @@ def export(path: Path) -> str:
         atomic.write_atomically(target, content)
         description = to_json({**model.description, "skops_sha256": digest})
         atomic.write_atomically(path.with_suffix(".json"), description)
-    return f"{target}: share it together with {path.with_suffix('.json').name}; predict takes it as --model\n"
+    return target

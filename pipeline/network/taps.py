@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 from pipeline.common.errors import UserError
+from pipeline.common.text import did_you_mean
 
 # VGG16's convolutional base, configuration D of Simonyan & Zisserman, https://arxiv.org/abs/1409.1556,
 # table 1: every layer and its number of channels, in the order of the forward pass. A max pooling
@@ -57,8 +58,8 @@ def parse_taps(text: str) -> tuple[str, ...]:
     if unknown or not names:
         found = ", ".join(repr(name) for name in unknown) or repr(text)
         raise UserError(
-            f"The taps parameter must be 'all', 'top' or a comma-separated list of tap names. Got {found}. "
-            f"The names are {', '.join(ALL_TAPS)}."
+            f"The taps parameter must be 'all', 'top' or a comma-separated list of tap names. Got {found}."
+            f"{did_you_mean(unknown[0], ALL_TAPS) if unknown else ''} The names are {', '.join(ALL_TAPS)}."
         )
     return order_taps(names)
 

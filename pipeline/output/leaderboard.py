@@ -20,7 +20,8 @@ from typing import Any
 from pipeline.common import atomic
 from pipeline.common.errors import UserError
 from pipeline.common.keys import safe_name
-from pipeline.common.text import number, text_table, to_csv
+from pipeline.common.progress import format_seconds
+from pipeline.common.text import number, percent, text_table, to_csv
 from pipeline.models import classifiers
 from pipeline.network.taps import describe_taps
 
@@ -194,10 +195,7 @@ def to_text(runs: Sequence[Run]) -> str:
     """The list for a terminal, of each model one row."""
     if not runs:
         return "There is no run yet. 'python -m pipeline train' makes one.\n"
-    header = (
-        "rank", "run", "classifier", "taps", "px", "columns", "val", "val loss", "test", "test loss", "seconds",
-        "date", "",
-    )  # fmt: skip
+    header = ("rank", "run", "taps", "px", "val", "val loss", "test", "time", "")
     runs = [first for first, *_ in models(runs)]
     return text_table(header, list(map(_cells, ranks(runs), runs)))
 
@@ -205,18 +203,21 @@ def to_text(runs: Sequence[Run]) -> str:
 def _cells(rank: int, run: Run) -> tuple[str, ...]:
     m = run.metrics
     return (
-        str(rank), run.name, str(m["classifier"]["name"]), describe_taps(m["features"]["taps"]),
-        str(m["features"]["image_size"]), f"{m['features']['columns']:,}", f"{m['accuracy']['validation']:.2%}",
-        f"{m['log_loss']['validation']:.4f}", number(m["accuracy"]["test"], ".2%"),
-        number(m["log_loss"]["test"], ".4f"),
-        f"{m['seconds']['total']:.0f}", m["created"][:10], "" if run.converged else "not converged",
+        str(rank), run.name, describe_taps(m["features"]["taps"]), str(m["features"]["image_size"]),
+        percent(m["accuracy"]["validation"]), f"{m['log_loss']['validation']:.4f}", percent(m["accuracy"]["test"]),
+        format_seconds(m["seconds"]["total"]), "" if run.converged else "not converged",
     )  # fmt: skip
 
 
+def csv_of(runs: Sequence[Run]) -> bytes:
+    """The list as CSV: accuracies between 0 and 1, losses in nats, times in seconds."""
+    return to_csv(HEADER, map(_row, ranks(runs), runs))
+
+
 def write_csv(output_dir: Path, runs: Sequence[Run]) -> Path:
-    """Write the list beside the runs, accuracies between 0 and 1, losses in nats, times in seconds; return where."""
+    """Write the list beside the runs; return where."""
     path = output_dir / CSV_NAME
-    atomic.write_atomically(path, to_csv(HEADER, map(_row, ranks(runs), runs)))
+    atomic.write_atomically(path, csv_of(runs))
     return path
 
 

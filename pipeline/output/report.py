@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.common.progress import format_seconds
-from pipeline.data.dataset import Skipped, listing
+from pipeline.common.text import count_of_files, percent
 from pipeline.features import store
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
@@ -41,7 +41,7 @@ def title(cache: store.Cache, asked: FeatureSpec, name: str) -> str:
 def scored(metrics: Mapping[str, Any]) -> str:
     """The accuracy on images that the model, or the models of the folds, did not see; in a few words."""
     accuracy, folds = metrics["accuracy"]["test"], metrics.get("cross_validation")
-    return NO_TEST if accuracy is None else f"{'cross-validated' if folds else 'test'} accuracy {accuracy:.2%}"
+    return NO_TEST if accuracy is None else f"{'cross-validated' if folds else 'test'} accuracy {percent(accuracy)}"
 
 
 def warnings(metrics: Mapping[str, Any]) -> list[str]:
@@ -55,7 +55,7 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
     if most >= LOPSIDED * least:
         found.append(
             f"{large} has {most:,} images, {small} {least:,}: look at the balanced accuracy, which counts each class "
-            f"alike (guessing the commonest class has an accuracy of {metrics['majority'] or 0:.2%})"
+            f"alike (guessing the commonest class has an accuracy of {percent(metrics['majority'] or 0)})"
         )
     if not metrics.get("cross_validation") and sum(metrics["images"]["distinct"].values()) < SMALL:
         found.append(f"below {SMALL:,} images a single split says little: --cv 5 scores every image")
@@ -102,10 +102,9 @@ def summary(place: RunFolder) -> str:
 
 
 def _skipped_lines(place: RunFolder) -> str:
-    """What of a folder of images was not used, from the run's own list."""
+    """How many files of a folder of images were not used; stage one lists them."""
     path = place.folder / "skipped.csv"
     if not path.is_file():
         return ""
-    _, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
-    text = listing([Skipped.stored(*row) for row in rows], f", all in {path}")
-    return f"\n{text}\n" if text else ""
+    count = sum(1 for _ in csv.reader(io.StringIO(path.read_text(encoding="utf-8")))) - 1
+    return f"not used:\n  {count_of_files(count)}, and why: {path}\n" if count else ""

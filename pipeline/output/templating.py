@@ -6,10 +6,11 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, select_autoescape
 from markupsafe import Markup
 
-from pipeline.common.text import number
+from pipeline.common import text
+from pipeline.common.errors import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -20,19 +21,27 @@ def _environment() -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(["html"]), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters["number"] = number
+    environment.filters["number"] = text.number
     environment.filters["percent"] = percent
+    environment.filters["share"] = text.percent
     return environment
 
 
 def percent(value: float | None, digits: int = 2) -> str:
     """A share as ``85.04 %``, with a space that does not break; a dash where there is none."""
-    return "–" if value is None else f"{100 * value:.{digits}f}\u00a0%"
+    return text.percent(value, digits).replace(" ", "\u00a0")
 
 
 def render(name: str, **values: Any) -> str:
     """Fill a template with values."""
-    return _environment().get_template(name).render(values)
+    try:
+        template = _environment().get_template(name)
+    except TemplateNotFound as error:  # an OSError, but none of whatever is being written
+        raise UserError(
+            f"The template {name} is missing from {TEMPLATES}: this program is not installed completely. Install it "
+            f"again."
+        ) from error
+    return template.render(values)
 
 
 def render_page(name: str, **values: Any) -> bytes:

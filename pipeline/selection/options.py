@@ -21,9 +21,7 @@ DEFAULT_CURVE_SEEDS = 3
 class TrainOptions(Options):
     """A run, besides its features; ``options`` are those of the classifier that were given."""
 
-    classifier: str = option(
-        "logistic", ", ".join(classifiers.REGISTRY), metavar="NAME", choices=tuple(classifiers.REGISTRY)
-    )
+    classifier: str = option("logistic", "what is trained", metavar="NAME", choices=tuple(classifiers.REGISTRY))
     models_dir: Path = option(Path("models"), "fitted classifiers", metavar="DIR")
     output_dir: Path = option(Path("output"), "reports and figures", metavar="DIR")
     seed: int = option(0, SEED.help, least=0, most=classifiers.MAX_SEED)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
 from pipeline.common.progress import Progress
-from pipeline.common.text import to_csv
+from pipeline.common.text import percent, to_csv
 from pipeline.features.rows import FeatureRows, Scale, moments
 from pipeline.models import classifiers
 from pipeline.models import fit as fitting
@@ -165,7 +165,7 @@ def trial(fitted: Fitted, searched: str) -> dict[str, Any]:
 def _noting(progress: Bar, names: Sequence[str]) -> Watch:
     def watch(number: int, step: Step, ended: bool) -> None:
         del ended
-        progress.note(f"{names[number]}, step {step.step:g}, validation accuracy {step.validation_accuracy:.2%}")
+        progress.note(f"{names[number]}, step {step.step:g}, validation accuracy {percent(step.validation_accuracy)}")
         progress.update(1)
 
     return watch

@@ -21,7 +21,7 @@ from pipeline.common import atomic
 from pipeline.common.errors import Interrupted, UserError, file_errors
 from pipeline.common.keys import digest_of, safe_name
 from pipeline.common.progress import Progress
-from pipeline.common.text import to_csv
+from pipeline.common.text import percent, to_csv
 from pipeline.features import arrays, store
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
@@ -181,7 +181,8 @@ class _Runner:
 
             def note(what: str) -> None:
                 best = min(found.values(), key=lambda result: result.criterion, default=None)
-                progress.note(f"best so far {best.accuracy:.2%} (loss {best.log_loss:.4f}), {what}" if best else what)
+                so_far = f"best so far {percent(best.accuracy)} (loss {best.log_loss:.4f}), " if best else ""
+                progress.note(f"{so_far}{what}")
 
             taps = tuple(tap for tap in self._cache.spec.taps if any(tap in trial.taps for trial in pending))
             for seed in sorted({trial.seed for trial in pending}):

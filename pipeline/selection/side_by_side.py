@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pipeline.common.text import percent
 from pipeline.models import classifiers
 from pipeline.models.fit import Fitted, Job, fit_side_by_side
 from pipeline.models.history import FitAndValidation, Step
@@ -51,7 +52,7 @@ def fit_together(
 
     def watch(number: int, step: Step, ended: bool) -> None:
         del ended
-        on_step(f"{trials[number].describe()}: step {step.step:g}, {step.validation_accuracy:.2%}")
+        on_step(f"{trials[number].describe()}: step {step.step:g}, {percent(step.validation_accuracy)}")
 
     began = time.monotonic()
     own = rows.columns(columns_among(trials[0].taps, taps))
