@@ -18,6 +18,7 @@ import pytest
 from conftest import ROOT, Run, assert_user_error
 from PIL import Image
 
+import pipeline
 from pipeline.commands import predict
 from pipeline.commands.predict import PredictOptions
 from pipeline.common.errors import UserError
@@ -74,12 +75,40 @@ def test_predictions_are_those_of_the_run(made: Path, model: Path) -> None:
     """The same files through predict as through both stages: the same classes and confidences."""
     (path,) = (made / "o").glob("*/predictions.csv")
     rows = list(csv.DictReader(path.open()))
-    text = predict.predict(options(model, *(made / "tones" / row["file"] for row in rows), format="csv"))
+    text, _ = predict.predict(options(model, *(made / "tones" / row["file"] for row in rows), format="csv"))
     found = list(csv.DictReader(io.StringIO(text)))
     assert [row["label_1"] for row in found] == [row["predicted"] for row in rows]
     for one, other in zip(found, rows, strict=True):
         assert float(one["probability_1"]) == pytest.approx(float(other["confidence"]), abs=1e-5)
         assert float(one["probability_1"]) + float(one["probability_2"]) == pytest.approx(1)
+
+
+def test_from_python_predictions_are_the_same(made: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of paths and of arrays, by the run's name and by the file, under the same rules."""
+    paths = sorted((made / "tones" / "light").iterdir())[:5]
+    _, told = predict.predict(options(model, *paths))
+    loaded = pipeline.load_model(model.stem, models_dir=model.parent, batch_size=16)
+    assert loaded.classes_.tolist() == ["dark", "light"]
+    probabilities = loaded.predict_proba(paths)
+    assert probabilities.shape == (5, 2)
+    assert loaded.predict(paths).tolist() == ["light"] * 5
+    for row, item in zip(probabilities, told["predictions"], strict=True):
+        assert row.max() == pytest.approx(item["classes"][0]["probability"], abs=1e-6)
+    arrays = [np.asarray(Image.open(path)) for path in paths]
+    np.testing.assert_allclose(
+        pipeline.load_model(model, batch_size=16).predict_proba(arrays), probabilities, atol=1e-6
+    )
+    assert loaded.predict([]).shape == (0,)
+    with pytest.raises(UserError, match=r"text\.jpg cannot be used: .* Leave it out"):
+        (model.parent / "text.jpg").write_bytes(pictures.FAULTS["text.jpg"][0](1))
+        loaded.predict([*paths, model.parent / "text.jpg"])
+    with pytest.raises(UserError, match="look divided by 255"):
+        loaded.predict(np.zeros((2, 8, 8, 3), np.float32))
+    with pytest.raises(UserError, match=f"no model of the run {model.stem}x .*Did you mean {model.stem}"):
+        pipeline.load_model(f"{model.stem}x", models_dir=model.parent)
+    model.write_bytes(model.read_bytes() + b" ")
+    with pytest.raises(UserError, match="It was not opened"):
+        pipeline.load_model(model)
 
 
 def test_a_folder_with_faults(made: Path, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -89,7 +118,8 @@ def test_a_folder_with_faults(made: Path, model: Path, tmp_path: Path, caplog: p
         (folder / name).write_bytes(make(1))
     for name, make_usable in pictures.USABLE.items():
         (folder / name).write_bytes(make_usable(1))
-    answer = json.loads(predict.predict(options(model, folder, format="json", top_k=1)))
+    text, answer = predict.predict(options(model, folder, format="json", top_k=1))
+    assert json.loads(text) == answer
     assert [Path(item["file"]).name for item in answer["predictions"]] == sorted(pictures.USABLE, key=os.fsencode)
     assert {Path(item["file"]).name for item in answer["skipped"]} == set(pictures.FAULTS)
     assert all(len(item["classes"]) == 1 for item in answer["predictions"])
@@ -104,9 +134,10 @@ def test_a_folder_with_faults(made: Path, model: Path, tmp_path: Path, caplog: p
     with pytest.raises(UserError, match=rf"{len(pictures.FAULTS)} files of .* cannot be used, which --strict makes"):
         predict.predict(options(model, folder, output=target, strict=True))
     assert not target.exists(), "nothing is written then"
-    *_, head, last = predict.predict(options(model, folder / "rgb.png", folder / "text.jpg")).splitlines()
-    assert head == "1 file was not used:", "the closing lines of a table"
-    assert "text.jpg: no image" in last
+    text, _ = predict.predict(options(model, folder / "rgb.png", folder / "text.jpg"))
+    head, last = text.partition("\n\n")[2].split(":\n")
+    assert head == "1 file was not used", "the closing lines of a table"
+    assert "text.jpg: no image" in " ".join(last.split())
 
 
 def test_the_sheet_shows_what_was_classified(
@@ -169,7 +200,7 @@ def test_a_model_in_bfloat16_serves_where_there_is_none(
     model: Path, made: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """float32 is what bfloat16 rounds: what was trained on another machine is of use, and that is said."""
-    before = predict.predict(options(model, made / "tones"))
+    before, _ = predict.predict(options(model, made / "tones"))
     assert "computed in float32" not in caplog.text
     beside = model.with_suffix(".json")
     description = json.loads(beside.read_text())
@@ -178,7 +209,7 @@ def test_a_model_in_bfloat16_serves_where_there_is_none(
     beside.write_text(json.dumps(description))
     monkeypatch.setattr(device, "has_bfloat16", lambda: False)
     monkeypatch.setattr(device, "may_have_gpu", lambda: False)
-    assert predict.predict(options(model, made / "tones")) == before
+    assert predict.predict(options(model, made / "tones"))[0] == before
     assert "They are computed in float32" in caplog.text
 
 
@@ -252,10 +283,10 @@ def test_other_weights_are_refused(model: Path, made: Path) -> None:
 
 
 def test_a_shared_model_predicts_the_same(model: Path, made: Path) -> None:
-    before = predict.predict(options(model, made / "tones"))
-    assert "share it together with" in persistence.export(model)
-    assert predict.predict(options(model.with_suffix(".skops"), made / "tones")) == before
-    assert predict.predict(options(model, made / "tones")) == before, "the .joblib file is as it was"
+    before, _ = predict.predict(options(model, made / "tones"))
+    assert persistence.export(model) == model.with_suffix(".skops")
+    assert predict.predict(options(model.with_suffix(".skops"), made / "tones"))[0] == before
+    assert predict.predict(options(model, made / "tones"))[0] == before, "the .joblib file is as it was"
 
 
 @pytest.mark.parametrize("classifier", classifiers.REGISTRY)

@@ -13,6 +13,7 @@ import pictures
 import pytest
 from conftest import DATA_DIR, ROOT
 
+from pipeline import cli
 from pipeline.cli import COMMANDS, build_parser
 from pipeline.common.options import Options
 from pipeline.data import datasets
@@ -92,6 +93,12 @@ def test_the_python_examples_run(
     made = extract.extract(ComputeOptions(dataset="digits", image_size=32, taps="top"))
     exec(_blocks("python", "load_features"), {"cache": made.path})
     assert capsys.readouterr().out.splitlines()[-1].startswith("(1442, 512) ")
+    assert cli.main(["train", "--dataset", "digits", "--image-size", "32", "--taps", "top", "--C", "0.1"]) == 0
+    (run,) = (path.parent.name for path in tmp_path.glob("output/*/metrics.json"))
+    names = {"run": run, "images": list(digits.images[:3])}
+    exec(_blocks("python", "HistoryDisplay"), names)
+    exec(_blocks("python", "load_model"), names)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("['0' '1' '2'] [0.")
     exec(_blocks("python", "GridSearchCV"), {"images": digits.images[:150], "labels": digits.labels[:150]})
     assert "clf__C" in capsys.readouterr().out
     exec(_blocks("python", "cross_val_score"), {})  # the README's, as it stands

@@ -173,7 +173,7 @@ def test_load_features_says_what_is_wrong(tmp_path: Path) -> None:
     (path,) = tmp_path.glob("*.h5")
     assert load_features(path, "test")[0].shape == (0, 256)
     for arguments, word in (
-        ((path, "validation"), "split"),
+        ((path, "valid"), "split"),
         ((path, "train", "top"), "has no tap"),
         ((tmp_path / "x.h5",), "no feature"),
     ):

@@ -32,6 +32,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from pipeline.common.text import shorten
 from pipeline.models.history import History
 from pipeline.output import fonts, metrics
 
@@ -277,7 +278,7 @@ def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], titl
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     shares = shares[np.ix_(order, order)]
     # Shortened in the middle: names that begin alike mostly end otherwise.
-    labels = [shortened(class_names[index]) for index in order]
+    labels = [shorten(class_names[index], 24) for index in order]
     longest = max(map(len, labels))
     # Beyond 250 classes the picture stays as large as programs can open, and its text gets smaller.
     inches = float(np.clip(0.44 * classes + 1.8, 4.2, 14) if with_numbers else np.clip(0.15 * classes, 7, 38))
@@ -303,11 +304,6 @@ def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], titl
     bar.set_label("share of the true class")
     _headed(figure, "Confusion matrix" + ("" if with_numbers else ", similar classes side by side"), title)
     return figure
-
-
-def shortened(name: str, most: int = 24) -> str:
-    """A name with an ellipsis for its middle, where it is longer than so many characters."""
-    return name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}"
 
 
 def _annotate(axis: Axes, shares: NDArray[np.float64]) -> None:

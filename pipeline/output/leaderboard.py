@@ -21,7 +21,7 @@ from pipeline.common import atomic
 from pipeline.common.errors import UserError
 from pipeline.common.keys import safe_name
 from pipeline.common.progress import format_seconds
-from pipeline.common.text import number, percent, text_table, to_csv
+from pipeline.common.text import did_you_mean, number, percent, text_table, to_csv
 from pipeline.models import classifiers
 from pipeline.network.taps import describe_taps
 
@@ -97,7 +97,7 @@ def of_dataset(runs: Sequence[Run], name: str | None) -> list[Run]:
     if name is not None and not found:
         names = sorted({run.metrics["dataset"]["name"] for run in runs})
         raise UserError(
-            f"There is no run on a data set {name}. "
+            f"There is no run on a data set {name}.{did_you_mean(name, names)} "
             + (f"There are runs on {', '.join(names)}." if names else "There is no run at all yet.")
         )
     return found
