@@ -541,7 +541,7 @@ def test_train_lists_what_was_left_out_and_names_every_row(folder: Path, tmp_pat
     (cache,) = caches(tmp_path / "f")
     assert [row["label"] for row in predictions] == [row["file"].split("/")[0] for row in predictions]
     assert len(predictions) == cache.rows["test"]
-    assert (tmp_path / "o" / "index.html").read_text().count('src="data:image/webp') > 0 or all(
+    assert (tmp_path / "o" / "index.html").read_text().count('href="data:image/webp') > 0 or all(
         row["label"] == row["predicted"] for row in predictions
     ), "mistakes are shown with their images"
     (card,) = (tmp_path / "m").glob("*.md")

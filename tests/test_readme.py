@@ -114,7 +114,7 @@ def test_targets_exist() -> None:
 
 
 def test_make_variables_exist() -> None:
-    known = {item.name.upper() for item in FLAGS} | {"PYTHON", "QUICK", "VARIABLE"}
+    known = {item.name.upper() for item in FLAGS} | {"BEFORE", "PYTHON", "QUICK", "VARIABLE"}
     for code in _code():
         if code.startswith("make "):
             assert set(re.findall(r"(?<![=\w])([A-Z][A-Z_]*)=", code)) <= known, code
