@@ -44,7 +44,8 @@ class Classifier:
     annealed : bool
         Whether the step size falls to zero, and the number of epochs is chosen so that it does.
     max_scored_rows : int or None
-        Training rows that its training scores are taken on at most; None for all.
+        Training rows that the training scores of its history are taken on at most; None for all. What learns in
+        epochs has its last scores on all of them.
     weighs_classes : bool
         Whether the parameter ``class_weight`` can be among those that it is fitted with.
     """
@@ -202,6 +203,7 @@ REGISTRY: dict[str, Classifier] = {
         probabilities=True,
         make=_mlp,
         annealed=True,
+        max_scored_rows=10_000,  # to score all of them after each epoch would take half as long as to learn from them
     ),
     "svm": Classifier(
         help="linear support vector machines, one against the rest, by averaged gradient descent",
@@ -213,6 +215,7 @@ REGISTRY: dict[str, Classifier] = {
         solver_kind="epochs",
         probabilities=False,
         make=_svm,
+        max_scored_rows=10_000,
     ),
     "ridge": Classifier(
         help="ridge regression on the classes, in closed form",

@@ -11,7 +11,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -267,18 +267,22 @@ class _EarlyStopped(_Learner):
     ) -> None:
         super().__init__(name, job, stop, brief)
         self._name, self._brief, self._watch = name, brief, watch
+        self._sample = job.rows.data.taken(job.rows.fit[: self._classifier.max_scored_rows])
         self._better, self.lowest = 0, np.inf  # the last epoch that counts as an improvement, and its loss
         self.least = np.inf
         self.best: Any = None
         self.history = History("epoch")
-        self.ended = False
+        self.ended = self.behind = False
         self.reason: str | None = None
 
-    def learn(self, until: int) -> None:
-        """Go on to that epoch, or to the end."""
+    def learn(self) -> None:
+        """Go on by an epoch."""
         with _overflow_as_user_error(self._name, self._job.params):
-            while len(self.history.steps) < until and not self.ended and not self._stop.is_set():
-                self._next()
+            self._next()
+
+    def goes_on(self, until: int) -> bool:
+        """Whether there is another epoch to learn, up to that one."""
+        return len(self.history.steps) < until and not self.ended and not self._stop.is_set()
 
     def _next(self) -> None:
         params, steps, rows = self._job.params, self.history.steps, self._job.rows
@@ -291,7 +295,7 @@ class _EarlyStopped(_Learner):
             return
         model = self.estimator if self._classifier.probabilities else _with_temperature(self.estimator, rows)
         # A brief fit leaves its training scores to the end.
-        train = (np.nan, np.nan) if self._brief else history.scores(model, rows.train, rows.scale)
+        train = (np.nan, np.nan) if self._brief else history.scores(model, self._sample, rows.scale)
         validation = rows.validation
         probabilities = history.predict(model, validation.features, rows.scale)
         steps.append(Step(len(steps) + 1, *train, *history.scores_of(probabilities, validation.labels)))
@@ -312,7 +316,7 @@ class _EarlyStopped(_Learner):
     def give_up(self) -> None:
         """End, others being ahead."""
         if not self.ended:
-            self.ended, self.reason = True, _given_up(self.history.steps[-1])
+            self.ended, self.behind, self.reason = True, True, _given_up(self.history.steps[-1])
 
     def fitted(self) -> Fitted:
         """What came of it."""
@@ -321,7 +325,7 @@ class _EarlyStopped(_Learner):
         return Fitted(
             {**self._job.params, "epochs": int(kept.step)},
             self.history,
-            history.scores(self.best, rows.train, rows.scale) if self._brief else train,
+            train if self.behind else history.scores(self.best, rows.train, rows.scale),
             (kept.validation_loss, kept.validation_accuracy),
             self.reason,
             self.best,
@@ -341,13 +345,24 @@ def _fit_epochs(name: str, jobs: Sequence[Job], rivals: bool, brief: bool, watch
         while going := [each for each in contest if not each.ended]:
             last = not rivals or len(contest) == 1
             with threadpool_limits(max(1, cores() // len(going)), user_api="blas"):
-                list(pool.map(lambda each: each.learn(1 << 30 if last else until), going))  # noqa: B023 - done here
+                _take_turns(pool, going, 1 << 30 if last else until)
             best = sorted(contest, key=lambda each: each.least)
             contest = best if last else best[: -(-len(best) // 2)]
             for each in best[len(contest) :]:
                 each.give_up()
             until *= 2
     return [each.fitted() for each in contestants]
+
+
+def _take_turns(pool: ThreadPoolExecutor, learners: Sequence[_EarlyStopped], until: int) -> None:
+    """Let learners go on epoch by epoch, so that no core is idle where they are more than there are cores."""
+    running = {pool.submit(each.learn): each for each in learners}
+    while running:
+        for done in wait(running, return_when=FIRST_COMPLETED).done:
+            each = running.pop(done)
+            done.result()
+            if each.goes_on(until):
+                running[pool.submit(each.learn)] = each
 
 
 @contextmanager
