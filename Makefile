@@ -24,7 +24,7 @@ GIVEN := $(sort $(foreach name,$(filter-out PYTHON QUICK BEFORE,$(.VARIABLES)),$
 $(foreach name,$(GIVEN),$(eval export PIPELINE_$(name) := $$(value $(name)))$(eval unexport $(name)))
 given = $(if $(filter $1,$(GIVEN)),$(if $(value $1),"$$PIPELINE_$1"))
 
-.PHONY: help install demo features train sweep report predict export inspect test docs torture bench bench-train \
+.PHONY: help install demo features train sweep report predict similar export inspect test docs torture bench bench-train \
   check format lock clean clean-features
 
 help: ## show this list
@@ -66,10 +66,11 @@ train: $(STAMP) ## stage two: train a classifier on the features (makes them whe
 sweep: $(STAMP) ## stage two, many times: compare candidates on validation, train the best (FILE=experiments.toml)
 report: $(STAMP) ## rebuild output/leaderboard.csv and output/index.html from the runs that are there
 predict: $(STAMP) ## classify images of your own: make predict MODEL=models/RUN.joblib IMAGES=folder
+similar: $(STAMP) ## find what is most like an image of your own: make similar IMAGES=cat.jpg
 export: $(STAMP) ## write a model in the format for sharing (skops): make export MODEL=models/RUN.joblib
 inspect: $(STAMP) ## tell what a feature file holds and whether it verifies: make inspect FILE=features/….h5
 
-demo features report predict export inspect:
+demo features report predict similar export inspect:
 	@$(RUN) $@
 
 train sweep:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.common.errors import UserError
     from pipeline.features.arrays import class_names
+    from pipeline.features.neighbours import Neighbours
     from pipeline.features.transformer import VGG16Features
     from pipeline.models.image_classifier import load_model
     from pipeline.output.displays import (
@@ -26,6 +27,7 @@ __all__ = [
     "ConfusionMatrixDisplay",
     "HistoryDisplay",
     "LearningCurveDisplay",
+    "Neighbours",
     "UserError",
     "VGG16Features",
     "caches",
@@ -42,6 +44,7 @@ _HOMES = {
     "ConfusionMatrixDisplay": "output.displays",
     "HistoryDisplay": "output.displays",
     "LearningCurveDisplay": "output.displays",
+    "Neighbours": "features.neighbours",
     "UserError": "common.errors",
     "VGG16Features": "features.transformer",
     "caches": "output.frames",

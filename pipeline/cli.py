@@ -22,7 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline import __version__
-from pipeline.commands.options import ExportOptions, InspectOptions, MessageOptions, PredictOptions, ReportOptions
+from pipeline.commands.options import (
+    ExportOptions,
+    InspectOptions,
+    MessageOptions,
+    PredictOptions,
+    ReportOptions,
+    SimilarOptions,
+)
 from pipeline.common.errors import Interrupted, UserError
 from pipeline.common.options import Option, Options, add_flags, check_variables
 from pipeline.common.progress import show_log
@@ -152,6 +159,14 @@ def predict(given: argparse.Namespace) -> Answer:
     from pipeline.commands import predict
 
     return predict.predict(PredictOptions.of(given))
+
+
+@_command("--dataset photos cat.jpg", SimilarOptions, FeatureOptions)
+def similar(given: argparse.Namespace) -> Answer:
+    """Find the rows of a cache that are most like images of your own."""
+    from pipeline.commands import similar
+
+    return similar.similar(FeatureOptions.of(given), SimilarOptions.of(given))
 
 
 @_command("--model models/RUN.joblib", ExportOptions)

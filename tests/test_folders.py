@@ -23,12 +23,12 @@ from pipeline import cli
 from pipeline.common.errors import UserError
 from pipeline.data import datasets
 from pipeline.data.dataset import Dataset, Skipped, Unusable
-from pipeline.data.options import ImageOptions
+from pipeline.data.options import FolderOptions, ImageOptions
 from pipeline.features import layout, store
 
 
 def load(folder: Path, **options: bool) -> Dataset:
-    return datasets.load_dataset(str(folder), Path("data"), download=False, **options)
+    return datasets.load_dataset(str(folder), Path("data"), download=False, how=FolderOptions(**options))
 
 
 def names(dataset: Dataset, split: str) -> list[str]:

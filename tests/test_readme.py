@@ -99,6 +99,8 @@ def test_the_python_examples_run(
     exec(_blocks("python", "HistoryDisplay"), names)
     exec(_blocks("python", "load_model"), names)
     assert capsys.readouterr().out.splitlines()[-1].startswith("['0' '1' '2'] [0.")
+    exec(_blocks("python", "kneighbors"), {"cache": made.path, "images": digits.images})
+    assert capsys.readouterr().out.startswith("['train:0' ")
     exec(_blocks("python", "GridSearchCV"), {"images": digits.images[:150], "labels": digits.labels[:150]})
     assert "clf__C" in capsys.readouterr().out
     exec(_blocks("python", "cross_val_score"), {})  # the README's, as it stands

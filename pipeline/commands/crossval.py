@@ -35,7 +35,7 @@ def loaded(
     taps: tuple[str, ...],
     candidates: Sequence[Trial],
     options: TrainOptions,
-    groups: copies.Groups,
+    grouping: copies.Grouping,
 ) -> Iterator[tuple[Samples, CrossValidation]]:
     """All rows of a cache, those of train first, and the cross-validation of candidates on them.
 
@@ -49,7 +49,7 @@ def loaded(
     data = Samples(
         FeatureRows([np.vstack([each.array() for each in features])]),
         np.concatenate(labels),
-        np.concatenate([groups[split] for split in SPLITS]),
+        *(np.concatenate([each[split] for split in SPLITS]) for each in (grouping.groups, grouping.images)),
     )
     with Progress("cross-validation", 0, "fits") as progress:
         yield data, CrossValidation(
@@ -101,20 +101,20 @@ def sweep(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tupl
     candidates = search.expand_candidates(options, cache.spec.taps)
     choices = sorted({trial.taps for trial in candidates})
     taps = tuple(tap for tap in cache.spec.taps if any(tap in choice for choice in choices))
-    groups, clock = copies.group(cache, choices), Clock(time.monotonic())
+    grouping, clock = copies.group(cache, choices), Clock(time.monotonic())
     asked_for = digest_of([sorted(map(repr, candidates)), training.cv, training.repeats, training.seed])
-    with loaded(cache, taps, candidates, training, groups) as (data, folds):
+    with loaded(cache, taps, candidates, training, grouping) as (data, folds):
         clock.lap("load")
-        count = len(splits.one_of_each(data.grouping))
+        count = len(splits.one_of_each(data.distinct))
         table = [(dataclasses.replace(trial, rows=count), result) for trial, result in folds.choose(data)]
         target = search.write_table(table, training.output_dir, asked.dataset, asked_for[:12])
         best = table[0][0]
         own = dataclasses.replace(asked, taps=best.taps)
         chosen = training.of_trial(best)
-        place = place_of(own, chosen, copies.count(groups), {"candidates": asked_for})
+        place = place_of(own, chosen, copies.count(grouping), {"candidates": asked_for})
         if not is_there(place, training):
             make(
-                cache, own, place, chosen, groups, clock,
+                cache, own, place, chosen, grouping, clock,
                 lambda: compute(data, folds, table, training, cache.class_names, clock),
             )  # fmt: skip
     return table, target, place

@@ -71,7 +71,7 @@ def _of_valid(cache: store.Cache, asked: FeatureOptions) -> dict[str, str]:
     official = "the official files" if made.get("official") is True else "NOT the official files"
     versions = ", ".join(f"{package} {number}" for package, number in cache.versions.items())
     setup = f"{made.get('processor')}, {made.get('cores')} cores, batches of {made.get('batch_size')}"
-    digests = 2 * (len(spec.taps) + 1) + 2 + (6 if cache.has_members else 0)
+    digests = 2 * (len(spec.taps) + 1) + 2 + (6 if cache.has_members else 0) + (2 if cache.has_groups else 0)
     images, named = ("files of one's own", ", names") if cache.has_members else (official, "")
     return {
         "file": f"{cache.path} ({format_bytes(cache.size)}, format {spec.format_version})",
@@ -123,7 +123,7 @@ def _skipped(cache: store.Cache) -> str:
 def _compare(held: FeatureSpec, asked: FeatureOptions) -> str:
     """How what the file holds differs from what the same options would ask of ``features``."""
     try:
-        dataset = datasets.load_dataset(asked.dataset, asked.data_dir, download=False, follow_links=asked.follow_links)
+        dataset = datasets.load_dataset(asked.dataset, asked.data_dir, download=False, how=asked)
         unknown = ""
     except UserError as error:
         dataset = None

@@ -27,25 +27,14 @@ class MessageOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(Options):
-    """What `predict` is asked for."""
+class ListOptions(Options):
+    """How a list of something for each image is given."""
 
-    images: tuple[Path, ...] = option(MISSING, "what to classify", metavar="IMAGE|FOLDER", positional=True)
-    model: Path = option(MISSING, "a model that train wrote", metavar="FILE.joblib")
-    top_k: int = option(5, "classes shown for each image", metavar="K", least=1)
     format: str | None = option(
-        None,
-        "how predictions are written; what the output's name implies when left out",
-        metavar="NAME",
-        choices=FORMATS,
+        None, "how the list is written; what the output's name implies when left out", metavar="NAME", choices=FORMATS
     )
-    output: Path | None = option(None, "write the predictions there")
+    output: Path | None = option(None, "write the list there")
     sheet: Path | None = option(None, "write a contact sheet of thumbnails there", metavar="FILE.png")
-    data_dir: Path = option(Path("data"), "where weights are, or go", metavar="DIR")
-    weights: str | None = option(None, "where the model's own weights are now, if they were a file", metavar="FILE")
-    follow_links: bool = option(False, "follow symbolic links out of a folder")
-    strict: bool = option(False, "make images that cannot be used an error")
-    batch_size: int | None = option(None, "images that go together", least=1, most=1024)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +46,31 @@ class PredictOptions(Options):
         """The format asked for, or the one that the output's name implies."""
         implied = "" if self.output is None else self.output.suffix.lower().removeprefix(".")
         return self.format or (implied if implied in FORMATS else "table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(ListOptions):
+    """What `predict` is asked for."""
+
+    images: tuple[Path, ...] = option(MISSING, "what to classify", metavar="IMAGE|FOLDER", positional=True)
+    model: Path = option(MISSING, "a model that train wrote", metavar="FILE.joblib")
+    top_k: int = option(5, "classes shown for each image", metavar="K", least=1)
+    data_dir: Path = option(Path("data"), "where weights are, or go", metavar="DIR")
+    weights: str | None = option(None, "where the model's own weights are now, if they were a file", metavar="FILE")
+    follow_links: bool = option(False, "follow symbolic links out of a folder")
+    strict: bool = option(False, "make images that cannot be used an error")
+    batch_size: int | None = option(None, "images that go together", least=1, most=1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarOptions(ListOptions):
+    """What `similar` is asked for, besides the features that it searches."""
+
+    images: tuple[Path, ...] = option(
+        MISSING, "images to find the like of, or rows of the cache, as train:12", metavar="IMAGE|FOLDER|ROW",
+        positional=True,
+    )  # fmt: skip
+    top_k: int = option(10, "rows shown for each image", metavar="K", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

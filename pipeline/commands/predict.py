@@ -7,38 +7,22 @@ Size, fit, taps, precision and weights are those that are recorded with the mode
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.commands.listing import check_targets, deliver, gather, names_of
 from pipeline.commands.options import PredictOptions
-from pipeline.common import atomic
-from pipeline.common.errors import UserError, file_errors
-from pipeline.common.text import (
-    aligned,
-    count_of_files,
-    percent,
-    printable,
-    shorten,
-    terminal_width,
-    to_csv,
-    to_json,
-    wrap,
-)  # fmt: skip
-from pipeline.data import folder
-from pipeline.data.dataset import Image, Skipped, few_reasons, listing
+from pipeline.common.errors import UserError
+from pipeline.common.text import aligned, count_of_files, percent, printable, shorten, to_csv
+from pipeline.data.dataset import Image, Skipped, few_reasons
 from pipeline.data.image_files import FoundFiles
 from pipeline.features import compute
 from pipeline.models import persistence
 from pipeline.models.image_classifier import ImageClassifier
 from pipeline.output import contact_sheet
-
-log = logging.getLogger("pipeline")
 
 
 class Prediction(NamedTuple):
@@ -57,10 +41,9 @@ def predict(options: PredictOptions) -> tuple[str, dict[str, Any]]:
         When the model is refused, its weights cannot be had, not one image can be used, or, under ``strict``, one
         cannot.
     """
-    paths, skipped = _gather(options.images, follow_links=options.follow_links)
+    paths, skipped = gather(options.images, follow_links=options.follow_links)
     model = persistence.load_model(options.model)
-    for target in filter(None, (options.output, options.sheet)):
-        _check_target(target)
+    check_targets(options)
     classifier = ImageClassifier(
         model, data_dir=options.data_dir, weights=options.weights, batch_size=options.batch_size
     )
@@ -69,66 +52,16 @@ def predict(options: PredictOptions) -> tuple[str, dict[str, Any]]:
     if not predictions:
         raise UserError(f"There is no image among {count_of_files(len(skipped))}: {few_reasons(skipped)}.")
     if options.strict:
-        compute.refuse_skipped(skipped, _named(options.images))
-    summary = _summary(options.model, predictions, skipped)
-    if options.sheet is not None:
-        with file_errors("write the contact sheet", options.sheet):
-            atomic.write_atomically(options.sheet, _sheet(model, predictions, thumbnails))
-        log.info("contact sheet: %s", options.sheet)
-    closing = wrap(f"{listing(skipped, '')}\n") if skipped else ""
-    if options.output is None:
-        text = _formatted(options.resolved_format, predictions, summary, terminal_width())
-        if options.resolved_format == "table":
-            return f"{text}\n{closing}" if closing else text, summary
-        if closing:
-            log.warning("%s", closing.rstrip())  # beside what a program reads
-        return text, summary
-    with file_errors("write the predictions", options.output):
-        text = _formatted(options.resolved_format, predictions, summary, sys.maxsize)
-        atomic.write_atomically(options.output, text.encode("utf-8"))
+        compute.refuse_skipped(skipped, names_of(options.images))
     count = len(predictions)
-    said = f"{printable(str(options.output))}: {count:,} {'prediction' if count == 1 else 'predictions'}\n"
-    return wrap(said) + closing, summary
-
-
-def _check_target(path: Path) -> None:
-    """Raise UserError unless a file can be written there: now, not after an hour of computing."""
-    with file_errors("write the file", path):
-        if path.is_dir():
-            raise UserError(f"There is a folder where {path} is to be written. Name a file.")
-        if not path.parent.is_dir():
-            raise UserError(f"There is no folder {path.parent} to write {path.name} to. Make it, or name another.")
-        if not os.access(path.parent, os.W_OK):
-            raise UserError(
-                f"The folder {path.parent} cannot be written to. Give yourself permission, or name another."
-            )
-
-
-# --- which images -----------------------------------------------------------------------------
-
-
-def _gather(named: Sequence[Path], *, follow_links: bool) -> tuple[list[Path], list[Skipped]]:
-    """Every image file that is named, or in a folder that is named, and what in these is none."""
-    paths: list[Path] = []
-    skipped: list[Skipped] = []
-    for path in named:
-        with file_errors("read the images", path):
-            if path.is_dir():
-                found, left_out = folder.list_images(path, follow_links=follow_links)
-                paths += [path / name for name in found]
-                skipped += [Skipped(str(path / item.file), item.reason) for item in left_out]
-            elif path.exists():
-                paths.append(path)
-            else:
-                raise UserError(f"There is no image or folder {printable(str(path))}. Check the path.")
-    if not paths:
-        what = f" {count_of_files(len(skipped))} cannot be used: {few_reasons(skipped)}." if skipped else ""
-        raise UserError(f"There is no image in {_named(named)}.{what}")
-    return paths, skipped
-
-
-def _named(paths: Sequence[Path]) -> str:
-    return ", ".join(printable(str(path)) for path in paths)
+    return deliver(
+        options,
+        _summary(options.model, predictions, skipped),
+        {"table": lambda most: _table(predictions, most), "csv": lambda _: _csv(predictions)},
+        lambda: _sheet(model, predictions, thumbnails),
+        skipped,
+        f"{count:,} {'prediction' if count == 1 else 'predictions'}",
+    )
 
 
 # --- computing --------------------------------------------------------------------------------
@@ -178,18 +111,19 @@ def _summary(model: Path, predictions: Sequence[Prediction], skipped: Sequence[S
     }
 
 
-def _formatted(kind: str, predictions: Sequence[Prediction], summary: Mapping[str, Any], most: int) -> str:
-    """Each image with its classes, best first, for people in lines of so many columns; or the same for programs."""
-    if kind == "json":
-        return to_json(summary).decode("utf-8")
-    if kind == "csv":
-        places = range(1, len(predictions[0].best) + 1)
-        header = ["file", *(f"{name}_{place}" for place in places for name in ("label", "probability"))]
-        rows = (
-            [printable(item.file), *(cell for label, value in item.best for cell in (label, f"{value:.6f}"))]
-            for item in predictions
-        )
-        return to_csv(header, rows).decode("utf-8")
+def _csv(predictions: Sequence[Prediction]) -> str:
+    """Each image with its classes, best first."""
+    places = range(1, len(predictions[0].best) + 1)
+    header = ["file", *(f"{name}_{place}" for place in places for name in ("label", "probability"))]
+    rows = (
+        [printable(item.file), *(cell for label, value in item.best for cell in (label, f"{value:.6f}"))]
+        for item in predictions
+    )
+    return to_csv(header, rows).decode("utf-8")
+
+
+def _table(predictions: Sequence[Prediction], most: int) -> str:
+    """The same for people, in lines of so many columns."""
     cells = [[f"{shorten(label, 24)} {percent(value, 1)}" for label, value in item.best] for item in predictions]
     names = [printable(item.file) for item in predictions]
     cell_width = max(len(cell) for row in cells for cell in row) + 2
@@ -209,7 +143,7 @@ def _sheet(model: persistence.Model, predictions: Sequence[Prediction], thumbnai
         f", the first {len(shown):,} shown" if len(shown) < len(predictions) else ""
     )
     cells = [
-        contact_sheet.Cell(pixels, printable(item.file), *item.best[0])
+        contact_sheet.Cell(pixels, printable(item.file), *item.best[0], percent(item.best[0][1], 0))
         for item, pixels in zip(shown, thumbnails, strict=False)  # of the last batch there may be more
     ]
     return contact_sheet.draw(cells, f"{model.path.stem}: most probable class", note)

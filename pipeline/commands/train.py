@@ -73,12 +73,12 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunFolder:
 
 def train_on(cache: store.Cache, asked: FeatureSpec, options: TrainOptions, start: float) -> RunFolder:
     """Do as `train` does, on an open cache that holds the features asked for; ``start`` is by `time.monotonic`."""
-    groups = copies.group(cache, [asked.taps])
-    images = copies.count(groups)
+    grouping = copies.group(cache, [asked.taps])
+    images = copies.count(grouping)
     place = place_of(asked, options, images)
     if not is_there(place, options):
         clock = Clock(start)
-        make(cache, asked, place, options, groups, clock, lambda: _compute(cache, asked, options, groups, clock))
+        make(cache, asked, place, options, grouping, clock, lambda: _compute(cache, asked, options, grouping, clock))
     copies.remember(options.output_dir, asked.key(), images)
     return place
 
@@ -88,7 +88,7 @@ def make(
     asked: FeatureSpec,
     place: RunFolder,
     options: TrainOptions,
-    groups: copies.Groups,
+    grouping: copies.Grouping,
     clock: Clock,
     compute: Callable[[], Outcome],
 ) -> None:
@@ -109,7 +109,7 @@ def make(
         log.warning(
             "warning: %s did not converge: %s. The run is kept, and marked", options.classifier, outcome.not_converged
         )
-    contents, model, description = _contents(cache, asked, place, options, groups, outcome, clock)
+    contents, model, description = _contents(cache, asked, place, options, grouping, outcome, clock)
     with file_errors("write the results", place.output_dir, "The feature cache is as it was."):
         metrics = json.loads(contents["metrics.json"])
         place.save(contents, model, description, model_card.render(metrics, description, cache))
@@ -168,7 +168,7 @@ class Outcome:
 
 
 def _compute(
-    cache: store.Cache, asked: FeatureSpec, options: TrainOptions, groups: copies.Groups, clock: Clock
+    cache: store.Cache, asked: FeatureSpec, options: TrainOptions, grouping: copies.Grouping, clock: Clock
 ) -> Outcome:
     """Choose on validation, refit on all of train, score test; or cross-validate."""
     if options.cv is not None:
@@ -176,7 +176,7 @@ def _compute(
 
         params = classifiers.candidates(options.classifier, options.settings(), columns_of(asked.taps))
         candidates = [Trial(options.classifier, asked.taps, each, options.seed) for each in params]
-        with crossval.loaded(cache, asked.taps, candidates, options, groups) as (data, folds):
+        with crossval.loaded(cache, asked.taps, candidates, options, grouping) as (data, folds):
             clock.lap("load")
             return crossval.compute(data, folds, folds.choose(data), options, cache.class_names, clock)
     from pipeline.models import (
@@ -187,7 +187,7 @@ def _compute(
 
     name, classes, taps = options.classifier, cache.class_names, asked.taps
     features, labels = arrays.load_split(cache, "train", taps)
-    data = history.Samples(features, labels, groups["train"])
+    data = history.Samples(features, labels, grouping.groups["train"], grouping.images["train"])
     clock.lap("load")
     log.info("%s on %s features of %s rows", name, f"{features.shape[1]:,}", f"{features.shape[0]:,}")
     rows = protocol.prepare(data, options.seed, classes)
@@ -198,8 +198,7 @@ def _compute(
         classifiers.describe(chosen.params), 100 * chosen.validation[1], chosen.validation[0],
     )  # fmt: skip
     clock.lap("search")
-    counts = {"fit": len(rows.ends), "validation": len(rows.held_out)}
-    sides = {**counts, **protocol.class_sizes(data, classes)}
+    sides = {**protocol.sizes_of_sides(rows), **protocol.class_sizes(data, classes)}
     curve = protocol.learning_curve(name, chosen, rows, options.seed, classes, seeds=options.seeds)
     del rows
     clock.lap("evaluate")
@@ -208,7 +207,9 @@ def _compute(
     clock.lap("fit")
     test_features, test_labels = arrays.load_split(cache, "test", taps)
     clock.lap("load")
-    tested = splits.one_of_each(groups["test"])  # a copy tells nothing new: each image is counted and listed once
+    tested = splits.one_of_each(
+        grouping.images["test"]
+    )  # a copy tells nothing new: each image is counted and listed once
     probabilities = history.predict(model, test_features.take(tested))
     scores = score(probabilities[None], test_labels[tested], classes)
     clock.lap("evaluate")
@@ -216,7 +217,7 @@ def _compute(
 
 
 def _contents(
-    cache: store.Cache, asked: FeatureSpec, place: RunFolder, options: TrainOptions, groups: copies.Groups,
+    cache: store.Cache, asked: FeatureSpec, place: RunFolder, options: TrainOptions, grouping: copies.Grouping,
     outcome: Outcome, clock: Clock,
 ) -> tuple[dict[str, bytes], bytes, dict[str, Any]]:  # fmt: skip
     """Return the run folder's files, the model file and its description."""
@@ -237,6 +238,7 @@ def _contents(
             "official": cache.provenance["official"],
             # A folder is known by where it is: the page shows images from there.
             **({"folder": str(cache.provenance["dataset_source"])} if cache.has_members else {}),
+            **({"reading": cache.provenance["reading"]} if "reading" in cache.provenance else {}),
         },
         "features": {
             "file": str(cache.path),
@@ -253,7 +255,7 @@ def _contents(
         "convergence": outcome.not_converged,
         "search": outcome.selection.trials,
         "seed": options.seed,
-        "images": {**dataclasses.asdict(copies.count(groups)), **outcome.sides},
+        "images": {**dataclasses.asdict(copies.count(grouping)), **outcome.sides},
         "accuracy": {"train": chosen.train[1], "validation": chosen.validation[1], "test": scores.accuracy},
         "log_loss": {"train": chosen.train[0], "validation": chosen.validation[0], "test": scores.log_loss},
         **scores.fields,

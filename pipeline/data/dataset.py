@@ -92,14 +92,16 @@ class RowIds:
 
     names: tuple[str, ...]  # paths of their files inside the data set, as ``os.fsdecode`` has them
     digests: NDArray[np.uint8]  # (n, 32), sha256 of each image: equal ones have equal features under equal settings
+    groups: tuple[str, ...] = ()  # what must not be parted has one name, "" no group; empty where none was asked for
 
     def first(self, rows: int) -> RowIds:
         """The first rows."""
-        return RowIds(self.names[:rows], self.digests[:rows])
+        return RowIds(self.names[:rows], self.digests[:rows], self.groups[:rows])
 
     def take(self, rows: Sequence[int] | NDArray[np.intp]) -> RowIds:
         """Some rows, in that order."""
-        return RowIds(tuple(self.names[row] for row in rows), self.digests[rows])
+        groups = tuple(self.groups[row] for row in rows) if self.groups else ()
+        return RowIds(tuple(self.names[row] for row in rows), self.digests[rows], groups)
 
     def without(self, rows: Sequence[int]) -> RowIds:
         """All but some rows."""
@@ -120,6 +122,7 @@ class Dataset:
     read: Callable[[], Mapping[str, Split]] = field(repr=False)
     members: Mapping[str, RowIds] | None = field(default=None, repr=False)  # of rows that are images of one's own
     skipped: tuple[Skipped, ...] = ()  # found to be unusable without being decoded
+    reading: Mapping[str, Any] = field(default_factory=dict)  # what of `FolderOptions` it took to read it as it is
 
     def first(self, rows: int | None) -> Dataset:
         """The first rows of each split, or all."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from pipeline.common.errors import UserError
 from pipeline.common.keys import safe_name
 from pipeline.common.text import did_you_mean
 from pipeline.data.dataset import Dataset, NotFoundHere
+from pipeline.data.options import FolderOptions
 
 NAMES = ("cifar10", "digits")  # their images are square
+AS_IT_IS = FolderOptions()
 
 
 def is_folder(name: str) -> bool:
@@ -28,7 +31,7 @@ def name_of(name: str) -> str:
     return f"{base}-folder" if base.lower() in NAMES else base
 
 
-def load_dataset(name: str, data_dir: Path, *, download: bool, follow_links: bool = False) -> Dataset:
+def load_dataset(name: str, data_dir: Path, *, download: bool, how: FolderOptions = AS_IT_IS) -> Dataset:
     """Load a data set by name: one of `NAMES`, or the path of a folder.
 
     Parameters
@@ -37,8 +40,8 @@ def load_dataset(name: str, data_dir: Path, *, download: bool, follow_links: boo
         Where to look first, and where a download goes.
     download : bool
         Whether to download what is not on this machine.
-    follow_links : bool
-        Whether symbolic links that lead out of a folder of images are followed.
+    how : FolderOptions
+        Where the labels and groups of a folder of images are, and which links in it are followed.
 
     Raises
     ------
@@ -47,6 +50,10 @@ def load_dataset(name: str, data_dir: Path, *, download: bool, follow_links: boo
     UserError
         When the files are faulty, or the download failed.
     """
+    if name in NAMES and (how.labels or how.group_by):
+        raise UserError(
+            f"A table of labels and groups are for a folder of images. Name the folder with --dataset: got {name!r}."
+        )
     if name in NAMES:
         load = getattr(importlib.import_module(f"pipeline.data.{name}"), f"load_{name}")
         loaded: Dataset = load(data_dir, download=download)
@@ -54,7 +61,7 @@ def load_dataset(name: str, data_dir: Path, *, download: bool, follow_links: boo
     if is_folder(name):
         from pipeline.data.folder import load_folder  # late: it loads Pillow
 
-        return load_folder(Path(name).expanduser(), name_of(name), follow_links=follow_links)
+        return load_folder(Path(name).expanduser(), name_of(name), how)
     raise NotFoundHere(
         f"The dataset parameter must be one of {', '.join(NAMES)}, or a folder of images. Got {name!r}, where there is "
         f"no folder.{did_you_mean(name, NAMES)}"

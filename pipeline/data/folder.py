@@ -1,12 +1,10 @@
 """A folder of image files as a data set: ``FOLDER/<class>/*``, or ``FOLDER/train/<class>/*`` and ``FOLDER/test/…``.
 
+Or, with a table that says what class each file is of, any files in it; see `pipeline.data.table`.
+
 What is in it is found out without decoding anything: names, first bytes and sha256 of every file. What cannot be
 used is listed with the reason, and the rest goes on. Rows go round the classes, the first file of each in the order
 of their names, then the second, so that the first so many rows are a fair sample.
-
-Where there is no test split, one is made: in each class, every image has a place by the sha256 of its bytes, and the
-first fifth is test. So it is stratified, the same on every machine and under every file name; an image that comes or
-goes moves at most one other of its class; and copies of an image are always on the same side.
 """
 
 from __future__ import annotations
@@ -14,14 +12,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import stat
 import unicodedata
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -29,60 +26,67 @@ from pipeline.common.errors import UserError, file_errors
 from pipeline.common.keys import digest_of
 from pipeline.common.progress import Progress
 from pipeline.common.text import count_of_files, printable
-from pipeline.data import decode
+from pipeline.data import decode, table
 from pipeline.data.dataset import Dataset, RowIds, Skipped, Split, few_reasons
 from pipeline.data.image_files import ImageFiles
+from pipeline.data.options import FolderOptions
+from pipeline.data.sides import (
+    SPLITS,
+    File,
+    by_class,
+    check_counts,
+    make_split,
+    units_of,
+    without_copies,
+    without_shared_groups,
+)
 
 log = logging.getLogger("pipeline")
 
 RULES = 1  # part of the digest: raise it when the same files give other rows
-TEST_SHARE = 0.2  # of a made split
-LEAST_MADE = 3  # images of a class: two to train, of which one validates, and one to test
-LEAST_TRAIN = 2
-_SPLITS = ("train", "test")
 _NOISE = {"thumbs.db", "desktop.ini", "__macosx"}  # left by file managers and archivers, like whatever is hidden
 _CHUNK = 32  # files that a thread takes at a time
 _HASH_SIZE = 1 << 20  # bytes read at a time
 
 
-class _File(NamedTuple):
-    """A file of a class: its path inside the folder, as in `RowIds`, and what its bytes are."""
-
-    split: str  # "" where the folder has no splits
-    label: str
-    name: str
-    digest: bytes = b""
-
-
 # --- the data set -----------------------------------------------------------------------------
 
 
-def load_folder(folder: Path, name: str, *, follow_links: bool) -> Dataset:
-    """Look at a folder of images, as a data set of some name; links that lead out of it are followed or not.
+def load_folder(folder: Path, name: str, how: FolderOptions) -> Dataset:
+    """Look at a folder of images, as a data set of some name.
 
     Raises
     ------
     UserError
-        When it has no classes, one class, or a class with too few images to train and test on.
+        When it has no classes, one class, or a class with too few images to train and test on; or its table is none.
     """
     with file_errors("read the images", folder):
-        files, left_out, made = _scan(folder, follow_links)
+        files, left_out, made = _scan(folder, how) if how.labels is None else _scan_table(folder, how, how.labels)
+    if how.group_by is not None:
+        files = _grouped(files, how.group_by)
     hashed, faulty = _hash(folder, files)
-    rows, copies = _without_copies(hashed, made=made)
-    skipped = sorted([*left_out, *faulty, *copies], key=lambda item: os.fsencode(item.file))
-    classes = _classes(folder, rows, skipped)
+    rows, copies = without_copies(hashed, made=made)
+    rows, leaks = without_shared_groups(rows)
+    skipped = sorted([*left_out, *faulty, *copies, *leaks], key=lambda item: os.fsencode(item.file))
+    classes = _classes(folder, rows, skipped, _LAYOUT.format(folder=folder) if how.labels is None else _TABLE)
+    units = units_of(rows)
     if made:
-        rows = _make_split(rows)
-    _check_counts(folder, rows, classes, made=made)
+        rows = make_split(rows, units)
+    check_counts(folder, rows, classes, units, made=made)
+    grouped = any(file.group for file in rows)
     numbers = {label: number for number, label in enumerate(classes)}
     members, labels = {}, {}
-    for split in _SPLITS:
+    for split in SPLITS:
         own = _in_turn([file for file in rows if file.split == split], classes)
         sums = np.frombuffer(b"".join(file.digest for file in own), np.uint8).reshape(-1, 32)
-        members[split] = RowIds(tuple(file.name for file in own), sums)
+        groups = tuple(file.group for file in own) if grouped else ()
+        members[split] = RowIds(tuple(file.name for file in own), sums, groups)
         labels[split] = np.array([numbers[file.label] for file in own], np.uint8 if len(classes) <= 256 else np.int64)
     digests = dict.fromkeys((item.file for item in skipped), "") | {file.name: file.digest.hex() for file in hashed}
-    contents = [[_plain(file.name), file.digest.hex(), file.split, file.label] for file in sorted(rows)]
+    contents = [
+        [_plain(file.name), file.digest.hex(), file.split, file.label, *([file.group] if grouped else [])]
+        for file in sorted(rows)
+    ]
     others = [[_plain(item.file), digests[item.file]] for item in skipped]
 
     def read() -> Mapping[str, Split]:
@@ -101,6 +105,7 @@ def load_folder(folder: Path, name: str, *, follow_links: bool) -> Dataset:
         read=read,
         members=members,
         skipped=tuple(skipped),
+        reading=how.reading,
     )
 
 
@@ -112,26 +117,61 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _scan(folder: Path, follow_links: bool) -> tuple[list[_File], list[Skipped], bool]:
+def _scan_table(folder: Path, how: FolderOptions, path: Path) -> tuple[list[File], list[Skipped], bool]:
+    """Do as `_scan` does, where a table says what class each file is of."""
+    walk = _Walk(folder, how.follow_links)
+    there = {_plain(name): name for name in walk.files("")}
+    entries, skipped = table.read(path, how.column_names(), folder, _plain)
+    files = [File(entry.split, entry.label, there[entry.file], b"", entry.group) for entry in entries
+             if entry.file in there]  # fmt: skip
+    told = {_plain(item.file) for item in [*skipped, *walk.skipped]}
+    absent = [entry.file for entry in entries if entry.file not in there and entry.file not in told]
+    others = [there[name] for name in there.keys() - told - {entry.file for entry in entries}]
+    skipped += [Skipped(file, "in the table, but not in the folder") for file in absent]
+    skipped += [Skipped(file, "not in the table") for file in others if decode.extension_format(file)]
+    return files, [*skipped, *walk.skipped], not any(file.split for file in files)
+
+
+def _grouped(files: Sequence[File], pattern: str) -> list[File]:
+    """Give files the groups that a regular expression finds in their paths; those without a match are in none."""
+    found = [(file, re.search(pattern, file.name)) for file in files]
+    unmatched = [file.name for file, match in found if match is None]
+    if files and len(unmatched) == len(files):
+        raise UserError(
+            f"The group by parameter must match paths of images in the folder, such as {printable(files[0].name)}. Got "
+            f"{pattern!r}, which matches none of {len(files):,}."
+        )
+    if unmatched:
+        log.warning(
+            "warning: --group-by matches nothing in %s, as in %s: each is a group of its own",
+            f"{len(unmatched):,} paths", printable(unmatched[0]),
+        )  # fmt: skip
+    return [
+        file._replace(group=" ".join(text or "" for text in match.groups()) or match[0] if match else "")
+        for file, match in found
+    ]
+
+
+def _scan(folder: Path, how: FolderOptions) -> tuple[list[File], list[Skipped], bool]:
     """Every file of every class, in the order of their names; what was left out; and whether a split must be made."""
-    walk = _Walk(folder, follow_links)
+    walk = _Walk(folder, how.follow_links)
     top = walk.entries("")
     folders = {name: walk.entries(name) for name, is_folder in top if is_folder}
-    inner = {split: [child for child, is_folder in folders.get(split, []) if is_folder] for split in _SPLITS}
-    files: list[_File] = []
+    inner = {split: [child for child, is_folder in folders.get(split, []) if is_folder] for split in SPLITS}
+    files: list[File] = []
     if inner["train"] and inner["test"]:
-        for split in _SPLITS:
+        for split in SPLITS:
             for child in inner[split]:
-                files += [_File(split, child.partition("/")[2], name) for name in walk.files(child)]
+                files += [File(split, child.partition("/")[2], name) for name in walk.files(child)]
             walk.stray(folders[split], f"not in a class folder: {split}/<class>/")
-        for other in folders.keys() - set(_SPLITS):
+        for other in folders.keys() - set(SPLITS):
             walk.skipped.append(Skipped(other, "neither train nor test: where these are, all else is left out"))
     elif inner["train"] and set(folders) == {"train"}:
         raise UserError(
             f"The folder {folder} has train, but no test. Add {folder}/test/<class>/, or name {folder / 'train'} as "
             f"the data set: a fifth of its images is test then."
         )
-    elif sorted(map(str.lower, folders)) == sorted(_SPLITS):
+    elif sorted(map(str.lower, folders)) == sorted(SPLITS):
         raise UserError(
             f"The folder {folder} holds {' and '.join(sorted(folders))}, which look like a split and are none: they "
             f"must be called train and test, and each must have a folder for each class, as in "
@@ -139,7 +179,7 @@ def _scan(folder: Path, follow_links: bool) -> tuple[list[_File], list[Skipped],
         )
     else:
         for child in folders:
-            files += [_File("", child, name) for name in walk.files(child)]
+            files += [File("", child, name) for name in walk.files(child)]
     walk.stray(top, "not in a class folder")
     if not files and not walk.skipped:
         raise UserError(f"The folder {folder} holds no class folders with images. {_LAYOUT.format(folder=folder)}")
@@ -147,6 +187,7 @@ def _scan(folder: Path, follow_links: bool) -> tuple[list[_File], list[Skipped],
 
 
 _LAYOUT = "Put the images of each class into a folder of its own: {folder}/<class>/…, one folder for each class."
+_TABLE = "Name in the table, in the column of files, the path of each image in this folder, and beside it its class."
 
 
 def list_images(folder: Path, *, follow_links: bool) -> tuple[list[str], list[Skipped]]:
@@ -245,9 +286,9 @@ class _Walk:
 # --- bytes ------------------------------------------------------------------------------------
 
 
-def _hash(folder: Path, files: Sequence[_File]) -> tuple[list[_File], list[Skipped]]:
+def _hash(folder: Path, files: Sequence[File]) -> tuple[list[File], list[Skipped]]:
     """Give files their digests; those that can be no images are told apart, with the reason."""
-    hashed: list[_File] = []
+    hashed: list[File] = []
     faulty: list[Skipped] = []
     misnamed = []
     chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
@@ -287,59 +328,10 @@ def _look(path: Path) -> tuple[bytes, str | None, str]:
     return digest.digest(), decode.sniffed_format(head), ""
 
 
-# --- copies -----------------------------------------------------------------------------------
-
-
-def _without_copies(files: Sequence[_File], *, made: bool) -> tuple[list[_File], list[Skipped]]:
-    """Leave out what would make a result wrong: leaks of test into train, and images under two labels."""
-    groups: dict[bytes, list[_File]] = defaultdict(list)
-    for file in files:
-        groups[file.digest].append(file)
-    kept: list[_File] = []
-    skipped: list[Skipped] = []
-    copies = 0
-    for group in groups.values():
-        train = [file for file in group if file.split != "test"]
-        test = [file for file in group if file.split == "test"]
-        if train:
-            where = printable(train[0].name)
-            skipped += [Skipped.leak(file.name, f"the same bytes as {where}") for file in test]
-            test = []
-        for side in (train, test):
-            if len({file.label for file in side}) > 1:
-                skipped += [
-                    Skipped(
-                        file.name,
-                        "a conflict: the same bytes under two classes, as "
-                        + printable(next(other.name for other in side if other is not file)),
-                    )
-                    for file in side
-                ]
-            else:
-                kept += side
-                copies += len(side) - 1 if side else 0
-    if copies:
-        log.warning(
-            "warning: %s that are copies of others of their class are used, %s", f"{copies:,} images",
-            "always on the same side of the split" if made else "each within its split",
-        )  # fmt: skip
-    return kept, skipped
-
-
-def _make_split(files: Sequence[_File]) -> list[_File]:
-    """Put the first fifth of each class's images, by the order of salted digests, into test."""
-    result = []
-    for own in _by_class(files).values():
-        order = sorted({file.digest for file in own}, key=lambda digest: hashlib.sha256(b"test" + digest).digest())
-        test = set(order[: max(1, round(TEST_SHARE * len(order)))])
-        result += [file._replace(split="test" if file.digest in test else "train") for file in own]
-    return result
-
-
 # --- classes and rows -------------------------------------------------------------------------
 
 
-def _classes(folder: Path, files: Sequence[_File], skipped: Sequence[Skipped]) -> tuple[str, ...]:
+def _classes(folder: Path, files: Sequence[File], skipped: Sequence[Skipped], advice: str) -> tuple[str, ...]:
     """Class names, in the order of their bytes.
 
     Raises UserError when there are fewer than two, or names that a person, or another system, could not tell apart.
@@ -347,67 +339,34 @@ def _classes(folder: Path, files: Sequence[_File], skipped: Sequence[Skipped]) -
     classes = tuple(sorted({file.label for file in files}, key=os.fsencode))
     listed = f" {count_of_files(len(skipped))} cannot be used: {few_reasons(skipped)}." if skipped else ""
     if not classes:
-        raise UserError(f"The folder {folder} holds no image that can be used.{listed} {_LAYOUT.format(folder=folder)}")
+        raise UserError(f"The folder {folder} holds no image that can be used.{listed} {advice}")
     if len(classes) == 1:
         raise UserError(
             f"The folder {folder} holds images of one class, {printable(classes[0])}; a classifier needs at least two."
-            f"{listed} {_LAYOUT.format(folder=folder)}"
+            f"{listed} {advice}"
         )
     alike: dict[str, str] = {}
     for name in classes:
         if printable(name) != name:
             raise UserError(
-                f"The class folder {printable(name)} in {folder} has a name that is not printable UTF-8 text, and "
-                f"reports could not show it. Rename it."
+                f"The class {printable(name)} of {folder} has a name that is not printable UTF-8 text, and reports "
+                f"could not show it. Rename it."
             )
         same = alike.setdefault(_plain(name).casefold(), name)
         if same != name:
             raise UserError(
-                f"The class folders {same} and {name} in {folder} differ only in case or in how accents are composed: "
-                f"other systems take them for one. Rename one, or put their images together."
+                f"The classes {same} and {name} of {folder} differ only in case or in how accents are composed: other "
+                f"systems take them for one. Rename one, or put their images together."
             )
     return classes
 
 
-def _check_counts(folder: Path, files: Sequence[_File], classes: Sequence[str], *, made: bool) -> None:
-    different: dict[tuple[str, str], set[bytes]] = defaultdict(set)
-    for file in files:
-        different[file.split, file.label].add(file.digest)
-    few = []
-    for label in classes:
-        train, test = (len(different[split, label]) for split in _SPLITS)
-        if made and train + test < LEAST_MADE:
-            few.append(f"{label} ({train + test})")
-        elif not made and train < LEAST_TRAIN:
-            few.append(f"{label} ({train} in train)")
-    if few:
-        needed = (
-            f"{LEAST_MADE} different images: two to train on, of which one validates, and one to test"
-            if made
-            else f"{LEAST_TRAIN} different images in train, of which one validates"
-        )
-        raise UserError(
-            f"Every class in {folder} must have at least {needed}. Fewer that can be used were found for "
-            f"{', '.join(few)}. Add images, or move these classes away."
-        )
-    untested = [label for label in classes if not different["test", label]]
-    if untested:
-        log.warning("warning: test has no image of %s, so nothing will be said of it", ", ".join(untested))
-
-
-def _in_turn(files: Sequence[_File], classes: Sequence[str]) -> list[_File]:
+def _in_turn(files: Sequence[File], classes: Sequence[str]) -> list[File]:
     """Files in the order of rows: round the classes, each by its names."""
-    groups = _by_class(files)
+    groups = by_class(files)
     turns = (
         (turn, file)
         for label in classes
         for turn, file in enumerate(sorted(groups[label], key=lambda file: os.fsencode(_plain(file.name))))
     )
     return [file for _, file in sorted(turns, key=itemgetter(0))]
-
-
-def _by_class(files: Iterable[_File]) -> dict[str, list[_File]]:
-    groups: dict[str, list[_File]] = defaultdict(list)
-    for file in files:
-        groups[file.label].append(file)
-    return groups

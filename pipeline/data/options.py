@@ -1,11 +1,18 @@
-"""How an image is shown to the network, as on the command line."""
+"""How a folder of images is read, and how an image is shown to the network, as on the command line."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
+from pipeline.common.errors import UserError
 from pipeline.common.options import Options, option
+from pipeline.common.text import did_you_mean
+
+TABLE_COLUMNS = ("file", "label", "split", "group")  # of a table of labels; the last two may be missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,3 +38,64 @@ class ImageOptions(Options):
     def image(self) -> dict[str, Any]:
         """What is done to an image, by name, whatever else a subclass holds."""
         return {item.name: getattr(self, item.name) for item in ImageOptions.declared()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions(Options):
+    """What a folder of images is taken for: it changes which rows there are, and so the data set's digest."""
+
+    follow_links: bool = option(False, "follow symbolic links out of a folder of images")
+    labels: Path | None = option(
+        None, "a table of file, label and, if it has them, split and group", metavar="FILE.csv"
+    )
+    table_columns: str | None = option(
+        None, "what the table calls its columns, as in file=path,label=class", metavar="NAME=NAME,…"
+    )
+    group_by: str | None = option(
+        None, "images whose paths have the same match are not parted by a split", metavar="REGEX"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.column_names()
+        if self.group_by is not None:
+            try:
+                re.compile(self.group_by)
+            except re.error as error:
+                raise UserError(
+                    f"The group by parameter must be a regular expression. Got {self.group_by!r} instead: {error}."
+                ) from error
+
+    def column_names(self) -> dict[str, str]:
+        """What a table calls `TABLE_COLUMNS`, of those that it calls otherwise."""
+        found = {}
+        for pair in (self.table_columns or "").split(",") if self.table_columns else []:
+            name, _, called = pair.partition("=")
+            if name.strip() not in TABLE_COLUMNS or not called.strip():
+                raise UserError(
+                    f"The table columns parameter must be {', '.join(TABLE_COLUMNS)}, each with = and the table's name "
+                    f"of it, as in file=path,label=class. Got {pair!r} instead."
+                    f"{did_you_mean(name.strip(), TABLE_COLUMNS)}"
+                )
+            found[name.strip()] = called.strip()
+        if found and self.labels is None:
+            raise UserError("The table columns parameter names columns of a table, so it needs --labels FILE.csv.")
+        return found
+
+    @classmethod
+    def recorded(cls, reading: Mapping[str, Any]) -> Self:
+        """Rebuild them from `reading`'s result."""
+        known = {item.name: item for item in cls.declared()}
+        return cls(**{
+            name: value if known[name].kind is bool else known[name].read(value) for name, value in reading.items()
+        })  # fmt: skip
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What differs from the defaults, as plain JSON values, whatever else a subclass holds."""
+        items = ((item, getattr(self, item.name)) for item in FolderOptions.declared())
+        return {
+            item.name: value if item.kind is bool else item.show(value)
+            for item, value in items
+            if value != item.default
+        }

@@ -267,6 +267,7 @@ def _finish(dataset: Dataset, build: Build, network: VGGWeights, plan: device.Pl
         "provenance": {
             "dataset_source": dataset.source,
             "official": dataset.official,
+            **({"reading": dict(dataset.reading)} if dataset.reading else {}),
             "weights": network.label,
             "weights_source": network.source,
             "device": plan.label,

@@ -53,9 +53,7 @@ def extract(options: ComputeOptions) -> Extracted:
     with ThreadPoolExecutor(1) as aside:  # both digests of a hit, of the images and of the features, are taken at once
         likely = find_specs(folder, candidate_specs(options))[:1]
         opening = [aside.submit(store.open, *guess) for guess in likely]
-        dataset = datasets.load_dataset(
-            options.dataset, options.data_dir, download=True, follow_links=options.follow_links
-        )
+        dataset = datasets.load_dataset(options.dataset, options.data_dir, download=True, how=options)
         specs = candidate_specs(options, dataset)
         found = find_specs(folder, specs)[:1]
     if found:

@@ -28,9 +28,7 @@ def find(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
     cache of its name is used. Where there is none, or more than one, that is a UserError.
     """
     try:
-        dataset = datasets.load_dataset(
-            options.dataset, options.data_dir, download=False, follow_links=options.follow_links
-        )
+        dataset = datasets.load_dataset(options.dataset, options.data_dir, download=False, how=options)
     except NotFoundHere:
         dataset = None
     found = find_specs(options.features_dir, candidate_specs(options, dataset))

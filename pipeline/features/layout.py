@@ -14,6 +14,7 @@ and, where the rows are images of one's own (a folder, or arrays)::
 
     /{train,test}/names                (n,) fixed-length text: each row's file, as the bytes of its name
     /{train,test}/digests              (n, 32) uint8: sha256 of each row's image
+    /{train,test}/groups               (n,) fixed-length text: each row's group, where the rows have groups
     /skipped/files, /skipped/reasons   (m,) fixed-length text: what was not used, and why
 
 The line in front is an HDF5 user block, which HDF5 tools skip. It is what makes every single byte of the

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.common.options import option
-from pipeline.data.options import ImageOptions
+from pipeline.data.options import FolderOptions, ImageOptions
 from pipeline.network.device import MAX_THREADS
 from pipeline.network.taps import parse_taps
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureOptions(ImageOptions):
+class FeatureOptions(FolderOptions, ImageOptions):
     """Which features, of what, and where."""
 
     dataset: str = option("cifar10", "cifar10, digits or a folder of images", metavar="NAME")
@@ -28,7 +28,6 @@ class FeatureOptions(ImageOptions):
     taps: str = option("all", "all, top, or names separated by commas", metavar="NAMES")
     limit: int | None = option(None, "only the first N rows of each split", least=1)
     strict: bool = option(False, "make images that cannot be used an error")
-    follow_links: bool = option(False, "follow symbolic links out of a folder of images")
 
     def __post_init__(self) -> None:
         super().__post_init__()

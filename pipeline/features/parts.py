@@ -210,6 +210,8 @@ class Build:
                 kept = who.without(rows)
                 arrays[f"{split}/names"] = layout.encode_texts([os.fsencode(name) for name in kept.names])
                 arrays[f"{split}/digests"] = kept.digests
+                if dataset.members["train"].groups:
+                    arrays[f"{split}/groups"] = layout.encode_texts([os.fsencode(group) for group in kept.groups])
                 skipped += [Skipped.stored(who.names[row], why) for row, why in dropped.items()]
         self.skipped = sorted(skipped, key=lambda item: os.fsencode(item.file))
         if dataset.members is not None:

@@ -57,6 +57,7 @@ class Cache:
     provenance: Mapping[str, Any]  # where data and weights came from, and how the run was set up
     size: int  # of the file, in bytes
     has_members: bool  # whether the rows have names and digests of their own
+    has_groups: bool  # whether they have groups that must not be parted, too
     skipped: tuple[Skipped, ...]  # what of the data set was not used
     _file: h5py.File = field(repr=False)
     _descriptor: int = field(default=-1, repr=False)
@@ -79,10 +80,11 @@ class Cache:
         return labels
 
     def members(self, split: str) -> RowIds:
-        """Who the rows of a split are: the name of each one's file, and the digest of its image."""
+        """Who the rows of a split are: the name of each one's file, the digest of its image, and its group."""
         if not self.has_members:
             raise CacheError(f"The rows of the feature file {self.path} have no names: its data set is no folder.")
-        return RowIds(tuple(map(os.fsdecode, self._proven(split, "names"))), self._proven(split, "digests"))
+        groups = tuple(map(os.fsdecode, self._proven(split, "groups"))) if self.has_groups else ()
+        return RowIds(tuple(map(os.fsdecode, self._proven(split, "names"))), self._proven(split, "digests"), groups)
 
     def features(
         self, split: str, taps: Sequence[str], *, progress: Callable[[int], object] = lambda count: None
@@ -151,7 +153,7 @@ def verify(path: Path, progress: Callable[[int], None] = lambda count: None) -> 
     with open(path) as cache:
         for split in SPLITS:
             cache.labels(split)
-            for name in _members_of_split(cache.spec, cache.has_members):
+            for name in _members_of_split(cache.spec, cache.has_members, cache.has_groups):
                 progress(cache._proven(split, name).nbytes)
     return cache
 
@@ -160,17 +162,20 @@ def _describe(path: Path, file: h5py.File) -> Cache:
     """Say what an open file holds, and refuse it where its structure is not a feature file's."""
     spec = _read_spec(file)
     has_members = "skipped" in file
+    has_groups = has_members and "groups" in file.get("train", ())
     check_members(file, {"class_names", *SPLITS, *({"skipped"} if has_members else ())})
     rows: dict[str, int] = {}
     for split in SPLITS:
         group = file[split]
-        check_members(group, set(_members_of_split(spec, has_members)))
+        check_members(group, set(_members_of_split(spec, has_members, has_groups)))
         rows[split] = len(array_dataset(group, "labels", (None,), LABEL_DTYPES))
         for tap in spec.taps:
             array_dataset(group, tap, (rows[split], TAP_COLUMNS[tap]), (FEATURE_DTYPE,))
         if has_members:
             array_dataset(group, "names", (rows[split],))
             array_dataset(group, "digests", (rows[split], DIGEST_SIZE), (DIGEST_DTYPE,))
+        if has_groups:
+            array_dataset(group, "groups", (rows[split],))
     if len({file[split]["labels"].dtype for split in SPLITS}) != 1:
         raise Unfit("the labels of its splits have different types")
     try:
@@ -191,13 +196,15 @@ def _describe(path: Path, file: h5py.File) -> Cache:
         provenance=_json_attribute(file, "provenance", PROVENANCE),
         size=file.id.get_filesize(),
         has_members=has_members,
+        has_groups=has_groups,
         skipped=_read_skipped(file) if has_members else (),
         _file=file,
     )
 
 
-def _members_of_split(spec: FeatureSpec, has_members: bool) -> tuple[str, ...]:
-    return ("labels", *(("names", "digests") if has_members else ()), *spec.taps)
+def _members_of_split(spec: FeatureSpec, has_members: bool, has_groups: bool) -> tuple[str, ...]:
+    own = (*(("names", "digests") if has_members else ()), *(("groups",) if has_groups else ()))
+    return ("labels", *own, *spec.taps)
 
 
 def _read_spec(file: h5py.File) -> FeatureSpec:

@@ -26,24 +26,30 @@ Scores = tuple[float, float]  # loss in nats, accuracy
 class Samples:
     """Rows to learn from or to score: their features, not standardised, and labels (n,).
 
-    Equal ``groups`` (n,) are of rows that must not be parted, such as copies of an image; without, none are.
+    Equal ``groups`` (n,) are of rows that must not be parted, and equal ``images`` (n,) of those among them that are
+    copies of one image; without, no rows are, and all that must not be parted are copies.
     """
 
     features: FeatureRows
     labels: NDArray[Any]
     groups: NDArray[np.intp] | None = None
+    images: NDArray[np.intp] | None = None
 
     @property
     def grouping(self) -> NDArray[np.intp]:
         """The groups, each row one of its own where there are none."""
         return np.arange(len(self.labels)) if self.groups is None else self.groups
 
+    @property
+    def distinct(self) -> NDArray[np.intp]:
+        """Numbers (n,) of the images."""
+        return self.grouping if self.images is None else self.images
+
     def taken(self, rows: NDArray[np.intp]) -> Samples:
         """Some rows, in ascending order whatever that of their numbers; no copy."""
         rows = np.sort(rows)
-        return Samples(
-            self.features.take(rows), self.labels[rows], None if self.groups is None else self.groups[rows]
-        )  # fmt: skip
+        groups, images = (None if each is None else each[rows] for each in (self.groups, self.images))
+        return Samples(self.features.take(rows), self.labels[rows], groups, images)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class FitAndValidation:
     fit, held_out : ndarray, int (rows,)
         Row numbers. The beginning of ``fit`` is a stratified subset, however many images are taken.
     ends : ndarray, int (images,)
-        How many rows of ``fit`` its first images have, copies counted.
+        How many rows of ``fit`` its first groups have: images and their copies, where there are no other groups.
     scale : Scale
     """
 
@@ -77,9 +83,9 @@ class FitAndValidation:
         """What is validated on."""
         return self.data.taken(self.held_out)
 
-    def first(self, images: int) -> FitAndValidation:
-        """The same with a stratified subset of the images to fit on, with their copies."""
-        return replace(self, fit=self.fit[: self.ends[images - 1]], ends=self.ends[:images])
+    def first(self, groups: int) -> FitAndValidation:
+        """The same with a stratified subset of the groups to fit on."""
+        return replace(self, fit=self.fit[: self.ends[groups - 1]], ends=self.ends[:groups])
 
     def columns(self, chosen: Sequence[slice]) -> FitAndValidation:
         """The same with some of the columns."""

@@ -8,10 +8,7 @@ array(['ship'], dtype='<U10')
 
 from __future__ import annotations
 
-import dataclasses
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +17,10 @@ from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError
 from pipeline.common.keys import safe_name
-from pipeline.common.progress import Progress
 from pipeline.common.text import did_you_mean
-from pipeline.data import loader
-from pipeline.data.dataset import LazyImages, Split, Unusable
+from pipeline.data.dataset import LazyImages
+from pipeline.features.images import ImageFeatures
 from pipeline.models import persistence
-from pipeline.network import compile as compiling
-from pipeline.network import device
-from pipeline.network.weights import VGGWeights, load_weights, say_untrained
-
-log = logging.getLogger("pipeline")
 
 
 class ImageClassifier:
@@ -54,7 +45,11 @@ class ImageClassifier:
     ) -> None:
         self.model = model
         self.classes_ = np.array([model.classes[int(label)] for label in model.estimator.classes_])
-        self._data_dir, self._weights, self._batch_size, self._guard = data_dir, weights, batch_size, guard
+        self._guard = guard
+        self._features = ImageFeatures(
+            model.spec, model.weights, f"The model {model.path}", data_dir=data_dir, weights=weights,
+            batch_size=batch_size,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"<ImageClassifier {self.model.path.stem}: {len(self.classes_)} classes>"
@@ -92,71 +87,9 @@ class ImageClassifier:
 
     def classify(self, images: LazyImages) -> Iterator[tuple[list[int], NDArray[Any], Mapping[int, str]]]:
         """Batch by batch: rows that can be used, their probabilities (rows, classes), and why others cannot be."""
-        if not len(images):
-            return
-        network, spec, plan = self.network, self.model.spec, self._plan
-        # One image need not pay for a batch; a power of two, so that few shapes are ever compiled.
-        plan = dataclasses.replace(plan, batch_size=min(plan.batch_size, max(4, 1 << (len(images) - 1).bit_length())))
-        splits = {"images": Split(images, np.zeros(len(images), np.uint8))}
-        every = [("images", row) for row in range(len(images))]
-        extractor: Callable[[Any], loader.Features] | None = None
-        with (
-            Progress("predicting", len(images), "images") as progress,
-            loader.batches(splits, every, spec, batch_size=plan.batch_size) as source,
-        ):
-            for batch in source:
-                faults = {row: str(image) for (_, row), image in batch if isinstance(image, Unusable)}
-                usable = {row: image for (_, row), image in batch if not isinstance(image, Unusable)}
-                probabilities = np.empty((0, len(self.classes_)))
-                if usable:
-                    extractor = extractor or compiling.make_extractor(
-                        network.layers,
-                        spec.taps,
-                        image_size=spec.image_size,
-                        interpolation=spec.interpolation,
-                        plan=plan,
-                    )
-                    features = extractor(list(usable.values()))
-                    columns = np.hstack([features[tap] for tap in spec.taps]).astype(np.float32)
-                    probabilities = self.model.estimator.predict_proba(columns)
-                yield list(usable), probabilities, faults
-                progress.update(len(batch))
-
-    @cached_property
-    def network(self) -> VGGWeights:
-        """The weights that the model was trained with, wherever they are now."""
-        path, wanted = self.model.path, self.model.spec.weights_digest
-        choice = self._weights or self.model.weights
-        try:
-            network = load_weights(choice, self._data_dir)
-        except UserError as error:
-            raise UserError(f"The model {path} needs the weights it was trained with: {error}") from error
-        if network.digest != wanted:
-            raise UserError(
-                f"The model {path} was trained on features of other weights: their digest is {wanted[:12]}…, that of "
-                f"{choice} is {network.digest[:12]}…. Name the file that it was trained with by --weights."
-            )
-        say_untrained(network.label)
-        return network
-
-    @cached_property
-    def _plan(self) -> device.Plan:
-        """How to compute: in the model's own precision, or in float32 where nothing here has bfloat16.
-
-        bfloat16 rounds what float32 computes, and `features` takes a cache of either for the same, so a model that was
-        trained elsewhere is of use here, too.
-        """
-        wanted = self.model.spec.precision
-        asked = "auto" if wanted == "bfloat16" and not device.has_bfloat16() else wanted
-        plan = compiling.make_plan(asked, image_size=self.model.spec.image_size, batch_size=self._batch_size)
-        if plan.precision != wanted:
-            log.warning(
-                "warning: the model was trained on %s features, which this machine cannot compute. They are computed "
-                "in %s, which differs by about 1 %%: probabilities may differ a little from those of where it was "
-                "trained",
-                wanted, plan.precision,
-            )  # fmt: skip
-        return plan
+        for rows, features, faults in self._features.batches(images, "predicting"):
+            none = np.empty((0, len(self.classes_)))
+            yield rows, self.model.estimator.predict_proba(features) if rows else none, faults
 
 
 def load_model(

@@ -1,4 +1,4 @@
-"""A contact sheet: thumbnails with what was predicted for each, as one PNG."""
+"""A contact sheet: thumbnails with what was found out about each, as one PNG."""
 
 from __future__ import annotations
 
@@ -23,31 +23,36 @@ _INK, _GREY, _BAR, _RAIL = (20, 20, 20), (110, 110, 110), (31, 119, 180), (225, 
 
 @dataclass(frozen=True)
 class Cell:
-    """A thumbnail, uint8 (h, w, 3), and what is to be said of it."""
+    """A thumbnail, uint8 (h, w, 3), and what is said of it; ``share``, from 0 to 1, is a bar, and told beside it."""
 
     pixels: Pixels
     path: str
     label: str
-    probability: float
+    share: float
+    told: str = ""
 
 
-def draw(cells: Sequence[Cell], title: str, note: str) -> bytes:
-    """Draw a sheet, class by class and in each the least certain first, and give it as PNG bytes.
+def draw(cells: Sequence[Cell], title: str, note: str, columns: int | None = None) -> bytes:
+    """Draw a sheet, and give it as PNG bytes.
 
     Parameters
     ----------
     cells : sequence of Cell
     title, note : str
         Two lines at the top.
+    columns : int, optional
+        In which the cells come as they are; when left out they are sorted, class by class and in each the least share
+        first.
     """
     from pipeline.output import fonts  # late: it loads matplotlib
 
-    columns = max(3, min(16, math.ceil(math.sqrt(len(cells)))))
+    order = list(cells) if columns else sorted(cells, key=lambda cell: (cell.label, cell.share))
+    columns = columns or max(3, min(16, math.ceil(math.sqrt(len(cells)))))
     rows = math.ceil(len(cells) / columns)
     width, height = THUMBNAIL + _GAP, THUMBNAIL + 2 * _LINE + 10 + _GAP
     sheet = Image.new("RGB", (2 * _MARGIN + columns * width - _GAP, 2 * _MARGIN + _HEAD + rows * height), "white")
     pen = ImageDraw.Draw(sheet)
-    captions = _captions([cell.path for cell in cells])
+    captions = _captions([cell.path for cell in order])
     files = fonts.files_for("".join([title, *captions, *(cell.label for cell in cells)]))
 
     def pieces(text: str, size: int) -> list[tuple[ImageFont.FreeTypeFont, str]]:
@@ -67,18 +72,16 @@ def draw(cells: Sequence[Cell], title: str, note: str) -> bytes:
     plain, room = ImageFont.truetype(fonts.DEJAVU, 13), sheet.width - 2 * _MARGIN
     write((_MARGIN, _MARGIN), title, 17, _INK, room)
     write((_MARGIN, _MARGIN + 26), note, 13, _GREY, room)
-    order = sorted(zip(cells, captions, strict=True), key=lambda item: (item[0].label, item[0].probability))
-    for index, (cell, caption) in enumerate(order):
+    for index, (cell, caption) in enumerate(zip(order, captions, strict=True)):
         left = _MARGIN + (index % columns) * width
         top = _MARGIN + _HEAD + (index // columns) * height
         picture = _thumbnail(cell.pixels)
         sheet.paste(picture, (left + (THUMBNAIL - picture.width) // 2, top + (THUMBNAIL - picture.height) // 2))
         below = top + THUMBNAIL + 4
         pen.rectangle((left, below, left + THUMBNAIL - 1, below + 3), _RAIL)
-        pen.rectangle((left, below, left + round((THUMBNAIL - 1) * cell.probability), below + 3), _BAR)
-        percent = f"{100 * cell.probability:.0f} %"
-        write((left, below + 7), cell.label, 13, _INK, THUMBNAIL - 6 - pen.textlength(percent, plain))
-        pen.text((left + THUMBNAIL, below + 7), percent, _INK, plain, anchor="ra")
+        pen.rectangle((left, below, left + round((THUMBNAIL - 1) * cell.share), below + 3), _BAR)
+        write((left, below + 7), cell.label, 13, _INK, THUMBNAIL - 6 - pen.textlength(cell.told, plain))
+        pen.text((left + THUMBNAIL, below + 7), cell.told, _INK, plain, anchor="ra")
         write((left, below + 7 + _LINE), caption, 11, _GREY, THUMBNAIL, keep_end=True)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)

@@ -32,6 +32,7 @@ from pipeline.common.keys import safe_name
 from pipeline.common.progress import Progress
 from pipeline.common.text import printable
 from pipeline.data import datasets
+from pipeline.data.options import FolderOptions
 from pipeline.models import classifiers
 from pipeline.network.taps import describe_taps
 from pipeline.output import leaderboard, metrics, run_folder, templating
@@ -185,13 +186,14 @@ class _Images:
         before = run.metrics["images"]["rows"]["train"] if run.metrics.get("cross_validation") else 0
         key = about.get("folder", about["name"]), about["digest"], before
         if key not in self._known:
-            self._known[key] = self._load(about["name"], *key)
+            self._known[key] = self._load(about["name"], about.get("reading", {}), *key)
         return self._known[key]
 
-    def _load(self, name: str, where: str, digest: str, before: int) -> _ScoredImages | str:
+    def _load(self, name: str, reading: Mapping[str, Any], where: str, digest: str, before: int) -> _ScoredImages | str:
         try:
             with _unsaid():  # whoever made the run was told about the data then
-                dataset = datasets.load_dataset(where, self.data_dir, download=False)
+                how = FolderOptions.recorded(reading)
+                dataset = datasets.load_dataset(where, self.data_dir, download=False, how=how)
         except UserError as error:
             log.info("no images of %s on the page: %s", name, error)
             return f"No images are shown, because {name} was not on the machine where this page was made."

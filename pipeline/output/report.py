@@ -74,6 +74,15 @@ def images_text(images: Mapping[str, Any]) -> str:
         )
     if any(copied.values()):
         text += f"; {copied['train']:,} rows of train and {copied['test']:,} of test are copies of these"
+    groups = images.get("groups")  # runs from before there were any have none
+    if groups and images["validation"] is None:
+        text += f"; none of {groups['train'] + groups['test']:,} groups is in two folds"
+    elif groups:
+        sides = images["groups_of_sides"]
+        text += (
+            f"; of {sides['fit']:,} groups to fit on, {sides['validation']:,} to validate on and {groups['test']:,} to "
+            f"test on, no group on two sides"
+        )
     if images["shared"] and images["validation"] is not None:
         text += f"; {images['shared']:,} of the test images are in train, too"
     return text

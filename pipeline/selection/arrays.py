@@ -101,11 +101,13 @@ def _rows(cache: store.Cache, split: str, taps: str | Sequence[str] | None, seed
         )
     if split == ROWS[split]:
         return slice(None)
-    groups = copies.group(cache, [_taps(cache, taps)])["train"]
-    parts = splits.split(cache.labels("train"), groups, seed, cache.class_names)
+    grouping = copies.group(cache, [_taps(cache, taps)])
+    parts = splits.split(cache.labels("train"), grouping.groups["train"], seed, cache.class_names)
     if split == "fit":
         return np.sort(parts.fit)
-    return np.sort(parts.held_out[splits.one_of_each(groups[parts.held_out])])  # a copy tells nothing new
+    return np.sort(
+        parts.held_out[splits.one_of_each(grouping.images["train"][parts.held_out])]
+    )  # a copy tells nothing new
 
 
 def _same_rows(first: store.Cache, other: store.Cache, split: str) -> Any:

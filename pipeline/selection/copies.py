@@ -1,4 +1,4 @@
-"""Which rows are copies of one image, and what is remembered of their number so that a run is found at once.
+"""Which rows are copies of one image or of one group, and their numbers, kept so that a run is found at once.
 
 output/copies/<features key>.json    rows and distinct images of each split
 """
@@ -31,12 +31,22 @@ PROTOCOL, PROTOCOL_WITH_COPIES = 2, 3
 
 
 @dataclass(frozen=True)
+class Grouping:
+    """Which rows of both splits belong together: those with equal numbers."""
+
+    images: Groups  # they are copies of one image, of which one is scored
+    groups: Groups  # a split must not part them: copies, and groups of one's own
+    own: bool  # whether there are groups of one's own
+
+
+@dataclass(frozen=True)
 class Images:
     """How many rows and how many distinct images there are."""
 
     rows: Mapping[str, int]  # of each split
     distinct: Mapping[str, int]
     shared: int  # distinct images of test that are in train, too
+    groups: Mapping[str, int] | None = None  # of one's own, and of images without one; None where there are none
 
     @property
     def protocol(self) -> int:
@@ -44,8 +54,8 @@ class Images:
         return PROTOCOL if self.rows == self.distinct else PROTOCOL_WITH_COPIES
 
 
-def group(cache: store.Cache, choices: Sequence[tuple[str, ...]]) -> Groups:
-    """Groups (n,) of the rows of each split: equal numbers, also between splits, mean copies of one image.
+def group(cache: store.Cache, choices: Sequence[tuple[str, ...]]) -> Grouping:
+    """Which rows are copies of one image, and which are of one group.
 
     They are of one image where its digest is the same, or all features, bit for bit, of one of ``choices`` of taps: the
     network saw the same pixels then.
@@ -53,11 +63,21 @@ def group(cache: store.Cache, choices: Sequence[tuple[str, ...]]) -> Groups:
     from pipeline.selection.splits import join_groups  # late: a run that is there is found without scikit-learn
 
     labelings = [_alike(cache, taps) for taps in choices]
+    named: list[str] = []
     if cache.has_members:
-        digests = np.concatenate([cache.members(split).digests for split in SPLITS])
+        members = [cache.members(split) for split in SPLITS]
+        digests = np.concatenate([who.digests for who in members])
         labelings.append(np.unique(digests.view((np.void, digests.shape[1])).ravel(), return_inverse=True)[1])
-    joined = join_groups(*labelings)
-    return dict(zip(SPLITS, np.split(joined, [cache.rows["train"]]), strict=True))
+        named = [name for who in members for name in who.groups]
+
+    def parted(joined: NDArray[np.intp]) -> Groups:
+        return dict(zip(SPLITS, np.split(joined, [cache.rows["train"]]), strict=True))
+
+    images = joined = join_groups(*labelings)
+    if named:
+        numbers = {name: number for number, name in enumerate(named) if name}
+        joined = join_groups(images, np.array([numbers.get(name, -1 - row) for row, name in enumerate(named)]))
+    return Grouping(parted(images), parted(joined), own=bool(named))
 
 
 def _alike(cache: store.Cache, taps: tuple[str, ...]) -> NDArray[np.int64]:
@@ -88,13 +108,14 @@ def _alike(cache: store.Cache, taps: tuple[str, ...]) -> NDArray[np.int64]:
     return numbers
 
 
-def count(groups: Groups) -> Images:
+def count(grouping: Grouping) -> Images:
     """Count what `group` found."""
-    distinct = {split: np.unique(each) for split, each in groups.items()}
+    distinct = {split: np.unique(each) for split, each in grouping.images.items()}
     return Images(
-        {split: len(each) for split, each in groups.items()},
+        {split: len(each) for split, each in grouping.images.items()},
         {split: len(each) for split, each in distinct.items()},
         len(np.intersect1d(distinct["train"], distinct["test"])),
+        {split: len(np.unique(each)) for split, each in grouping.groups.items()} if grouping.own else None,
     )
 
 

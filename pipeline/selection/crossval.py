@@ -78,7 +78,7 @@ class CrossValidation:
             One row of each image, ascending.
         probabilities : ndarray, float32 (repeats, n, classes)
         """
-        rows = splits.one_of_each(self._data.grouping)
+        rows = splits.one_of_each(self._data.distinct)
         probabilities = np.full((len(self._parts), len(rows), len(self._class_names)), np.nan, np.float32)
         for repeat, parts in enumerate(self._parts):
             for fit, held_out in parts:
@@ -98,7 +98,7 @@ class CrossValidation:
         count = min(self._folds, splits.fewest(data.labels, groups))
         found: list[list[TrialResult]] = [[] for _ in trials]
         for fit, held_out in splits.folds(data.labels, groups, count, self._seed, self._class_names):
-            rows = protocol.sides(data, fit, held_out[splits.one_of_each(groups[held_out])])
+            rows = protocol.sides(data, fit, held_out[splits.one_of_each(data.distinct[held_out])])
             results = (
                 result
                 for group in self._groups

@@ -58,7 +58,7 @@ class LearningCurve:
     Attributes
     ----------
     sizes : list of int
-        Distinct training images.
+        Distinct training images; where there are groups, of the first seed.
     train, validation : ndarray, float (sizes, seeds)
         Accuracies.
     """
@@ -78,14 +78,22 @@ class LearningCurve:
 
 
 def split(data: Samples, seed: int, class_names: Sequence[str]) -> Split:
-    """The rows to fit on, and those to validate on, of which each group has one: a copy tells nothing new."""
+    """The rows to fit on, and those to validate on, of which each image has one: a copy tells nothing new."""
     parts = splits.split(data.labels, data.grouping, seed, class_names)
-    return parts._replace(held_out=parts.held_out[splits.one_of_each(data.grouping[parts.held_out])])
+    return parts._replace(held_out=parts.held_out[splits.one_of_each(data.distinct[parts.held_out])])
+
+
+def sizes_of_sides(rows: FitAndValidation) -> dict[str, Any]:
+    """How many distinct images there are to fit on and to validate on, and how many groups."""
+    sides = {"fit": rows.fit, "validation": rows.held_out}
+    counts: dict[str, Any] = {name: len(np.unique(rows.data.distinct[side])) for name, side in sides.items()}
+    groups = {name: len(np.unique(rows.data.grouping[side])) for name, side in sides.items()}
+    return {**counts, "groups_of_sides": groups}
 
 
 def class_sizes(data: Samples, class_names: Sequence[str]) -> dict[str, tuple[str, int]]:
     """The smallest and the largest class, and how many distinct images each has."""
-    counts = np.bincount(data.labels[splits.one_of_each(data.grouping)], minlength=len(class_names))
+    counts = np.bincount(data.labels[splits.one_of_each(data.distinct)], minlength=len(class_names))
     ends = {"smallest": int(counts.argmin()), "largest": int(counts.argmax())}
     return {name: (class_names[label], int(counts[label])) for name, label in ends.items()}
 
@@ -172,7 +180,7 @@ def _noting(progress: Bar, names: Sequence[str]) -> Watch:
 
 
 def curve_sizes(rows: int, classes: int) -> list[int]:
-    """Training-set sizes of the learning curve: about a sixteenth to all of the images, in equal ratios."""
+    """Training-set sizes of the learning curve: about a sixteenth to all of the groups, in equal ratios."""
     smallest = min(max(rows // 16, 2 * classes), rows)
     sizes = np.unique(np.geomspace(smallest, rows, LEARNING_CURVE_SIZES).round().astype(int)).tolist()
     # A stratified subset needs a row of each class inside, and outside unless it is everything.
@@ -227,7 +235,8 @@ def learning_curve(
                 scores[:, index, number] = fitted.train[1], fitted.validation[1]
                 starts[number] = fitted.model
             progress.update(size * len(jobs))
-    return LearningCurve(sizes, *scores)
+    shown = [len(np.unique(data.distinct[rows.fit[: rows.ends[size - 1]]])) for size in sizes]
+    return LearningCurve(shown, *scores)
 
 
 def refit(name: str, chosen: Fitted, data: Samples, seed: int) -> tuple[Pipeline, str | None]:

@@ -33,9 +33,6 @@ from pipeline.selection.options import SweepOptions
 from pipeline.selection.trials import Trial, TrialRecords, TrialResult
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from pipeline.models.history import Samples
 
 log = logging.getLogger("pipeline")
@@ -101,9 +98,9 @@ def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tu
     training = options.training
     candidates = expand_candidates(options, cache.spec.taps)
     say_untrained(cache.provenance["weights"])
-    groups = copies.group(cache, sorted({candidate.taps for candidate in candidates}))
-    records = TrialRecords(training.output_dir, asked, copies.count(groups).protocol)
-    runner = _Runner(cache, groups["train"], records)
+    grouping = copies.group(cache, sorted({candidate.taps for candidate in candidates}))
+    records = TrialRecords(training.output_dir, asked, copies.count(grouping).protocol)
+    runner = _Runner(cache, grouping, records)
     log.info("%s candidates on %s rows", f"{len(candidates):,}", f"{cache.rows['train']:,}")
     table: Table = []
     with file_errors("write the results", training.output_dir, "What was recorded is kept."):
@@ -133,14 +130,15 @@ def write_table(table: Table, output_dir: Path, dataset: str, name: str) -> Path
 class _Runner:
     """Fits candidates that have no record."""
 
-    def __init__(self, cache: store.Cache, groups: NDArray[np.intp], records: TrialRecords) -> None:
+    def __init__(self, cache: store.Cache, grouping: copies.Grouping, records: TrialRecords) -> None:
         from pipeline.selection import splits  # late: it loads scikit-learn
 
-        self._cache, self._groups, self._records = cache, groups, records
+        self._cache, self._records = cache, records
+        self._groups, self._images = grouping.groups["train"], grouping.images["train"]
         self._data: Samples | None = None
         self._taps: tuple[str, ...] = ()  # whose columns these are
         self._asked_for: set[Path] = set()
-        total = len(splits.one_of_each(groups))
+        total = len(splits.one_of_each(self._groups))
         self.rows = total - splits.validation_rows(total, len(cache.class_names))
 
     def recorded(self) -> int:
@@ -205,7 +203,7 @@ class _Runner:
         if self._data is None or not set(taps) <= set(self._taps):
             self._data = None  # gives the rows back before there are new ones
             features, labels = arrays.load_split(self._cache, "train", taps)
-            self._data, self._taps = Samples(features, labels, self._groups), taps
+            self._data, self._taps = Samples(features, labels, self._groups, self._images), taps
         return self._data
 
 

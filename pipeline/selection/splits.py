@@ -7,6 +7,7 @@ sides are those of the rows alone.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -55,16 +56,20 @@ class _Grouped:
         # A group of several classes counts as one of its rarest class, which has the fewest others.
         rarest_first = np.lexsort((np.bincount(labels)[labels], groups))
         self.labels = labels[rarest_first[self._starts]]
+        span = groups.max() + 1
+        self.counts = np.bincount(np.unique(labels * span + groups) // span)  # groups that have each class
+        alone = np.bincount(self.labels)[self.labels] < 2  # what is in other groups, too, but the rarest in this alone
+        self.labels = np.where(alone & (self.counts[self.labels] > 1), np.bincount(self.labels).argmax(), self.labels)
 
     def need(self, least: int, purpose: str, advice: str, class_names: Sequence[str]) -> None:
         """Refuse classes of fewer groups."""
-        counts = np.bincount(self.labels, minlength=len(class_names))
+        counts = np.r_[self.counts, np.zeros(len(class_names) - len(self.counts), int)]
         scarce = [f"{name} ({found})" for name, found in zip(class_names, counts, strict=True) if found < least]
         if scarce:
             named = ", ".join(scarce[:10]) + (f" and {len(scarce) - 10} more" if len(scarce) > 10 else "")
             raise UserError(
-                f"Every class needs at least {least} distinct images, {purpose}; copies of an image count once. Fewer "
-                f"found for: {named}. {advice}"
+                f"Every class needs at least {least} distinct images, {purpose}; images of one group and copies of an "
+                f"image count once. Fewer found for: {named}. {advice}"
             )
 
     def rows(self, chosen: Rows) -> Rows:
@@ -86,7 +91,7 @@ def split(labels: NDArray[Any], groups: Rows, seed: int, class_names: Sequence[s
     """
     grouped = _Grouped(labels, groups)
     grouped.need(2, "one to learn from and one to validate on", "Add images, or leave out --limit.", class_names)
-    labels = grouped.labels
+    every, labels = labels, grouped.labels
     validation = validation_rows(len(labels), len(class_names))
     fit, held_out = train_test_split(np.arange(len(labels)), test_size=validation, stratify=labels, random_state=seed)
     for label in np.setdiff1d(labels, labels[held_out]):  # a rare class, whose share was rounded to no row
@@ -98,7 +103,9 @@ def split(labels: NDArray[Any], groups: Rows, seed: int, class_names: Sequence[s
         own = np.flatnonzero(labels[fit] == label)
         places[own] = (np.arange(len(own)) + 0.5) / len(own)
     fit = fit[np.argsort(places, kind="stable")]
-    return Split(grouped.rows(fit), grouped.rows(held_out), np.cumsum(grouped.sizes[fit]))
+    chosen = Split(grouped.rows(fit), grouped.rows(held_out), np.cumsum(grouped.sizes[fit]))
+    _check_classes(every, chosen.fit, class_names)
+    return chosen
 
 
 def folds(
@@ -111,13 +118,28 @@ def folds(
     grouped = _Grouped(labels, groups)
     advice = "Ask for fewer folds with --cv, or add images."
     grouped.need(max(count, least), f"for {count} folds with every class in each", advice, class_names)
-    parts = StratifiedKFold(count, shuffle=True, random_state=seed).split(grouped.labels, grouped.labels)
-    return [(np.sort(grouped.rows(fit)), np.sort(grouped.rows(held_out))) for fit, held_out in parts]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # of groups of several classes, counted above
+        parts = list(StratifiedKFold(count, shuffle=True, random_state=seed).split(grouped.labels, grouped.labels))
+    found = [(np.sort(grouped.rows(fit)), np.sort(grouped.rows(held_out))) for fit, held_out in parts]
+    for fit, _ in found:
+        _check_classes(labels, fit, class_names)
+    return found
+
+
+def _check_classes(labels: NDArray[Any], fit: Rows, class_names: Sequence[str]) -> None:
+    """Refuse to fit without a class, which groups of several classes can take to the other side altogether."""
+    absent = np.setdiff1d(np.arange(len(class_names)), labels[fit])
+    if len(absent):
+        raise UserError(
+            f"The groups leave no image of {class_names[absent[0]]} to learn from: its few groups are all on the other "
+            f"side, because they hold other classes, too. Try another --seed, or make the groups smaller."
+        )
 
 
 def fewest(labels: NDArray[Any], groups: Rows) -> int:
     """How many groups the rarest class has."""
-    return int(np.bincount(_Grouped(labels, groups).labels).min())
+    return int(_Grouped(labels, groups).counts.min())
 
 
 def groups_with_every_class(labels: NDArray[Any], chosen: Split) -> int:

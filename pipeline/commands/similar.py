@@ -1,0 +1,179 @@
+"""The rows of a cache that are most like images of one's own, or like one of its rows.
+
+python -m pipeline similar --dataset photos IMAGE|FOLDER|train:12…
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.commands.listing import check_targets, deliver, gather, names_of
+from pipeline.commands.options import SimilarOptions
+from pipeline.common.errors import UserError
+from pipeline.common.text import count_of_files, printable, text_table, to_csv
+from pipeline.data.dataset import Image, Skipped, few_reasons
+from pipeline.data.image_files import FoundFiles
+from pipeline.features import compute
+from pipeline.features.find import find
+from pipeline.features.layout import SPLITS
+from pipeline.features.neighbours import Neighbours
+from pipeline.features.options import FeatureOptions
+from pipeline.features.originals import Originals, originals
+from pipeline.output import contact_sheet
+
+MOST_COLUMNS = 16  # of the contact sheet
+_ROW = re.compile(r"(train|test):(\d+)")
+
+
+class Asked(NamedTuple):
+    """What the like of is looked for: its name, its features (columns,), and the row that it is itself, if any."""
+
+    name: str
+    features: NDArray[np.float32]
+    itself: int | None
+    thumbnail: Image | None
+
+
+def similar(features: FeatureOptions, options: SimilarOptions) -> tuple[str, dict[str, Any]]:
+    """Find the nearest rows; return what is to be printed, and the same for programs.
+
+    Raises
+    ------
+    UserError
+        When there is no cache, a row is not in it, its weights cannot be had, not one image can be used, or, under
+        ``strict``, one cannot.
+    """
+    rows = [match for path in options.images if (match := _ROW.fullmatch(str(path))) and not path.exists()]
+    named = [path for path in options.images if path.exists() or not _ROW.fullmatch(str(path))]
+    paths, skipped = gather(named, follow_links=features.follow_links) if named else ([], [])
+    check_targets(options)
+    path, spec = find(features)
+    weights = features.weights if Path(features.weights).is_file() else None
+    with Neighbours(path, spec.taps, data_dir=features.data_dir, weights=weights) as near:
+        images = originals(near.cache, features.data_dir)
+        asked = [*_rows(near, [match.groups() for match in rows], images)]
+        found, faults = _files(near, paths, sheet=options.sheet is not None)
+        asked += found
+        skipped += faults
+        if not asked:
+            raise UserError(f"There is no image among {count_of_files(len(skipped))}: {few_reasons(skipped)}.")
+        if features.strict:
+            compute.refuse_skipped(skipped, names_of(options.images))
+        listed = _search(near, asked, min(options.top_k, len(near) - 1))
+        return deliver(
+            options,
+            _summary(path, near, images, listed, skipped),
+            {
+                "table": lambda _: _table(near, images, listed),
+                "csv": lambda _: to_csv(_HEADER, _lines(near, images, listed)).decode("utf-8"),
+            },
+            lambda: _sheet(near, images, listed),
+            skipped,
+            f"the nearest rows of {len(asked):,} {'image' if len(asked) == 1 else 'images'}",
+        )
+
+
+Listed = list[tuple[Asked, list[tuple[int, float]]]]  # each image with its nearest rows and their distances
+_HEADER = ("image", "rank", "distance", "row", "file", "label")
+
+
+def _rows(near: Neighbours, given: Sequence[Any], images: Originals) -> list[Asked]:
+    """Rows that are named by split and number."""
+    held, found = near.cache.rows, []
+    for split, number in given:
+        row = int(number)
+        if row >= held[split]:
+            raise UserError(
+                f"There is no row {split}:{row} in {near.cache.path}: {split} has {held[split]:,} rows, from 0 on."
+            )
+        place = row + (held["train"] if split == "test" else 0)
+        found.append(Asked(f"{split}:{row}", near.of_rows([place])[0], place, images.pixels(split, row)))
+    return found
+
+
+def _files(near: Neighbours, paths: Sequence[Path], *, sheet: bool) -> tuple[list[Asked], list[Skipped]]:
+    """Images in files, and which of them cannot be used."""
+    files = FoundFiles(paths, thumbnail_side=contact_sheet.THUMBNAIL if sheet else None)
+    features, faults = near.features(files)
+    usable = [row for row in range(len(paths)) if row not in faults]
+    found = [
+        Asked(printable(str(paths[row])), each, None, files.thumbnails.get(row))
+        for row, each in zip(usable, features, strict=True)
+    ]
+    return found, [Skipped(str(paths[row]), why) for row, why in faults.items()]
+
+
+def _search(near: Neighbours, asked: Sequence[Asked], count: int) -> Listed:
+    distances, rows = near.search(np.stack([each.features for each in asked]), count + 1)
+    result = []
+    for each, own, places in zip(asked, distances.tolist(), rows.tolist(), strict=True):
+        pairs = [(row, distance) for row, distance in zip(places, own, strict=True) if row != each.itself]
+        result.append((each, pairs[:count]))
+    return result
+
+
+def _place(near: Neighbours, row: int) -> tuple[str, int]:
+    """The split of a row, and its number there."""
+    train = near.cache.rows["train"]
+    return (SPLITS[0], row) if row < train else (SPLITS[1], row - train)
+
+
+def _lines(near: Neighbours, images: Originals, listed: Listed) -> list[list[str]]:
+    """A line for each pair, as `_HEADER` says."""
+    found = []
+    for each, pairs in listed:
+        for rank, (row, distance) in enumerate(pairs, 1):
+            split, number = _place(near, row)
+            file = images.name(split, number) if images.names else ""
+            label = near.class_names[near.labels[row]]
+            found.append([each.name, str(rank), f"{distance:.4f}", f"{split}:{number}", file, label])
+    return found
+
+
+def _table(near: Neighbours, images: Originals, listed: Listed) -> str:
+    lines = _lines(near, images, listed)
+    return text_table(_HEADER, [["" if line[1] != "1" else line[0], *line[1:]] for line in lines])
+
+
+def _summary(
+    path: Path, near: Neighbours, images: Originals, listed: Listed, skipped: Sequence[Skipped]
+) -> dict[str, Any]:
+    lines = iter(_lines(near, images, listed))
+    return {
+        "cache": printable(str(path)),
+        "similar": [
+            {
+                "image": each.name,
+                "rows": [
+                    {"row": line[3], "file": line[4] or None, "label": line[5], "distance": round(distance, 6)}
+                    for (_, distance), line in zip(pairs, lines, strict=False)
+                ],
+            }
+            for each, pairs in listed
+        ],
+        "skipped": [{"file": printable(item.file), "reason": item.reason} for item in skipped],
+    }
+
+
+def _sheet(near: Neighbours, images: Originals, listed: Listed) -> bytes:
+    """Each image in a line of its own, its nearest rows beside it."""
+    columns = min(MOST_COLUMNS, 1 + max(len(pairs) for _, pairs in listed))
+    shown = listed[: contact_sheet.MOST // columns]
+    grey = np.full((8, 8, 3), 160, np.uint8)
+    cells = []
+    for each, pairs in shown:
+        cells.append(contact_sheet.Cell(grey if each.thumbnail is None else each.thumbnail, each.name, "", 0, ""))
+        for row, distance in pairs[: columns - 1]:
+            split, number = _place(near, row)
+            pixels, label = images.pixels(split, number), near.class_names[near.labels[row]]
+            name = images.name(split, number)
+            share = max(0.0, 1 - distance)
+            cells.append(contact_sheet.Cell(grey if pixels is None else pixels, name, label, share, f"{distance:.3f}"))
+    note = images.absent or "distance: 0 is the same picture, 1 has nothing in common; the first of each line was asked"
+    return contact_sheet.draw(cells, f"{near.cache.spec.dataset}: the nearest rows", note, columns)

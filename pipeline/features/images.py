@@ -1,0 +1,138 @@
+"""New images to features, under the settings of those that there are: of a model's, or of a cache's."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.common.errors import UserError
+from pipeline.common.progress import Progress
+from pipeline.data import loader
+from pipeline.data.dataset import LazyImages, Split, Unusable
+from pipeline.features.spec import FeatureSpec
+from pipeline.network import compile as compiling
+from pipeline.network import device
+from pipeline.network.taps import columns_of
+from pipeline.network.weights import VGGWeights, load_weights, say_untrained
+
+log = logging.getLogger("pipeline")
+
+
+class ImageFeatures:
+    """Computes features; the network is loaded and compiled when the first image comes.
+
+    Parameters
+    ----------
+    spec : FeatureSpec
+        What they are to be.
+    recorded : str
+        The weights that the spec's were: ``imagenet``, ``random`` or a file.
+    owner : str
+        Whose spec it is, for messages: ``The model x.joblib``.
+    data_dir : Path
+        Where weights are, or go.
+    weights : str, optional
+        Where the recorded weights are now, if they were a file.
+    batch_size : int, optional
+        Images that go through the network together, chosen when left out.
+    """
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        recorded: str,
+        owner: str,
+        *,
+        data_dir: Path,
+        weights: str | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        self.spec, self._owner, self._choice = spec, owner, weights or recorded
+        self._data_dir, self._batch_size = data_dir, batch_size
+        self._extractor: tuple[int, Callable[[Any], loader.Features]] | None = None
+
+    def batches(
+        self, images: LazyImages | NDArray[np.uint8], title: str
+    ) -> Iterator[tuple[list[int], NDArray[np.float32], Mapping[int, str]]]:
+        """Batch by batch: rows that can be used, their features (rows, columns), and why others cannot be.
+
+        Raises
+        ------
+        UserError
+            When the weights cannot be had, or are others than those of the spec.
+        """
+        if not len(images):
+            return
+        taps, plan = self.spec.taps, self._plan
+        _ = self.network  # what is wrong with it is said before anything is decoded
+        # One image need not pay for a batch; a power of two, so that few shapes are ever compiled.
+        size = min(plan.batch_size, max(4, 1 << (len(images) - 1).bit_length()))
+        splits = {"images": Split(images, np.zeros(len(images), np.uint8))}
+        every = [("images", row) for row in range(len(images))]
+        with (
+            Progress(title, len(images), "images") as progress,
+            loader.batches(splits, every, self.spec, batch_size=size) as source,
+        ):
+            for batch in source:
+                faults = {row: str(image) for (_, row), image in batch if isinstance(image, Unusable)}
+                usable = {row: image for (_, row), image in batch if not isinstance(image, Unusable)}
+                columns = np.empty((0, columns_of(taps)), np.float32)
+                if usable:
+                    features = self._compiled(size)(list(usable.values()))
+                    columns = np.hstack([features[tap] for tap in taps]).astype(np.float32)
+                yield list(usable), columns, faults
+                progress.update(len(batch))
+
+    def _compiled(self, size: int) -> Callable[[Any], loader.Features]:
+        """The network for batches of a size, or of a larger one that is there."""
+        if self._extractor is None or self._extractor[0] < size:
+            extractor = compiling.make_extractor(
+                self.network.layers,
+                self.spec.taps,
+                image_size=self.spec.image_size,
+                interpolation=self.spec.interpolation,
+                plan=dataclasses.replace(self._plan, batch_size=size),
+            )
+            self._extractor = size, extractor
+        return self._extractor[1]
+
+    @cached_property
+    def network(self) -> VGGWeights:
+        """The weights of the spec, wherever they are now."""
+        wanted = self.spec.weights_digest
+        try:
+            network = load_weights(self._choice, self._data_dir)
+        except UserError as error:
+            raise UserError(f"{self._owner} needs the weights it was made with: {error}") from error
+        if network.digest != wanted:
+            raise UserError(
+                f"{self._owner} was made with features of other weights: their digest is {wanted[:12]}…, that of "
+                f"{self._choice} is {network.digest[:12]}…. Name the file that it was made with by --weights."
+            )
+        say_untrained(network.label)
+        return network
+
+    @cached_property
+    def _plan(self) -> device.Plan:
+        """How to compute: in the spec's own precision, or in float32 where nothing here has bfloat16.
+
+        bfloat16 rounds what float32 computes, and `features` takes a cache of either for the same, so what was made
+        elsewhere is of use here, too.
+        """
+        wanted = self.spec.precision
+        asked = "auto" if wanted == "bfloat16" and not device.has_bfloat16() else wanted
+        plan = compiling.make_plan(asked, image_size=self.spec.image_size, batch_size=self._batch_size)
+        if plan.precision != wanted:
+            log.warning(
+                "warning: %s was made with %s features, which this machine cannot compute. They are computed in %s, "
+                "which differs by about 1 %%: results may differ a little from those of where it was made",
+                f"{self._owner[:1].lower()}{self._owner[1:]}", wanted, plan.precision,
+            )  # fmt: skip
+        return plan

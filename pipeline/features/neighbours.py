@@ -1,0 +1,219 @@
+"""Which rows of a cache are most like an image: exact search by the cosine of standardised features.
+
+>>> from pipeline import Neighbours
+>>> near = Neighbours("features/photos-vgg16-64px-….h5")  # doctest: +SKIP
+>>> distances, rows = near.kneighbors(["cat.jpg"], n_neighbors=5)  # doctest: +SKIP
+>>> near.names[rows[0]]  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.common.errors import UserError
+from pipeline.common.progress import Progress
+from pipeline.data.dataset import LazyImages
+from pipeline.features import store
+from pipeline.features.images import ImageFeatures
+from pipeline.features.layout import SPLITS
+from pipeline.features.originals import originals
+from pipeline.features.rows import FeatureRows, Scale, moments
+from pipeline.network.taps import parse_taps
+
+DISTANCES = 1 << 24  # that are held at a time
+PAIRS = 1024  # rows that are compared with as many others at a time
+TINY = np.finfo(np.float32).tiny
+
+Found = tuple[NDArray[np.float32], NDArray[np.intp]]
+
+
+class Neighbours:
+    """The rows of a cache, those of train first, then those of test; open until it is closed.
+
+    The distance is one minus the cosine between standardised features: 0 for the same picture, about 1 for two
+    that have nothing in common, 2 at most. All rows are compared, in blocks of a matrix product.
+
+    Parameters
+    ----------
+    cache : str or Path
+        A feature file.
+    taps : str or sequence of str, optional
+        ``all``, ``top``, names separated by commas, or a sequence of names; all that the file has when left out.
+    data_dir : str or Path
+        Where the weights of VGG16 are, or go.
+    weights : str, optional
+        Where the file's own weights are now, if they were a file.
+
+    Attributes
+    ----------
+    class_names : tuple of str
+    labels : ndarray, int (rows,)
+    names : ndarray of str (rows,)
+        Path of each row's image inside its data set; where rows are no files, ``train:12`` for row 12 of train.
+
+    Raises
+    ------
+    UserError
+        When there is no such file, it does not verify, or lacks a tap.
+    """
+
+    def __init__(
+        self,
+        cache: str | Path,
+        taps: str | Sequence[str] | None = None,
+        *,
+        data_dir: str | Path = "data",
+        weights: str | None = None,
+    ) -> None:
+        self.cache = store.open(Path(cache))
+        spec, self._data_dir = self.cache.spec, Path(data_dir)
+        chosen = spec.taps if taps is None else parse_taps(taps if isinstance(taps, str) else ",".join(taps))
+        sides = [self.cache.feature_rows(split, chosen) for split in SPLITS]
+        total = sum(side.nbytes for side in sides)
+        with Progress("reading", total, "B", scale=True) as progress:
+            sides = [side.in_memory(progress.update) for side in sides]
+        self._index = Index([side for side in sides if side.shape[0]])
+        self.class_names = self.cache.class_names
+        self.labels = np.concatenate([self.cache.labels(split) for split in SPLITS])
+        own = {**spec.to_dict(), "taps": chosen}
+        self._images = ImageFeatures(
+            type(spec).from_dict(own), self.cache.provenance["weights"], f"The feature file {cache}",
+            data_dir=self._data_dir, weights=weights,
+        )  # fmt: skip
+
+    def __enter__(self) -> Neighbours:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cache.close()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def names(self) -> NDArray[np.str_]:
+        """Who the rows are."""
+        found = originals(self.cache, self._data_dir)
+        return np.array([found.name(split, row) for split in SPLITS for row in range(self.cache.rows[split])], np.str_)
+
+    def kneighbors(self, images: Any, n_neighbors: int = 10) -> Found:
+        """The rows that are most like each of some images, the nearest first.
+
+        Parameters
+        ----------
+        images : ndarray, uint8 (n, h, w, 3), or sequence of ndarray, uint8 (h, w, 3), or of paths
+        n_neighbors : int
+
+        Returns
+        -------
+        distances : ndarray, float32 (n, n_neighbors)
+        rows : ndarray, int (n, n_neighbors)
+
+        Raises
+        ------
+        UserError
+            When an image cannot be used, or the weights that the file was made with cannot be had.
+        """
+        from pipeline.features.transformer import identified  # late: it loads scikit-learn
+
+        given = identified(images, guarded=True)
+        features, faults = self.features(given)
+        for row, why in faults.items():
+            raise UserError(f"The image {given.ids.names[row]} cannot be used: {why}. Leave it out.")
+        return self.search(features, n_neighbors)
+
+    def features(self, images: LazyImages) -> tuple[NDArray[np.float32], dict[int, str]]:
+        """Features (usable images, columns), and why others cannot be used, by their numbers."""
+        blocks, faults = [np.empty((0, self._index.columns), np.float32)], dict[int, str]()
+        for _, block, found in self._images.batches(images, "computing"):
+            blocks.append(block)
+            faults.update(found)
+        return np.concatenate(blocks), faults
+
+    def of_rows(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """Features (n, columns) of rows of the cache."""
+        return self._index.rows(np.asarray(rows, np.intp))
+
+    def search(self, features: NDArray[np.float32], n_neighbors: int) -> Found:
+        """The nearest rows of features (n, columns), as `kneighbors` gives them."""
+        if not 1 <= n_neighbors <= len(self):
+            raise UserError(f"The n_neighbors parameter must be between 1 and {len(self):,}. Got {n_neighbors!r}.")
+        return self._index.search(features, n_neighbors)
+
+
+class Index:
+    """Rows that can be searched: one after the other, (n, columns) each, standardised by the first of them."""
+
+    def __init__(self, sides: Sequence[FeatureRows]) -> None:
+        self._sides, self.scale = list(sides), moments(sides[0])
+        self.columns = sides[0].shape[1]
+        self._ends = np.cumsum([side.shape[0] for side in sides])
+        self._lengths = np.concatenate([_lengths(side, self.scale) for side in sides])
+
+    def rows(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Features (n, columns) of rows, by their numbers in any order."""
+        as_they_are = Scale(np.zeros(self.columns), np.ones(self.columns), 1)
+        once, places = np.unique(rows, return_inverse=True)
+        result = np.empty((len(once), self.columns), np.float32)
+        for side, end in zip(self._sides, self._ends, strict=True):
+            mine = (once >= end - side.shape[0]) & (once < end)
+            result[mine] = side.read(once[mine] - (end - side.shape[0]), as_they_are)
+        return result[places]
+
+    def distances(self, one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Distances (n,) between rows and other rows (n,)."""
+        found = np.empty(len(one), np.float32)
+        for at in range(0, len(one), PAIRS):
+            pairs = slice(at, at + PAIRS)
+            a, b = (self.scale.standardise(self.rows(each[pairs])) for each in (one, other))
+            lengths = self._lengths[one[pairs]] * self._lengths[other[pairs]]
+            found[pairs] = 1 - np.einsum("ij,ij->i", a, b) / np.maximum(lengths, TINY)
+        return np.clip(found, 0, 2)
+
+    def search(self, features: NDArray[np.float32], count: int) -> Found:
+        """The nearest rows of features (n, columns): their distances and numbers (n, count)."""
+        size = max(1, DISTANCES // len(self._lengths))
+        found = [self._search(features[at : at + size], count) for at in range(0, len(features), size)]
+        if not found:
+            return np.empty((0, count), np.float32), np.empty((0, count), np.intp)
+        distances, rows = zip(*found, strict=True)
+        return np.concatenate(distances), np.concatenate(rows)
+
+    def _search(self, features: NDArray[np.float32], count: int) -> Found:
+        # With z = (x - mean) * gain the product of two rows is z.z' = x.w - mean.w where w = gain * z': what is
+        # standardised is the few rows asked for, not the many that there are.
+        asked = self.scale.standardise(features.copy())
+        lengths = np.linalg.norm(asked, axis=1)
+        weights = np.ascontiguousarray((asked * self.scale.gain.astype(np.float32)).T)
+        products = np.empty((len(self._lengths), len(features)), np.float32)
+        for side, end in zip(self._sides, self._ends, strict=True):
+            own = products[end - side.shape[0] : end]
+
+            def visit(rows: slice, block: NDArray[np.float32], _: None, own: NDArray[np.float32] = own) -> None:
+                np.matmul(block, weights, out=own[rows])
+
+            side.reduce(visit, lambda: None)
+        products -= self.scale.mean.astype(np.float32) @ weights
+        distances = np.clip(1 - products / np.maximum(self._lengths[:, None] * lengths, TINY), 0, 2).T
+        nearest = np.argpartition(distances, count - 1, axis=1)[:, :count]
+        order = np.take_along_axis(distances, nearest, axis=1).argsort(axis=1, kind="stable")
+        nearest = np.take_along_axis(nearest, order, axis=1)
+        return np.take_along_axis(distances, nearest, axis=1), nearest
+
+
+def _lengths(rows: FeatureRows, scale: Scale) -> NDArray[np.float32]:
+    """Lengths (n,) of the standardised rows."""
+    result = np.empty(rows.shape[0], np.float32)
+
+    def visit(here: slice, block: NDArray[np.float32], _: None) -> None:
+        scale.standardise(block)
+        result[here] = np.sqrt(np.einsum("ij,ij->i", block, block))
+
+    rows.reduce(visit, lambda: None)
+    return result

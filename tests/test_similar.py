@@ -1,0 +1,110 @@
+"""What is most like an image: exactly the nearest rows, whoever asks and in whatever form."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pictures
+import pytest
+from conftest import Run, assert_user_error
+from PIL import Image
+from test_cli import DIGITS
+from test_folders import extract
+
+import pipeline
+from pipeline.common.errors import UserError
+from pipeline.features import store
+from pipeline.features.neighbours import Index
+from pipeline.features.rows import FeatureRows
+
+
+@pytest.fixture(scope="module")
+def insects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of twenty pictures under the network itself, untrained."""
+    folder = tmp_path_factory.mktemp("similar")
+    pictures.fill(folder / "insects", count=10)
+    return folder
+
+
+TAPS = ["--taps", "block1_conv1.avg,block2_conv1.avg"]
+
+
+def flags(folder: Path) -> list[object]:
+    return ["--dataset", folder / "insects", *DIGITS[2:], *TAPS, "--features-dir", folder / "features"]
+
+
+def test_the_search_is_exact_in_memory_and_in_a_file(tmp_path: Path) -> None:
+    pictures.fill(tmp_path / "x", count=30)
+    assert extract(tmp_path / "x", tmp_path / "f").status == 0
+    with store.open(next((tmp_path / "f").glob("*.h5"))) as cache:
+        in_file = [cache.feature_rows(split, cache.spec.taps) for split in ("train", "test")]
+        index = Index(in_file)
+        everything = np.vstack([rows.array().astype(np.float64) for rows in in_file])
+        mean, deviation = everything[: cache.rows["train"]].mean(axis=0), everything[: cache.rows["train"]].std(axis=0)
+        standard = (everything - mean) / deviation
+        standard /= np.linalg.norm(standard, axis=1, keepdims=True)
+        want = 1 - standard @ standard.T
+        asked = np.array([3, 59, 3, 0])
+        np.testing.assert_allclose(index.rows(asked), everything[asked])
+        for held in (index, Index([FeatureRows([rows.array()]) for rows in in_file])):
+            distances, rows = held.search(everything[asked].astype(np.float32), 7)
+            np.testing.assert_allclose(distances, np.sort(want[asked], axis=1)[:, :7], atol=2e-5)
+            np.testing.assert_allclose(np.take_along_axis(want[asked], rows, axis=1), distances, atol=2e-5)
+            assert rows[:, 0].tolist() == asked.tolist()
+            np.testing.assert_allclose(
+                held.distances(np.array([0, 5, 5]), np.array([59, 5, 6])), want[[0, 5, 5], [59, 5, 6]], atol=2e-5
+            )
+
+
+@pytest.mark.tensorflow
+def test_an_image_a_row_and_a_copy_find_what_is_like_them(run: Run, insects: Path, tmp_path: Path) -> None:
+    assert run("features", *flags(insects)).returncode == 0
+    copy = tmp_path / "copy.png"
+    shutil.copy(insects / "insects" / "bee" / "004.png", copy)
+    Image.open(copy).resize((80, 80), Image.Resampling.BICUBIC).save(tmp_path / "larger.jpg", quality=90)
+    (tmp_path / "broken.jpg").write_bytes(b"no image at all")
+    images = [copy, tmp_path / "larger.jpg", tmp_path / "broken.jpg", "train:2"]
+    done = run("similar", *images, *flags(insects), "--top-k", "3", "--sheet", tmp_path / "sheet.png")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [len(line.split()) for line in lines[:10]] == [6, 6, 5, 5, 6, 5, 5, 6, 5, 5], "the name is said once"
+    assert "broken.jpg: " in done.stdout
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.height > 3 * 160
+    read = list(csv.DictReader(io.StringIO(run("similar", *images, *flags(insects), "--format", "csv").stdout)))
+    by_image = {name: [row for row in read if row["image"] == name] for name in map(str, images)}
+    assert by_image["train:2"][0]["row"] != "train:2", "a row is not like itself"
+    assert len(by_image["train:2"]) == 10
+    for path in images[:2]:
+        assert by_image[str(path)][0]["file"] == "bee/004.png"
+        assert by_image[str(path)][0]["label"] == "bee"
+    assert float(by_image[str(copy)][0]["distance"]) == pytest.approx(0, abs=1e-3)
+    made = run("similar", *images, *flags(insects), "--output", tmp_path / "found.json")
+    assert "found.json: the nearest rows of 3 images" in made.stdout
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["similar"][0]["image"] == "train:2"
+    assert [item["file"] for item in found["skipped"]] == [str(tmp_path / "broken.jpg")]
+
+    with pipeline.Neighbours(next((insects / "features").glob("*.h5"))) as near:
+        assert repr(near.class_names) == "('ant', 'bee')"
+        assert len(near) == 20
+        distances, rows = near.kneighbors([copy], n_neighbors=3)
+        assert near.names[rows[0, 0]] == "bee/004.png"
+        pixels = np.asarray(Image.open(copy))
+        again = near.kneighbors(pixels[None], n_neighbors=3)
+        np.testing.assert_allclose(again[0], distances, atol=1e-3)
+        with pytest.raises(UserError, match="between 1 and 20. Got 21"):
+            near.kneighbors([copy], n_neighbors=21)
+        with pytest.raises(UserError, match="cannot be used"):
+            near.kneighbors([tmp_path / "broken.jpg"])
+
+    assert_user_error(run("similar", tmp_path / "broken.jpg", *flags(insects)), "no image among 1 file", "broken.jpg")
+    assert_user_error(run("similar", copy, tmp_path / "broken.jpg", *flags(insects), "--strict"), "--strict")
+    assert_user_error(run("similar", "test:99", *flags(insects)), "no row test:99", "test has 4 rows")
+    assert_user_error(run("similar", tmp_path / "nothing.png", *flags(insects)), "no image or folder", "nothing.png")
+    assert_user_error(run("similar", *flags(insects)), "images parameter must be given")
