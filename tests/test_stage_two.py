@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pipeline.common.errors import UserError
 from pipeline.features.rows import FeatureRows
-from pipeline.models import classifiers
+from pipeline.models import classifiers, fit
 from pipeline.models.fit import Job, fit_side_by_side
 from pipeline.models.history import Samples
 from pipeline.output import metrics, run_folder
@@ -178,6 +178,17 @@ def test_of_rivals_the_best_alone_goes_to_its_end() -> None:
     chosen = protocol.select("mlp", asked, protocol.prepare(blobs(300), 0, CLASSES), 0)
     assert [trial["converged"] for trial in chosen.trials].count(False) >= 2
     assert chosen.fitted.validation[0] == min(trial["log_loss"] for trial in chosen.trials)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_chosen_was_not_given_up_for_another(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """However early that is, and though validation losses rise again."""
+    monkeypatch.setattr(fit, "FAIR_ITERATIONS", 1)
+    monkeypatch.setattr(fit, "FAR_BEHIND", 0.0)
+    rows = protocol.prepare(blobs(90, seed), 0, CLASSES)
+    jobs = [Job(options("logistic", C=value), rows, 0) for value in (0.001, 0.1, 1.0, 10.0, 100.0)]
+    fitted = fit_side_by_side("logistic", jobs, rivals=True)
+    assert min(fitted, key=lambda each: each.criterion).not_converged is None
 
 
 def test_mlp_keeps_its_best_epoch() -> None:

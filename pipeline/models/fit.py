@@ -177,7 +177,7 @@ def _fit_iterations(jobs: Sequence[Job], rivals: bool, brief: bool, watch: Watch
         weights[np.searchsorted(used, job.rows.fit)] = row_weights(job.params, data.labels[job.rows.fit])
         problems.append(logistic.Problem(job.params["C"], weights, job.start))
 
-    latest = np.full(len(jobs), np.inf)  # validation losses
+    latest, given_up = np.full(len(jobs), np.inf), set[int]()  # validation losses; those behind
     params = jobs[0].params
     weighed = params.get("class_weight") is not None  # then these are not what is chosen by
 
@@ -193,7 +193,11 @@ def _fit_iterations(jobs: Sequence[Job], rivals: bool, brief: bool, watch: Watch
             and step.step >= FAIR_ITERATIONS
             and step.validation_loss > latest.min() * (1 + FAR_BEHIND)
         )
-        return _given_up(step) if behind else None
+        if not behind:
+            return None
+        given_up.add(number)
+        latest[number] = np.inf  # so that the last one left is behind no one
+        return _given_up(step)
 
     tol = max(params["tol"], BRIEF_TOLERANCE) if brief else params["tol"]
     found = logistic.fit(
@@ -218,6 +222,14 @@ def _fit_iterations(jobs: Sequence[Job], rivals: bool, brief: bool, watch: Watch
         steps = History("iteration", fit.steps, last.step)
         train = (last.train_loss, last.train_accuracy)
         fitted.append(Fitted(dict(job.params), steps, train, end, reason, fit.model, criterion))
+    # On few rows a validation loss may rise again, and one that was given up be ahead after all: that one goes on, too.
+    lowest = min(criteria[number] for number in range(len(jobs)) if number not in given_up)
+    again = [number for number in given_up if criteria[number] < lowest]
+    if again:
+        whole = [jobs[number] for number in again]
+        ended = _fit_iterations(whole, False, brief, lambda at, step, last: watch(again[at], step, last))
+        for number, each in zip(again, ended, strict=True):
+            fitted[number] = each
     return fitted
 
 
