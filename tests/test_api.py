@@ -146,6 +146,7 @@ def test_displays_draw_into_the_axes_given(run_results: RunResults) -> None:
     np.testing.assert_array_equal(history.lines_[1].get_ydata(), run_results.history["validation_accuracy"])
     curve = pipeline.LearningCurveDisplay.from_run(run_results).plot(ax=axes[1])
     assert curve.train_scores.shape == (5, 3)
+    assert [text.get_text() for text in axes[1].get_legend().get_texts()] == ["Train", "Validation"]
     matrix = pipeline.ConfusionMatrixDisplay.from_run(run_results).plot(ax=axes[2])
     np.testing.assert_array_equal(matrix.confusion_matrix, run_results.confusion_matrix)
     shares = pipeline.ConfusionMatrixDisplay.from_run(run_results, normalize="true").confusion_matrix

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
+import pipeline
 from pipeline.cli import main
 
 digits = load_digits()
@@ -37,12 +38,28 @@ main(["features", *settings])
 main(["train", *settings])
 
 # %%
-# The model predicts new images, and draws them on a sheet with the predicted class and its probability.
+# What the run found, as a picture:
 
-(model,) = Path("models").glob("scans-*.joblib")
-main(["predict", "--model", str(model), "new-scans", "--sheet", "sheet.png"])
-
-figure, axes = plt.subplots(figsize=(8, 8))
-axes.imshow(Image.open("sheet.png"))
-axes.set_axis_off()
+(folder,) = Path("output").glob("scans-logistic-*")
+run = pipeline.load_run(folder.name)
+pipeline.ConfusionMatrixDisplay.from_run(run).plot(colorbar=False)
 plt.show()
+
+# %%
+# The model classifies images that come later; here of files, but arrays will do, too.
+
+model = pipeline.load_model(run.name)
+files = sorted(Path("new-scans").iterdir())[:24]
+probabilities = model.predict_proba(files)
+best = model.classes_[probabilities.argmax(axis=1)]
+
+figure, axes = plt.subplots(4, 6, figsize=(7, 5.4), subplot_kw={"xticks": [], "yticks": []}, layout="constrained")
+for place, file, label, probability in zip(axes.flat, files, best, probabilities.max(axis=1), strict=True):
+    place.imshow(Image.open(file), cmap="gray")
+    place.set_title(f"{label} {probability:.0%}", fontsize=8)
+plt.show()
+
+# %%
+# On the command line, the same of the whole folder: a table, and a sheet of thumbnails in ``sheet.png``.
+
+main(["predict", "--model", f"models/{run.name}.joblib", "new-scans", "--top-k", "2", "--sheet", "sheet.png"])

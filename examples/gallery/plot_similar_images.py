@@ -8,14 +8,13 @@ neighbours, a cache is an index of similar images.
 
 from pathlib import Path
 
-import h5py
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
 
-from pipeline import load_features
+from pipeline import load_features, row_names
 from pipeline.cli import main
 
 digits = load_digits()
@@ -27,13 +26,12 @@ for number, image in enumerate(digits.images[:500]):
 main(["features", "--dataset", "archive", "--image-size", "32", "--taps", "block5_conv1.avg"])
 
 # %%
-# The features, and the file of each row. The cache is plain HDF5, so h5py can read it, too.
+# The features, and the file of each row:
 
 (cache,) = Path("features").glob("archive-vgg16-32px-*.h5")
 train, _ = load_features(cache, "train")
 test, _ = load_features(cache, "test")
-with h5py.File(cache) as file:
-    names = {split: file[split]["names"].asstr()[:] for split in ("train", "test")}
+names = {split: row_names(cache, split) for split in ("train", "test")}
 
 # %%
 # For six images of the test split, the five most similar ones of the training split:

@@ -74,6 +74,15 @@ class LearningCurveDisplay(model_selection.LearningCurveDisplay):  # type: ignor
         scores = [_by_seed(curve["rows"], curve[f"{split}_accuracy"], sizes) for split in ("train", "validation")]
         return cls(train_sizes=sizes, train_scores=scores[0], test_scores=scores[1], score_name="accuracy")
 
+    def plot(self, *arguments: Any, **more: Any) -> LearningCurveDisplay:
+        """Draw as scikit-learn does, which calls Test what is validation here."""
+        super().plot(*arguments, **more)
+        handles, labels = self.ax_.get_legend_handles_labels()
+        for handle, label in zip(handles, labels, strict=True):
+            handle.set_label(label.replace("Test", "Validation"))
+        self.ax_.legend()
+        return self
+
 
 class ConfusionMatrixDisplay(metrics.ConfusionMatrixDisplay):  # type: ignore[misc]
     """scikit-learn's, of a run."""
