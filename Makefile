@@ -101,7 +101,7 @@ check: $(DEV) ## lint and type-check (ruff, mypy strict)
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 
-format: $(DEV) ## format the code and mend what ruff can
+format: $(DEV) ## format the code and repair what ruff can
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
 

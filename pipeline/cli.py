@@ -1,4 +1,4 @@
-"""The front door: flags in, exit status out.
+"""The command line: flags in, exit status out.
 
 python -m pipeline COMMAND --help
 
@@ -218,7 +218,7 @@ def _finished(asked: FeatureOptions, training: TrainOptions, place: RunFolder) -
     return wrap(text), {**(place.load() or {}), "folder": str(place.folder), "model": str(place.model)}
 
 
-# --- the front door ---------------------------------------------------------------------------
+# --- what is asked, and what is answered -------------------------------------------------------
 
 
 class _Parser(argparse.ArgumentParser):
@@ -245,6 +245,7 @@ def build_parser() -> argparse.ArgumentParser:
             name,
             help=text,
             description=text,
+            prog=f"{PROGRAM} {name}",
             usage=" ".join([PROGRAM, name, "[options]", *map(str, positional)]),
             epilog=f"example: {PROGRAM} {name} {command.example}".rstrip(),
         )
@@ -295,7 +296,7 @@ def _interrupt(signal_number: int, frame: object) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0 done, 2 the user can mend it, 130 interrupted."""
+    """Run a command and return its exit status: 0 done, 2 something that the user can correct, 130 interrupted."""
     show_log()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # of names that are not text, or not in its encoding

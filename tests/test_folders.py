@@ -122,6 +122,8 @@ def test_the_digest_covers_names_bytes_and_classes(folder: Path, tmp_path: Path)
 def test_the_name_cannot_pass_for_a_known_data_set(tmp_path: Path) -> None:
     pictures.fill(tmp_path / "digits")
     assert load(tmp_path / "digits").name == "digits-folder"
+    pictures.fill(tmp_path / "新 照片")
+    assert load(tmp_path / "新 照片").name == "新-照片", "of a script without English letters it keeps its own"
     assert datasets.load_dataset("digits", tmp_path, download=False).rows["train"] == 1442
 
 

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from conftest import Run, assert_user_error
 
+from pipeline.common.errors import UserError
 from pipeline.common.text import to_csv, to_json
 from pipeline.models.history import History, Step
-from pipeline.output import figures, leaderboard, page, run_folder
+from pipeline.output import figures, leaderboard, page, run_folder, templating
 from pipeline.output import metrics as certainty
 
 CLASSES = ("cat <b>", "dog & co", "ant", "bee")
@@ -297,6 +298,20 @@ def test_images_of_a_folder_are_shown_and_replaced_when_they_are_gone(tmp_path: 
     shutil.rmtree(pictures)
     assert images() == []
     assert "No images are shown" in (output / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["index.html", "page.css"])
+def test_a_missing_template_is_no_failed_write(
+    monkeypatch: pytest.MonkeyPatch, output: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(templating.TEMPLATES, tmp_path / "templates")
+    (tmp_path / "templates" / name).unlink()
+    monkeypatch.setattr(templating, "TEMPLATES", tmp_path / "templates")
+    templating._environment.cache_clear()
+    with pytest.raises(UserError, match=f"The template {name} is missing .* not installed completely"):
+        page.rebuild(output, output)
+    monkeypatch.undo()
+    templating._environment.cache_clear()
 
 
 def test_no_runs_is_no_error(run: Run, tmp_path: Path) -> None:

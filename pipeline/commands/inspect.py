@@ -87,7 +87,7 @@ def _of_valid(cache: store.Cache, asked: FeatureOptions) -> dict[str, str]:
         "columns": f"{columns_of(spec.taps):,} float16: {taps}",
         "made": f"{cache.created}, {cache.images_per_second:.0f} images/s",
         "by": f"{setup}; {versions}",
-        "asked for": _compare(spec, asked),
+        **_comparison(spec, asked),
     }
 
 
@@ -102,7 +102,7 @@ def _of_damaged(path: Path, size: int, spec: FeatureSpec, fault: str, asked: Fea
         "weights": f"digest {spec.weights_digest}",
         "images": _images(spec),
         "columns": f"{columns_of(spec.taps):,}: {', '.join(spec.taps)}",
-        "asked for": _compare(spec, asked),
+        **_comparison(spec, asked),
     }
 
 
@@ -118,6 +118,12 @@ def _lines(values: dict[str, str]) -> str:
 def _skipped(cache: store.Cache) -> str:
     skipped = listing(cache.skipped, "", most=len(cache.skipped))
     return f"{skipped}\n" if skipped else ""
+
+
+def _comparison(held: FeatureSpec, asked: FeatureOptions) -> dict[str, str]:
+    """What `_compare` says; nothing where no data set was named, and the file is of another than the default one."""
+    unnamed = asked.dataset == FeatureOptions().dataset != held.dataset
+    return {} if unnamed else {"asked for": _compare(held, asked)}
 
 
 def _compare(held: FeatureSpec, asked: FeatureOptions) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common.progress import in_notebook
@@ -13,7 +14,9 @@ from pipeline.common.text import shorten
 if TYPE_CHECKING or not in_notebook():
     from tqdm import tqdm
 else:
-    from tqdm.auto import tqdm  # a bar of the notebook's own where it can show one; it loads more
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there are no widgets: then it is a bar of text
+        from tqdm.auto import tqdm  # a bar of the notebook's own where it can show one; it loads more
 
 log = logging.getLogger("pipeline")
 

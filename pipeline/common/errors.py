@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """Something the user can mend: one paragraph, exit status 2, no traceback.
+    """Something the user can correct: one paragraph, exit status 2, no traceback.
 
     The message says what is wrong, where, what was expected and what was found, and what to do.
     Everything else that is raised is a bug and keeps its traceback. To Python it is a ValueError, as those who call a
@@ -55,6 +55,6 @@ def file_errors(doing: str, where: Path, kept: str = "") -> Iterator[None]:
         path = error.filename if isinstance(error.filename, (str, bytes)) else where
         path = path.decode(errors="replace") if isinstance(path, bytes) else path
         reason = error.strerror or str(error)
-        remedy = _REMEDY.get(error.errno or 0, "Mend that, and run the same command again")
+        remedy = _REMEDY.get(error.errno or 0, "Correct that, and run the same command again")
         message = f"Could not {doing}: {path}: {reason}. {remedy}."
         raise UserError(f"{message} {kept}".rstrip()) from error

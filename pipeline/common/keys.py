@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from typing import Any
 
 
@@ -19,5 +20,9 @@ def digest_of(value: Any) -> str:
 
 
 def safe_name(name: str) -> str:
-    """A name fit for a file name on every system: letters, digits, dot, underscore, hyphen."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"
+    """A name fit for a file name on every system: letters, digits, dot, underscore, hyphen.
+
+    Letters are those of English, as the names of earlier versions have it; of any script where it has no other.
+    """
+    english = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    return english or re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", name)).strip("-.") or "unnamed"

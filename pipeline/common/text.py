@@ -39,18 +39,18 @@ def terminal_width() -> int:
     return shutil.get_terminal_size().columns
 
 
-def _padded(text: str) -> str:
-    """As many characters as the text takes columns: a NUL after each that takes two, as Chinese ones do."""
+def padded(text: str) -> str:
+    """As many characters as the text takes columns: after each that takes two, as Chinese do, a NUL to be removed."""
     return "".join(c + "\0" * (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
 def shorten(text: str, most: int) -> str:
     """Fit a name into columns by leaving out its middle: names that begin alike mostly end otherwise."""
-    padded = _padded(text)
-    if len(padded) <= most:
+    wide = padded(text)
+    if len(wide) <= most:
         return text
     tail = max(0, most - 1) // 2
-    return f"{padded[: max(0, most - 1 - tail)]}…{padded[len(padded) - tail :]}".replace("\0", "")
+    return f"{wide[: max(0, most - 1 - tail)]}…{wide[len(wide) - tail :]}".replace("\0", "")
 
 
 def wrap(text: str, most: int | None = None) -> str:
@@ -61,7 +61,7 @@ def wrap(text: str, most: int | None = None) -> str:
         label = re.match(r"\s*(\S+( \S+)*  +)?", line)
         indent = min(len(label[0]), most // 3) if label else 0
         lines += textwrap.wrap(
-            _padded(line), most, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+            padded(line), most, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
         ) or [""]
     return "\n".join(lines).replace("\0", "") + "\n" * text.endswith("\n")
 
@@ -78,7 +78,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def aligned(rows: Sequence[Sequence[str]], numbers: Sequence[bool] = (), most: int = sys.maxsize) -> str:
     """Lay out cells in columns as wide as their widest; see `text_table`. Rows may be of different lengths."""
-    widths = [max(map(len, map(_padded, cells))) for cells in itertools.zip_longest(*rows, fillvalue="")]
+    widths = [max(map(len, map(padded, cells))) for cells in itertools.zip_longest(*rows, fillvalue="")]
     numbers = numbers or [False] * len(widths)
     texts = [at for at in range(len(widths)) if not numbers[at]]
     while texts and sum(widths) + 2 * (len(widths) - 1) > most:
@@ -89,8 +89,8 @@ def aligned(rows: Sequence[Sequence[str]], numbers: Sequence[bool] = (), most: i
     lines = []
     for row in rows:
         cells = zip(row, widths, numbers, strict=False)
-        padded = [(_padded(shorten(cell, width)), width, number) for cell, width, number in cells]
-        line = "  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in padded)
+        fitted = [(padded(shorten(cell, width)), width, number) for cell, width, number in cells]
+        line = "  ".join(cell.rjust(width) if number else cell.ljust(width) for cell, width, number in fitted)
         lines.append(line.rstrip().replace("\0", "") + "\n")
     return "".join(lines)
 
@@ -101,6 +101,11 @@ def aligned(rows: Sequence[Sequence[str]], numbers: Sequence[bool] = (), most: i
 def percent(share: float | None, digits: int = 2) -> str:
     """A share between 0 and 1 as ``85.04 %``; a dash where there is none."""
     return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def interval(pair: Sequence[float]) -> str:
+    """Two shares as ``84.33 to 85.73 %``."""
+    return f"{100 * pair[0]:.2f} to {percent(pair[1])}"
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

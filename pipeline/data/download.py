@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.progress import Progress, format_bytes
@@ -20,7 +21,9 @@ def download(what: str, url: str, target: Path, known_hash: str, *, size: int, a
     import pooch  # late, both: only a first run on a fresh machine needs them
     import requests
 
-    log.info("%s is not on this machine: downloading %s (%s) to %s", what, url, format_bytes(size), target.parent)
+    host, name = urlsplit(url).netloc, url.rpartition("/")[-1]  # of a whole address, lines would be too long
+    what_from_where = f"{name} ({format_bytes(size)}) from {host} to {target.parent}"
+    log.info("%s: not on this machine, downloading %s", what, what_from_where)
     pooch.get_logger().setLevel(logging.WARNING)
     with file_errors(f"store {what}", target.parent), Progress(what, size, "B", scale=True) as progress:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +37,6 @@ def download(what: str, url: str, target: Path, known_hash: str, *, size: int, a
             said = str(reason).rstrip(".")
             if isinstance(reason, socket.gaierror):
                 said = "that host is not found: this machine has no connection, or no name service"
-            raise UserError(f"{what} could not be downloaded from {url}: {said}. {advice}") from error
+            raise UserError(f"{what} could not be downloaded from {host}: {said}. {advice}") from error
         except ValueError as error:  # pooch's word for another hash
-            raise UserError(f"The download of {url} is not the official file: {error}. {advice}") from error
+            raise UserError(f"{name} from {host} is not the official file: {error}. {advice}") from error

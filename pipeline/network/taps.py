@@ -57,9 +57,10 @@ def parse_taps(text: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in TAP_COLUMNS]
     if unknown or not names:
         found = ", ".join(repr(name) for name in unknown) or repr(text)
+        near = did_you_mean(unknown[0], ["all", "top", *ALL_TAPS]) if unknown else ""
         raise UserError(
-            f"The taps parameter must be 'all', 'top' or a comma-separated list of tap names. Got {found}."
-            f"{did_you_mean(unknown[0], ALL_TAPS) if unknown else ''} The names are {', '.join(ALL_TAPS)}."
+            f"The taps parameter must be 'all', 'top' or a comma-separated list of tap names. Got {found}.{near} The "
+            f"names are {', '.join(ALL_TAPS)}."
         )
     return order_taps(names)
 

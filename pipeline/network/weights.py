@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError, file_errors
+from pipeline.common.text import did_you_mean
 from pipeline.data.download import download
 from pipeline.network import pypi_weights
 from pipeline.network.taps import CONV_LAYERS
@@ -126,7 +127,7 @@ def from_file(path: Path) -> VGGWeights:
     if not path.is_file():
         raise UserError(
             f"The weights parameter must be 'imagenet', 'random' or an existing file. Got {str(path)!r}, "
-            f"where there is no file."
+            f"where there is no file.{did_you_mean(str(path), ['imagenet', 'random'])}"
         )
     layers = _layers_in(path)
     found = digest(layers)

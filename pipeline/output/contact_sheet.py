@@ -65,8 +65,9 @@ def draw(cells: Sequence[Cell], title: str, note: str, columns: int | None = Non
         text = _shorten(
             text, lambda text: sum(font.getlength(piece) for font, piece in pieces(text, size)), room, **more
         )
+        baseline = top + ImageFont.truetype(fonts.DEJAVU, size).getmetrics()[0]
         for font, piece in pieces(text, size):
-            pen.text((left, top), piece, colour, font)
+            pen.text((left, baseline), piece, colour, font, anchor="ls")
             left += font.getlength(piece)
 
     plain, room = ImageFont.truetype(fonts.DEJAVU, 13), sheet.width - 2 * _MARGIN

@@ -253,7 +253,7 @@ def calibration(bins: Mapping[str, Any], title: str) -> Figure:
             confidence, accuracy, np.array([accuracy - low, high - accuracy]), color=BLUE, marker="o", markersize=4,
             linewidth=1.2, capsize=2, label=label, clip_on=False,
         )  # fmt: skip
-    axis.set(xlabel="confidence of the prediction, test split", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    axis.set(xlabel="confidence of the prediction", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axis.xaxis.set_major_formatter(_PERCENT)
     axis.yaxis.set_major_formatter(_PERCENT)
     error = f"expected calibration error {100 * bins['ece']:.2f} %" if bins["counts"] else "no test rows"

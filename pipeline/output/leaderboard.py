@@ -20,8 +20,7 @@ from typing import Any
 from pipeline.common import atomic
 from pipeline.common.errors import UserError
 from pipeline.common.keys import safe_name
-from pipeline.common.progress import format_seconds
-from pipeline.common.text import did_you_mean, number, percent, text_table, to_csv
+from pipeline.common.text import did_you_mean, number, percent, shorten, text_table, to_csv
 from pipeline.models import classifiers
 from pipeline.network.taps import describe_taps
 
@@ -195,7 +194,7 @@ def to_text(runs: Sequence[Run]) -> str:
     """The list for a terminal, of each model one row."""
     if not runs:
         return "There is no run yet. 'python -m pipeline train' makes one.\n"
-    header = ("rank", "run", "taps", "px", "val", "val loss", "test", "time", "")
+    header = ("rank", "run", "taps", "px", "val", "val loss", "test", "")
     runs = [first for first, *_ in models(runs)]
     return text_table(header, list(map(_cells, ranks(runs), runs)))
 
@@ -203,9 +202,10 @@ def to_text(runs: Sequence[Run]) -> str:
 def _cells(rank: int, run: Run) -> tuple[str, ...]:
     m = run.metrics
     return (
-        str(rank), run.name, describe_taps(m["features"]["taps"]), str(m["features"]["image_size"]),
+        # Of taps so much that a run's name, which other commands take, is whole in 80 columns.
+        str(rank), run.name, shorten(describe_taps(m["features"]["taps"]), 14), str(m["features"]["image_size"]),
         percent(m["accuracy"]["validation"]), f"{m['log_loss']['validation']:.4f}", percent(m["accuracy"]["test"]),
-        format_seconds(m["seconds"]["total"]), "" if run.converged else "not converged",
+        "" if run.converged else "not converged",
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from pipeline.common.text import shorten
+from pipeline.common.text import padded, shorten
 
 BINS = 15  # of confidence, as Guo et al. 2017 have them
 RESAMPLES = 1000
@@ -223,7 +223,7 @@ def score(
         none = np.zeros((len(classes), len(classes)), np.int64)
         return Scores(predicted, confidences, none, calibrated, "", fields, None, None)
     shared = {"labels": np.arange(len(classes)), "target_names": list(classes), "zero_division": 0}
-    short = [shorten(name, 24) for name in classes]  # so that the table fits a terminal
+    short = [padded(shorten(name, 24)) for name in classes]  # so that the table fits a terminal, in straight columns
     counted = classification_report(labels, predicted, output_dict=True, **shared)
     names = {"precision": "precision", "recall": "recall", "f1": "f1-score"}
     there = [label for label in classes if counted[label]["support"]]
@@ -238,7 +238,7 @@ def score(
         confidences=confidences,
         confusions=confusion_matrix(labels, predicted, labels=shared["labels"]),
         calibration=calibrated,
-        text=classification_report(labels, predicted, digits=4, **{**shared, "target_names": short}),
+        text=classification_report(labels, predicted, digits=4, **{**shared, "target_names": short}).replace("\0", ""),
         fields={
             "interval": {"test": list(interval), **bootstrap_intervals(losses, confidences, right)},
             "calibration": calibrated,

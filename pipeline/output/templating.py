@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, select_autoescape
-from markupsafe import Markup
 
 from pipeline.common import text
 from pipeline.common.errors import UserError
@@ -21,9 +20,8 @@ def _environment() -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(["html"]), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters["number"] = text.number
-    environment.filters["percent"] = percent
-    environment.filters["share"] = text.percent
+    own = {"number": text.number, "percent": percent, "share": text.percent, "interval": text.interval}
+    environment.filters.update(own)
     return environment
 
 
@@ -35,17 +33,14 @@ def percent(value: float | None, digits: int = 2) -> str:
 def render(name: str, **values: Any) -> str:
     """Fill a template with values."""
     try:
-        template = _environment().get_template(name)
+        return _environment().get_template(name).render(values)
     except TemplateNotFound as error:  # an OSError, but none of whatever is being written
         raise UserError(
-            f"The template {name} is missing from {TEMPLATES}: this program is not installed completely. Install it "
-            f"again."
+            f"The template {error.name} is missing from {TEMPLATES}: this program is not installed completely. "
+            f"Install it again."
         ) from error
-    return template.render(values)
 
 
 def render_page(name: str, **values: Any) -> bytes:
     """Fill a template that extends ``base.html``: a page with style and script in it, which needs nothing else."""
-    # Ours, and meant to be markup: escaped, neither would work.
-    style, script = (Markup((TEMPLATES / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))  # noqa: S704
-    return render(name, style=style, script=script, **values).encode("utf-8")
+    return render(name, **values).encode("utf-8")

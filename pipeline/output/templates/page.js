@@ -79,7 +79,11 @@
     const made = add(region, "table");
     const head = made.createTHead().insertRow();
     add(head, "td");
-    for (const heading of headings) add(head, "th", heading).scope = "col";
+    for (const heading of headings) {
+      const cell = add(head, "th", heading);
+      cell.scope = "col";
+      if (headings.length > 2) cell.dataset.kind = "number";
+    }
     const body = made.createTBody();
     for (const [name, ...cells] of rows) {
       const row = body.insertRow();
