@@ -25,7 +25,7 @@ $(foreach name,$(GIVEN),$(eval export PIPELINE_$(name) := $$(value $(name)))$(ev
 given = $(if $(filter $1,$(GIVEN)),$(if $(value $1),"$$PIPELINE_$1"))
 
 .PHONY: help install demo features train sweep report predict similar export inspect test docs torture bench bench-train \
-  check format lock clean clean-features
+  grid check format lock clean clean-features
 
 help: ## show this list
 	@echo "Usage: make TARGET [VARIABLE=value …]"
@@ -95,6 +95,11 @@ bench: $(BENCH)/.installed ## set stage one against other tools, into docs/ (hal
 bench-train: $(STAMP) ## time stage two on the caches of CIFAR-10 at 32 and 64 px (an hour; BEFORE=COMMIT: against it)
 	@$(VENV)/bin/python benchmarks/stage_two.py compare $(or $(call given,FEATURES_DIR),features) \
 	  $(addprefix --data-dir ,$(call given,DATA_DIR)) $(addprefix --before ,$(BEFORE))
+
+grid: $(STAMP) ## measure sizes, views, taps and classifiers on CIFAR-10, into docs/accuracy.md (hours; goes on where it stopped)
+	@$(RUN) --help >/dev/null
+	@$(VENV)/bin/python benchmarks/accuracy.py $(addprefix --data-dir ,$(call given,DATA_DIR)) \
+	  $(addprefix --features-dir ,$(call given,FEATURES_DIR))
 
 check: $(DEV) ## lint and type-check (ruff, mypy strict)
 	@$(VENV)/bin/ruff check .

@@ -30,6 +30,7 @@ from pipeline.commands.options import (
     ReportOptions,
     SimilarOptions,
 )
+from pipeline.commands.presets import Preset
 from pipeline.common.errors import Interrupted, UserError
 from pipeline.common.options import Option, Options, add_flags, check_variables
 from pipeline.common.progress import show_log
@@ -99,16 +100,20 @@ def features(given: argparse.Namespace) -> Answer:
     """Stage one: push all images through VGG16 once."""
     from pipeline.features import extract, store
 
-    made = extract.extract(ComputeOptions.of(given))
-    spec = store.peek_spec(made.path)
-    summary = {"file": str(made.path), "bytes": made.path.stat().st_size, "key": spec.key(), "spec": spec.to_dict()}
-    return f"{wrap(made.summary)}\n", summary
+    made = extract.extract_all(ComputeOptions.of(given, **Preset.of(given).for_features(given)))
+    specs = [store.peek_spec(each.path) for each in made]
+    found = [
+        {"file": str(each.path), "bytes": each.path.stat().st_size, "key": spec.key(), "spec": spec.to_dict()}
+        for each, spec in zip(made, specs, strict=True)
+    ]
+    return "".join(f"{wrap(each.summary)}\n" for each in made), found[0] if len(found) == 1 else {"caches": found}
 
 
 @_command("--classifier mlp --taps top", FeatureOptions, TrainOptions)
 def train(given: argparse.Namespace) -> Answer:
     """Stage two: train a classifier on the cached features."""
-    return _train(FeatureOptions.of(given), _training(given))
+    preset = Preset.of(given)
+    return _train(FeatureOptions.of(given, **preset.for_features(given)), _training(given, preset))
 
 
 @_command("--grid C=1e-4..1,log,9 --taps top --taps all", FeatureOptions, TrainOptions, SweepOptions)
@@ -116,9 +121,11 @@ def sweep(given: argparse.Namespace) -> Answer:
     """Stage two, many times: choose among many candidates, then train the best."""
     from pipeline.commands import sweep
 
-    chosen = SweepOptions.of(given, training=_training(given))
+    preset = Preset.of(given)
+    taps = [preset.features["taps"]] if "taps" in preset.features else []
+    chosen = SweepOptions.of(given, training=_training(given, preset), taps=tuple(taps))
     given.taps = "all"  # which the features need follows from the choices
-    asked = FeatureOptions.of(given)
+    asked = FeatureOptions.of(given, **{**preset.features, "taps": "all"})
     result = sweep.sweep(asked, chosen)
     text, summary = _finished(asked, chosen.training, result.winner)
     return f"{sweep.summary(result)}\n{text}", {**summary, "candidates": str(result.path)}
@@ -141,15 +148,18 @@ def demo(given: argparse.Namespace) -> Answer:
     from pipeline.features import extract
     from pipeline.network.weights import WeightsUnavailable
 
-    asked, training = ComputeOptions.of(given, **COMMANDS["demo"].defaults), _training(given)
+    preset = Preset.of(given)
+    asked = ComputeOptions.of(given, **preset.for_features(given), **COMMANDS["demo"].defaults)
+    training = _training(given, preset)
     try:
-        extracted = extract.extract(asked)
+        extracted = extract.extract_all(asked)
     except WeightsUnavailable as error:
         log.warning("warning: %s", error)
         log.warning("warning: going on with an untrained network, so that there is something to see")
         asked = dataclasses.replace(asked, weights="random")
-        extracted = extract.extract(asked)
-    log.info("%s", extracted.summary)
+        extracted = extract.extract_all(asked)
+    for each in extracted:
+        log.info("%s", each.summary)
     return _train(asked, training)
 
 
@@ -190,9 +200,8 @@ def inspect(given: argparse.Namespace) -> Answer:
     return wrap(text), summary
 
 
-def _training(given: argparse.Namespace) -> TrainOptions:
-    own = {item.name: item.given(given) for item in classifiers.flags()}
-    return TrainOptions.of(given, options={name: value for name, value in own.items() if value is not None})
+def _training(given: argparse.Namespace, preset: Preset) -> TrainOptions:
+    return TrainOptions.of(given, **preset.for_training(given))
 
 
 def _train(asked: FeatureOptions, training: TrainOptions) -> Answer:

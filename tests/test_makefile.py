@@ -121,7 +121,7 @@ def test_without_variables_the_defaults_are_the_command_lines(project: Path) -> 
 )
 def test_values_arrive_unchanged(project: Path, value: str) -> None:
     done = make(project, "features", f"DATA_DIR={value}", "IMAGE_SIZE=32")
-    assert calls(done) == [["features", {"image_size": 32, "data_dir": value}]]
+    assert calls(done) == [["features", {"image_size": [32], "data_dir": value}]]
 
 
 def test_the_environment_gives_no_flag(project: Path) -> None:

@@ -39,6 +39,7 @@ OTHER: dict[str, Any] = {
     "interpolation": "nearest",
     "taps": ("block5_pool.avg",),
     "limit": 100,
+    "more_sizes": (96,),
     "format_version": 3,
 }
 
@@ -62,6 +63,8 @@ def test_run_options_are_not_in_the_key() -> None:
         "weights",
         "strict",
         *("follow_links", "labels", "table_columns", "group_by"),  # these change the data set, which has a digest
+        "preset",
+        "views",
     }
 
 

@@ -257,8 +257,8 @@ features = FeatureOptions(
 training = TrainOptions(options={"tol": 1e-4}, output_dir=folder / "output", models_dir=folder / "models")
 grid = "C=" + ",".join(f"{10 ** (-3 + power / 4):.3g}" for power in range(7))
 taps = ("top", "block1_conv1.avg")
-path, asked = find(features)
-with store.open(path) as cache:
+paths, asked = find(features)
+with store.open_all(paths, asked) as cache:
     options = SweepOptions(training=training, taps=taps, grid=(grid,), no_halving=True)
     search.compare(cache, asked, options)
 """

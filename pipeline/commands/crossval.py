@@ -98,16 +98,16 @@ def sweep(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tupl
     In each fold the choice among all of them is made anew, so that the run's scores are not flattered by it.
     """
     training = options.training
-    candidates = search.expand_candidates(options, cache.spec.taps)
+    candidates = search.expand_candidates(options, cache)
     choices = sorted({trial.taps for trial in candidates})
-    taps = tuple(tap for tap in cache.spec.taps if any(tap in choice for choice in choices))
+    taps = tuple(tap for tap in cache.taps if any(tap in choice for choice in choices))
     grouping, clock = copies.group(cache, choices), Clock(time.monotonic())
     asked_for = digest_of([sorted(map(repr, candidates)), training.cv, training.repeats, training.seed])
     with loaded(cache, taps, candidates, training, grouping) as (data, folds):
         clock.lap("load")
         count = len(splits.one_of_each(data.distinct))
         table = [(dataclasses.replace(trial, rows=count), result) for trial, result in folds.choose(data)]
-        target = search.write_table(table, training.output_dir, asked.dataset, asked_for[:12])
+        target = search.write_table(table, training.output_dir, asked, asked_for[:12])
         best = table[0][0]
         own = dataclasses.replace(asked, taps=best.taps)
         chosen = training.of_trial(best)

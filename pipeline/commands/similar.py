@@ -53,7 +53,12 @@ def similar(features: FeatureOptions, options: SimilarOptions) -> tuple[str, dic
     named = [path for path in options.images if path.exists() or not _ROW.fullmatch(str(path))]
     paths, skipped = gather(named, follow_links=features.follow_links) if named else ([], [])
     check_targets(options)
-    path, spec = find(features)
+    (path, *others), spec = find(features)
+    if others:
+        raise UserError(
+            f"The nearest rows are looked for in one cache, but --image-size {','.join(map(str, spec.sizes))} asks for "
+            f"{len(spec.sizes)}. Give one size."
+        )
     weights = features.weights if Path(features.weights).is_file() else None
     with Neighbours(path, spec.taps, data_dir=features.data_dir, weights=weights) as near:
         images = originals(near.cache, features.data_dir)

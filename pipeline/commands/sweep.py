@@ -66,8 +66,8 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
     Interrupted
         On SIGINT or SIGTERM; finished candidates are recorded then.
     """
-    path, asked = _find(features, options)
-    with store.open(path, asked) as cache:
+    paths, asked = _find(features, options)
+    with store.open_all(paths, asked) as cache:
         if features.strict:
             compute.refuse_skipped(cache.skipped, features.dataset)
         with file_errors("write the results", options.training.output_dir):
@@ -88,7 +88,7 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
     return Result(table, target, winner)
 
 
-def _find(features: FeatureOptions, options: SweepOptions) -> tuple[Path, FeatureSpec]:
+def _find(features: FeatureOptions, options: SweepOptions) -> tuple[list[Path], FeatureSpec]:
     """A cache that serves: of all taps wanted, else of the fewest that any choice could need."""
     wanted = {tap for text in options.taps for tap in parse_taps(text)}
     wanted |= {tap for grid in options.grids() for taps in grid.get("taps", ()) for tap in taps}

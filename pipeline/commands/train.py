@@ -11,7 +11,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,7 +26,6 @@ from pipeline.features.find import find
 from pipeline.features.options import FeatureOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
-from pipeline.network.taps import columns_of
 from pipeline.network.weights import say_untrained
 from pipeline.output import report, run_folder
 from pipeline.output.run_folder import RunFolder
@@ -61,11 +60,11 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunFolder:
         On SIGINT or SIGTERM; nothing has been written then.
     """
     start = time.monotonic()
-    path, asked = find(features)
+    paths, asked = find(features)
     images = copies.recall(options.output_dir, asked.key())
     if images and not features.strict and is_there(place := place_of(asked, options, images), options):
         return place
-    with store.open(path, asked) as cache:
+    with store.open_all(paths, asked) as cache:
         if features.strict:
             compute.refuse_skipped(cache.skipped, features.dataset)
         return train_on(cache, asked, options, start)
@@ -174,7 +173,7 @@ def _compute(
     if options.cv is not None:
         from pipeline.commands import crossval
 
-        params = classifiers.candidates(options.classifier, options.settings(), columns_of(asked.taps))
+        params = classifiers.candidates(options.classifier, options.settings(), asked.columns)
         candidates = [Trial(options.classifier, asked.taps, each, options.seed) for each in params]
         with crossval.loaded(cache, asked.taps, candidates, options, grouping) as (data, folds):
             clock.lap("load")
@@ -241,15 +240,17 @@ def _contents(
             **({"reading": cache.provenance["reading"]} if "reading" in cache.provenance else {}),
         },
         "features": {
-            "file": str(cache.path),
-            "key": cache.spec.key(),
+            "file": _one_or_all([str(each.path) for each in cache.parts]),
+            "key": _one_or_all([each.spec.key() for each in cache.parts]),
             **asked.image,
+            "image_size": _one_or_all(asked.sizes),
             "precision": asked.precision,
             "taps": list(taps),
-            "columns": columns_of(taps),
+            "columns": asked.columns,
             "weights": cache.provenance["weights"],
             "limit": asked.limit,
         },
+        "preset": options.preset,
         "classifier": {"name": options.classifier, "params": chosen.params},
         "converged": outcome.not_converged is None,
         "convergence": outcome.not_converged,
@@ -307,6 +308,11 @@ def _contents(
         "versions": metrics["versions"],
     }
     return contents, buffer.getvalue(), description
+
+
+def _one_or_all(values: Sequence[Any]) -> Any:
+    """The value of a run's one cache, or the list of all."""
+    return values[0] if len(values) == 1 else list(values)
 
 
 class Clock:

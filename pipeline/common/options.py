@@ -109,7 +109,8 @@ class Option:
         if value is None and self.default is None:
             return None
         values = list(value) if self.many and isinstance(value, list | tuple) else [value]
-        if not all(map(self._allows, values)) or (not values and (self.has_commas or self.default is MISSING)):
+        needed = self.default is MISSING or (self.has_commas and self.default != ())
+        if not all(map(self._allows, values)) or (not values and needed):
             subject = subject or f"The {self.name.replace('_', ' ')} parameter"
             near = did_you_mean(value, self.choices) if isinstance(value, str) else ""
             raise UserError(f"{subject} must be {self._allowed()}. Got {value!r} instead.{near} {self.advice}".rstrip())

@@ -14,25 +14,34 @@ from pipeline.common.text import did_you_mean
 
 TABLE_COLUMNS = ("file", "label", "split", "group")  # of a table of labels; the last two may be missing
 
+# What the network sees of an image: itself, or itself and its mirror image, whose features are averaged.
+VIEWS = ("plain", "mirror")
+SIZE: dict[str, Any] = {
+    "metavar": "PX",
+    "least": 32,  # below it the fifth pooling has nothing left to pool
+    "most": 1024,  # more than four times what VGG16 was trained at is surely a slip
+    "advice": "VGG16 halves an image five times: take 64 for CIFAR-10, or 32 for its own size.",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions(Options):
+class FitOptions(Options):
+    """How an image is made to fit, at whatever size."""
+
+    fit: str = option(
+        "squash", "what is done to images that are not square", metavar="NAME", choices=("squash", "crop", "pad")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(FitOptions):
     """What is done to an image before the network sees it: part of the key, the record and the card as it is given.
 
     A field that is added is ``late``, so that the keys of what is there stay.
     """
 
-    image_size: int = option(
-        64,
-        "height and width the network sees",
-        metavar="PX",
-        least=32,  # below it the fifth pooling has nothing left to pool
-        most=1024,  # more than four times what VGG16 was trained at is surely a slip
-        advice="VGG16 halves an image five times: take 64 for CIFAR-10, or 32 for its own size.",
-    )
-    fit: str = option(
-        "squash", "what is done to images that are not square", metavar="NAME", choices=("squash", "crop", "pad")
-    )
+    image_size: int = option(64, "height and width the network sees", **SIZE)
+    view: str = option("plain", "what the network sees of an image", choices=VIEWS, late=True)
 
     @property
     def image(self) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def compute(options: ComputeOptions, dataset: Dataset, build: Build, plan: devic
         spec.taps,
         image_size=spec.image_size,
         interpolation=spec.interpolation,
+        view=spec.view,
         plan=plan,
         threads=options.threads,
     )

@@ -5,6 +5,7 @@ python -m pipeline features --dataset cifar10 --image-size 64
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from pipeline.common.progress import format_bytes
 from pipeline.data import datasets
 from pipeline.data.dataset import Dataset, Skipped, listing
 from pipeline.features import compute, parts, store
-from pipeline.features.find import candidate_specs, find_specs
+from pipeline.features.find import candidate_specs, find, find_specs
 from pipeline.features.options import ComputeOptions
 from pipeline.features.spec import FeatureSpec
 from pipeline.network import compile as compiling
@@ -35,8 +36,21 @@ class Extracted(NamedTuple):
     summary: str
 
 
+def extract_all(options: ComputeOptions) -> list[Extracted]:
+    """Do as `extract` does for each size that is asked for: a cache for each, all in one precision."""
+    if len(options.image_size) > 1 and options.precision == "auto":
+        try:
+            _, spec = find(options)
+            precision = spec.precision
+        except UserError:
+            size = max(options.image_size)
+            precision = compiling.make_plan("auto", image_size=size, batch_size=options.batch_size).precision
+        options = dataclasses.replace(options, precision=precision)
+    return [extract(dataclasses.replace(options, image_size=(size,))) for size in options.image_size]
+
+
 def extract(options: ComputeOptions) -> Extracted:
-    """Make sure that the features asked for are in a valid cache.
+    """Make sure that the features asked for, at one size, are in a valid cache.
 
     Raises
     ------
@@ -60,7 +74,8 @@ def extract(options: ComputeOptions) -> Extracted:
         with opening[0].result() if found == likely else store.open(*found[0]) as hit:
             parts.Build(folder, hit.spec, hit.rows).tidy()
             return _found(hit, options)
-    plan = compiling.make_plan(options.precision, image_size=options.image_size, batch_size=options.batch_size)
+    (size,) = options.image_size
+    plan = compiling.make_plan(options.precision, image_size=size, batch_size=options.batch_size)
     (spec,) = (spec for spec in specs if spec.precision == plan.precision)
     return _build(options, dataset, spec, plan)
 

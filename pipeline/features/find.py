@@ -21,27 +21,34 @@ from pipeline.network.weights import weights_digest
 log = logging.getLogger("pipeline")
 
 
-def find(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
-    """Path of the cache that serves the options, and the spec of exactly what is asked of it.
+def find(options: FeatureOptions) -> tuple[list[Path], FeatureSpec]:
+    """Paths of the caches that serve the options, one for each size, and the spec of exactly what is asked of them.
 
-    Stage two needs the features, not the images: where the data set is not on this machine, the one
-    cache of its name is used. Where there is none, or more than one, that is a UserError.
+    All are of one precision. Stage two needs the features, not the images: where the data set is not on this machine,
+    the one cache of its name is used. Where there is none, or more than one, that is a UserError.
     """
     dataset, absent = None, None
     try:
         dataset = datasets.load_dataset(options.dataset, options.data_dir, download=False, how=options)
     except NotFoundHere as error:
         absent = error
-    found = find_specs(options.features_dir, candidate_specs(options, dataset))
-    if not found and absent and options.dataset not in datasets.NAMES:
+    specs = candidate_specs(options, dataset)
+    # Of each precision, for each size the caches that serve: the first precision that has one for every size.
+    each = [[find_specs(options.features_dir, [part]) for part in spec.parts] for spec in specs]
+    complete = [held for held in each if all(held)]
+    if not complete and absent and options.dataset not in datasets.NAMES:
         raise absent  # neither a cache nor a folder has that name, so 'features' could not make one
-    if not found:
+    if not complete:
+        best = max(each, key=lambda held: sum(map(bool, held)))
+        missing = [size for size, held in zip(options.image_size, best, strict=True) if not held]
         command = f"python -m pipeline features {options.command_line()}".rstrip()
         raise UserError(
             f"There is no feature cache in {options.features_dir} for what was asked: {options.dataset} at "
-            f"{options.image_size} px, weights {options.weights}, precision {options.precision}, taps {options.taps}, "
-            f"limit {options.limit or 'none'}. Make it with '{command}' ('make train' does so by itself)."
+            f"{' and '.join(map(str, missing))} px, views {options.views}, weights {options.weights}, precision "
+            f"{options.precision}, taps {options.taps}, limit {options.limit or 'none'}. Make it with '{command}' "
+            f"('make train' does so by itself)."
         )
+    found = [pair for held in complete for caches in held for pair in caches]
     different = len({spec.dataset_digest for _, spec in found})
     if different > 1:
         names = ", ".join(path.name for path, _ in found)
@@ -52,12 +59,14 @@ def find(options: FeatureOptions) -> tuple[Path, FeatureSpec]:
         )
     if dataset is None:
         log.info("%s itself is not in %s: using the features that are there", options.dataset, options.data_dir)
-    return found[0]
+    chosen = [caches[0] for caches in complete[0]]
+    return [path for path, _ in chosen], dataclasses.replace(chosen[0][1], more_sizes=options.image_size[1:])
 
 
 def candidate_specs(options: FeatureOptions, dataset: Dataset | None = None) -> list[FeatureSpec]:
     """Specs that satisfy the options, the one to compute first; without a data set their digest of it is "".
 
+    Several sizes are one spec, whose `FeatureSpec.parts` are those of the caches.
     ``auto`` is satisfied by either precision, and computed in the one that the processor is faster in. Raises
     UserError when the limit goes beyond the data set.
     """
@@ -75,9 +84,8 @@ def candidate_specs(options: FeatureOptions, dataset: Dataset | None = None) -> 
         precisions = ["bfloat16", "float32"] if device.is_faster_in_bfloat16() else ["float32", "bfloat16"]
     else:
         precisions = [options.precision]
-    image = options.image
-    if name in datasets.NAMES:  # their images are square: however they are made to fit, the features are the same
-        image["fit"] = "squash"
+    # The images of these are square: however they are made to fit, the features are the same.
+    fit = "squash" if name in datasets.NAMES else options.fit
     digest = weights_digest(options.weights, options.data_dir)
     return [
         FeatureSpec(
@@ -87,7 +95,10 @@ def candidate_specs(options: FeatureOptions, dataset: Dataset | None = None) -> 
             taps=parse_taps(options.taps),
             precision=precision,
             limit=limit,
-            **image,
+            image_size=options.image_size[0],
+            more_sizes=options.image_size[1:],
+            fit=fit,
+            view=options.views,
         )
         for precision in precisions
     ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,6 @@ from pipeline.data.dataset import LazyImages, Split, Unusable
 from pipeline.features.spec import FeatureSpec
 from pipeline.network import compile as compiling
 from pipeline.network import device
-from pipeline.network.taps import columns_of
 from pipeline.network.weights import VGGWeights, load_weights, say_untrained
 
 log = logging.getLogger("pipeline")
@@ -56,7 +57,7 @@ class ImageFeatures:
     ) -> None:
         self.spec, self._owner, self._choice = spec, owner, weights or recorded
         self._data_dir, self._batch_size = data_dir, batch_size
-        self._extractor: tuple[int, Callable[[Any], loader.Features]] | None = None
+        self._extractors: dict[int, tuple[int, Callable[[Any], loader.Features]]] = {}
 
     def batches(
         self, images: LazyImages | NDArray[np.uint8], title: str
@@ -70,38 +71,42 @@ class ImageFeatures:
         """
         if not len(images):
             return
-        taps, plan = self.spec.taps, self._plan
+        parts, plan = self.spec.parts, self._plan
         _ = self.network  # what is wrong with it is said before anything is decoded
         # One image need not pay for a batch; a power of two, so that few shapes are ever compiled.
         size = min(plan.batch_size, max(4, 1 << (len(images) - 1).bit_length()))
         splits = {"images": Split(images, np.zeros(len(images), np.uint8))}
         every = [("images", row) for row in range(len(images))]
-        with (
-            Progress(title, len(images), "images") as progress,
-            loader.batches(splits, every, self.spec, batch_size=size) as source,
-        ):
-            for batch in source:
-                faults = {row: str(image) for (_, row), image in batch if isinstance(image, Unusable)}
-                usable = {row: image for (_, row), image in batch if not isinstance(image, Unusable)}
-                columns = np.empty((0, columns_of(taps)), np.float32)
-                if usable:
-                    features = self._compiled(size)(list(usable.values()))
-                    columns = np.hstack([features[tap] for tap in taps]).astype(np.float32)
-                yield list(usable), columns, faults
-                progress.update(len(batch))
+        with Progress(title, len(images), "images") as progress, ExitStack() as stack:
+            sources = [stack.enter_context(loader.batches(splits, every, part, batch_size=size)) for part in parts]
+            for batches in zip(*sources, strict=True):  # the same images, for each of the network's sizes
+                decoded = itertools.chain(*batches)
+                faults = {row: str(image) for (_, row), image in decoded if isinstance(image, Unusable)}
+                rows = [row for (_, row), _ in batches[0] if row not in faults]
+                columns = np.empty((len(rows), self.spec.columns), np.float32)
+                if rows:
+                    found = []
+                    for part, batch in zip(parts, batches, strict=True):
+                        features = self._compiled(part, size)([image for (_, row), image in batch if row not in faults])
+                        found += [features[tap] for tap in part.taps]
+                    np.concatenate(found, axis=1, out=columns)
+                yield rows, columns, faults
+                progress.update(len(batches[0]))
 
-    def _compiled(self, size: int) -> Callable[[Any], loader.Features]:
-        """The network for batches of a size, or of a larger one that is there."""
-        if self._extractor is None or self._extractor[0] < size:
+    def _compiled(self, part: FeatureSpec, size: int) -> Callable[[Any], loader.Features]:
+        """The network at the size of a part of the spec, for so many images at a time, or for more if that is there."""
+        there = self._extractors.get(part.image_size)
+        if there is None or there[0] < size:
             extractor = compiling.make_extractor(
                 self.network.layers,
-                self.spec.taps,
-                image_size=self.spec.image_size,
-                interpolation=self.spec.interpolation,
+                part.taps,
+                image_size=part.image_size,
+                interpolation=part.interpolation,
+                view=part.view,
                 plan=dataclasses.replace(self._plan, batch_size=size),
             )
-            self._extractor = size, extractor
-        return self._extractor[1]
+            there = self._extractors[part.image_size] = size, extractor
+        return there[1]
 
     @cached_property
     def network(self) -> VGGWeights:
@@ -128,7 +133,8 @@ class ImageFeatures:
         """
         wanted = self.spec.precision
         asked = "auto" if wanted == "bfloat16" and not device.has_bfloat16() else wanted
-        plan = compiling.make_plan(asked, image_size=self.spec.image_size, batch_size=self._batch_size)
+        size = max(self.spec.sizes)  # all of them take batches that the largest allows
+        plan = compiling.make_plan(asked, image_size=size, batch_size=self._batch_size)
         if plan.precision != wanted:
             log.warning(
                 "warning: %s was made with %s features, which this machine cannot compute. They are computed in %s, "

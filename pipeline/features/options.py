@@ -5,16 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.common.errors import UserError
 from pipeline.common.options import option
-from pipeline.data.options import FolderOptions, ImageOptions
+from pipeline.data.options import SIZE, VIEWS, FitOptions, FolderOptions
 from pipeline.network.device import MAX_THREADS
-from pipeline.network.taps import parse_taps
+from pipeline.network.taps import check_sizes, parse_taps
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureOptions(FolderOptions, ImageOptions):
+class FeatureOptions(FolderOptions, FitOptions):
     """Which features, of what, and where."""
 
+    image_size: tuple[int, ...] = option(
+        (64,), "height and width the network sees; several, with commas between, stand side by side", **SIZE
+    )
+    views: str = option(
+        "plain", "plain, or mirror: the mean of the features of an image and its mirror image", choices=VIEWS
+    )
+    preset: str | None = option(
+        None, "choices for speed or accuracy; a flag given beside it wins", choices=("fast", "default", "best")
+    )
     dataset: str = option("cifar10", "cifar10, digits or a folder of images", metavar="NAME")
     data_dir: Path = option(Path("data"), "data sets and weights", metavar="DIR")
     features_dir: Path = option(Path("features"), "feature caches", metavar="DIR")
@@ -25,13 +35,18 @@ class FeatureOptions(FolderOptions, ImageOptions):
         metavar="NAME",
         choices=("auto", "float32", "bfloat16"),
     )
-    taps: str = option("all", "all, top, or names separated by commas", metavar="NAMES")
+    taps: str = option("all", "all, rich, top, or names separated by commas", metavar="NAMES")
     limit: int | None = option(None, "only the first N rows of each split", least=1)
     strict: bool = option(False, "make images that cannot be used an error")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_taps(self.taps)
+        if len(set(self.image_size)) < len(self.image_size):
+            raise UserError(
+                f"The image size parameter must name each size once. Got {','.join(map(str, self.image_size))} instead."
+            )
+        for size in self.image_size:
+            check_sizes(parse_taps(self.taps), size)
 
 
 @dataclass(frozen=True, kw_only=True)

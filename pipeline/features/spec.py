@@ -15,7 +15,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.keys import digest_of, safe_name
 from pipeline.common.options import option
 from pipeline.data.options import ImageOptions
-from pipeline.network.taps import order_taps
+from pipeline.network.taps import check_sizes, columns_of, order_taps
 
 FORMAT_VERSION = 2  # of the feature file; another number means another meaning of the bytes
 
@@ -31,12 +31,15 @@ class FeatureSpec(ImageOptions):
     taps: tuple[str, ...] = option(MISSING, "the layers and poolings kept, in network order")
     precision: str = option(MISSING, "what the convolutions compute in", choices=("float32", "bfloat16"))
     limit: int | None = option(None, "only the first so many rows of each split; None for all", least=1)
+    more_sizes: tuple[int, ...] = option((), "of the caches that stand beside it in a run", late=True)
     format_version: int = option(FORMAT_VERSION, "of the feature file")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.taps != order_taps(self.taps):
             raise UserError(f"The taps parameter must name known taps in network order. Got {self.taps!r} instead.")
+        for size in self.sizes:
+            check_sizes(self.taps, size)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as plain JSON values; those that came later are left out at their defaults, so that keys stay."""
@@ -55,6 +58,21 @@ class FeatureSpec(ImageOptions):
                 f"A feature spec must have the fields {', '.join(known)}. Missing or unknown: {', '.join(sorted(odd))}."
             )
         return cls(**fields)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Image sizes of the caches whose columns stand side by side; one for a single cache."""
+        return (self.image_size, *self.more_sizes)
+
+    @property
+    def parts(self) -> list[FeatureSpec]:
+        """A spec for each of these caches."""
+        return [dataclasses.replace(self, image_size=size, more_sizes=()) for size in self.sizes]
+
+    @property
+    def columns(self) -> int:
+        """Columns of all of them together."""
+        return len(self.sizes) * columns_of(self.taps)
 
     def key(self) -> str:
         """sha256, in hex, over the canonical JSON of all fields."""
@@ -99,6 +117,6 @@ def _short(value: Any) -> str:
     """A value for a message: digests by their first 12 digits, long lists by their length."""
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
         return f"{value[:12]}…"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and value and isinstance(value[0], str):
         return f"{len(value)} taps ({', '.join(value[:3])}{', …' if len(value) > 3 else ''})"
     return repr(value)

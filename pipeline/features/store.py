@@ -60,6 +60,7 @@ class Cache:
     has_groups: bool  # whether they have groups that must not be parted, too
     skipped: tuple[Skipped, ...]  # what of the data set was not used
     _file: h5py.File = field(repr=False)
+    beside: tuple[Cache, ...] = ()  # caches of the same rows whose columns follow, see `open_all`
     _descriptor: int = field(default=-1, repr=False)
     close: Callable[[], None] = field(default=lambda: None, repr=False)
 
@@ -68,6 +69,16 @@ class Cache:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def parts(self) -> tuple[Cache, ...]:
+        """The cache itself and those beside it."""
+        return (self, *self.beside)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """What can be read: the taps that this cache and all beside it hold."""
+        return tuple(tap for tap in self.spec.taps if all(tap in cache.spec.taps for cache in self.beside))
 
     def labels(self, split: str) -> NDArray[Any]:
         """Labels of a split, uint8 or int64 (n,), each within the class names.
@@ -107,11 +118,41 @@ class Cache:
         return result
 
     def feature_rows(self, split: str, taps: Sequence[str]) -> FeatureRows:
-        """The same, float16, left in the file: to be read while the cache is open, by many threads."""
+        """The same, float16, left in the file: to be read while the cache is open, by many threads.
+
+        The columns of the caches beside it follow.
+        """
+        return FeatureRows([part for cache in self.parts for part in cache._file_parts(split, taps)])
+
+    def _file_parts(self, split: str, taps: Sequence[str]) -> list[FilePart]:
         self._require(taps)
         with read_errors(self.path):
             held = [self._file[split][tap] for tap in taps]
-            return FeatureRows([FilePart(self._descriptor, each.id.get_offset() or 0, each.shape) for each in held])
+            return [FilePart(self._descriptor, each.id.get_offset() or 0, each.shape) for each in held]
+
+    def places_of(self, other: Cache, split: str) -> NDArray[np.intp]:
+        """Numbers (n,) of the rows of a split here that hold the images of another cache's rows.
+
+        Rows are told by the digests of their images; where they have none, they are the rows of one data set in order.
+
+        Raises
+        ------
+        UserError
+            When the other has an image that is not here.
+        """
+        if self.spec.dataset_digest == other.spec.dataset_digest and self.has_members:
+            places = {digest.tobytes(): row for row, digest in enumerate(self.members(split).digests)}
+            rows = [places.get(digest.tobytes()) for digest in other.members(split).digests]
+            if None not in rows:
+                return np.array(rows, np.intp)
+        elif self.spec.dataset_digest == other.spec.dataset_digest and self.rows[split] == other.rows[split]:
+            return np.arange(self.rows[split])
+        raise UserError(
+            f"The feature files {other.path} and {self.path} cannot be joined: images of {split} that are in the first "
+            f"are not in the second. The first holds {other.rows[split]:,} rows of the data set "
+            f"{other.spec.dataset_digest[:12]}…, the second {self.rows[split]:,} of {self.spec.dataset_digest[:12]}…. "
+            f"Join files that were made of the same data set and with the same --limit."
+        )
 
     def _require(self, taps: Sequence[str]) -> None:
         missing = [tap for tap in taps if tap not in self.spec.taps]
@@ -143,6 +184,30 @@ def open(path: Path, expected: FeatureSpec | None = None) -> Cache:  # noqa: A00
             differences = "; ".join(expected.differences(cache.spec))
             raise Unfit(f"it holds other features than asked for ('here' is asked, 'there' the file): {differences}")
         return replace(cache, _descriptor=descriptor, close=stack.pop_all().close)
+
+
+def open_all(paths: Sequence[Path], expected: FeatureSpec) -> Cache:
+    """Open the caches of a run, one for each of the spec's sizes, as one: the first, with the others beside it.
+
+    Raises
+    ------
+    CacheError
+        As `open`.
+    UserError
+        When they do not hold the same images in the same order.
+    """
+    with ExitStack() as stack:
+        caches = [stack.enter_context(open(path, part)) for path, part in zip(paths, expected.parts, strict=True)]
+        first, *others = caches
+        for other in others:
+            for split in SPLITS:
+                if not np.array_equal(other.places_of(first, split), np.arange(other.rows[split])):
+                    raise UserError(
+                        f"The feature files {first.path} and {other.path} cannot be joined: the second holds other "
+                        f"images of {split}, or the same in another order, though both are of the data set "
+                        f"{first.spec.dataset_digest[:12]}…. Leave one of the sizes out."
+                    )
+        return replace(first, beside=tuple(others), close=stack.pop_all().close)
 
 
 def verify(path: Path, progress: Callable[[int], None] = lambda count: None) -> Cache:

@@ -46,9 +46,11 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     Parameters
     ----------
     taps : str or sequence of str
-        ``top`` (the classic pooled output, 512 columns), ``all`` (6,016), or names.
-    image_size : int
-        Height and width, in pixels, at which the network sees an image.
+        ``top`` (the classic pooled output, 512 columns), ``all`` (6,016), ``rich``, or names.
+    image_size : int or sequence of int
+        Height and width, in pixels, at which the network sees an image; of several, the columns stand side by side.
+    views : {'plain', 'mirror'}
+        Whether features are those of an image, or their mean with those of its mirror image.
     fit_mode : {'squash', 'crop', 'pad'}
         What happens to an image that is not square: ``--fit`` of the command line.
     weights : str
@@ -71,7 +73,8 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self,
         taps: str | Sequence[str] = "top",
         *,
-        image_size: int = 64,
+        image_size: int | Sequence[int] = 64,
+        views: str = "plain",
         fit_mode: str = "squash",
         weights: str = "imagenet",
         precision: str = "auto",
@@ -82,6 +85,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     ) -> None:
         self.taps = taps
         self.image_size = image_size
+        self.views = views
         self.fit_mode = fit_mode
         self.weights = weights
         self.precision = precision
@@ -98,7 +102,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         UserError
             When a parameter or an image is none that can be used.
         """
-        self._options()
+        self.sizes_ = self._options().image_size
         identified(X, guarded=self.guard)
         self.taps_ = self._taps()
         return self
@@ -123,17 +127,22 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         options = self._options()
         given = identified(X, guarded=self.guard)
         if not len(given):
-            return np.empty((0, columns_of(self.taps_)), np.float32)
-        specs = candidate_specs(options)
+            return np.empty((0, len(self.sizes_) * columns_of(self.taps_)), np.float32)
+        blocks = [self._at_one_size(dataclasses.replace(options, image_size=(size,)), given) for size in self.sizes_]
+        return np.hstack(blocks) if len(blocks) > 1 else blocks[0]
+
+    def _at_one_size(self, options: ComputeOptions, given: ImageFiles | ImageArrays) -> NDArray[np.float32]:
+        """Features of images at the one size of the options."""
+        specs, (size,) = candidate_specs(options), options.image_size
         with file_errors("use the features", options.features_dir):
             found = self._read_known(options, specs, given)
             if found is not None:
                 return found
-            plan = compiling.make_plan(self.precision, image_size=self.image_size, batch_size=self.batch_size)
+            plan = compiling.make_plan(self.precision, image_size=size, batch_size=self.batch_size)
             (spec,) = (spec for spec in specs if spec.precision == plan.precision)
             atomic.make_folder(options.features_dir)
             # One writer for all: whoever waits here finds, in a moment, most of what it was to compute.
-            lock = options.features_dir / f"{NAME}{name_infix(self.image_size)}transform.lock"
+            lock = options.features_dir / f"{NAME}{name_infix(size)}transform.lock"
             with atomic.lock(lock, parts.say_waiting):
                 self._compute_missing(options, spec, plan, given)
             found = self._read_known(options, [spec], given)
@@ -142,9 +151,12 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return found
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
-        """Names of the columns: the tap and the channel's number, as ``block5_pool.avg_17``."""
+        """Names of the columns: tap and number, as ``block5_pool.avg_17``, behind the size where there are several."""
         check_is_fitted(self)
-        return np.array([f"{tap}_{i}" for tap in self.taps_ for i in range(TAP_COLUMNS[tap])], dtype=object)
+        sizes = [f"{size}px_" if len(self.sizes_) > 1 else "" for size in self.sizes_]
+        return np.array(
+            [f"{size}{tap}_{i}" for size in sizes for tap in self.taps_ for i in range(TAP_COLUMNS[tap])], dtype=object
+        )
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

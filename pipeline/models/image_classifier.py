@@ -24,7 +24,7 @@ from pipeline.models import persistence
 
 
 class ImageClassifier:
-    """Predicts classes of images; size, fit, taps, precision and weights are those recorded with the model.
+    """Predicts classes of images; sizes, view, fit, taps, precision and weights are those recorded with the model.
 
     Attributes
     ----------

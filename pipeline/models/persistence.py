@@ -23,7 +23,6 @@ from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.text import to_json
 from pipeline.features.spec import FORMAT_VERSION, FeatureSpec
-from pipeline.network.taps import columns_of
 
 # What skops does not trust by itself, and yet is nothing but numbers: the state of MLPClassifier's solver, and the
 # temperature that makes probabilities of decision values, with the (trusted) classifier that it belongs to.
@@ -47,7 +46,7 @@ class Model:
     estimator : Any
         With ``predict_proba`` and ``classes_``.
     spec : FeatureSpec
-        Of the features that it takes, ``spec.taps`` side by side.
+        Of the features that it takes, ``spec.taps`` of each of its sizes side by side.
     classes : tuple of str
         Label ``i`` means ``classes[i]``.
     weights : str
@@ -150,7 +149,7 @@ def _check_versions(path: Path, description: Mapping[str, Any]) -> FeatureSpec:
 def _check_fit(path: Path, estimator: Any, spec: FeatureSpec, description: Mapping[str, Any]) -> None:
     """Refuse a classifier that does not belong to its description: nothing but an edit makes one."""
     columns, classes = getattr(estimator, "n_features_in_", None), getattr(estimator, "classes_", ())
-    expected = columns_of(spec.taps)
+    expected = spec.columns
     if columns != expected or not len(classes) or max(classes) >= len(description["classes"]):
         raise UserError(
             f"The model {path} and its description do not belong together: it takes {columns} columns and knows "

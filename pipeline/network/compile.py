@@ -52,6 +52,7 @@ def make_extractor(
     image_size: int,
     interpolation: str,
     plan: Plan,
+    view: str = "plain",
     threads: int | None = None,
 ) -> Extractor:
     """Compile the network, see `vgg16.Extractor`, and prove its precision on a few images."""
@@ -69,6 +70,7 @@ def make_extractor(
             interpolation=interpolation,
             precision=plan.precision,
             batch_size=plan.batch_size,
+            view=view,
             device=plan.device,
         )
         extractor.check_precision(precision_test_images())

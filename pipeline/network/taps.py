@@ -26,20 +26,38 @@ CONV_LAYERS: dict[str, int] = {
     "block5_conv2": 512,
     "block5_conv3": 512,
 }
-# Every tap (a layer and a global pooling over its height and width) and its number of columns.
-TAP_COLUMNS: dict[str, int] = {
+POOL_LAYERS = {"block3_pool": 256, "block4_pool": 512, "block5_pool": 512}
+DIRECTIONS = 64  # that a map is projected to before its covariance is taken
+
+_AVG_AND_MAX = {
     **{f"{layer}.avg": channels for layer, channels in CONV_LAYERS.items()},
     "block3_pool.max": 256,
     "block4_pool.max": 512,
     "block5_pool.max": 512,
     "block5_pool.avg": 512,
 }
+# Every tap (a layer and what is taken of its map) and its number of columns. Those that came later come last, so that
+# the order of the others, which is in their keys, stays.
+TAP_COLUMNS: dict[str, int] = {
+    **_AVG_AND_MAX,
+    **{f"{layer}.std": channels for layer, channels in CONV_LAYERS.items()},
+    **{f"{layer}.avg2x2": 4 * channels for layer, channels in {**CONV_LAYERS, **POOL_LAYERS}.items()},
+    **{f"{layer}.cov": DIRECTIONS * (DIRECTIONS + 1) // 2 for layer in CONV_LAYERS},
+}
 TOP_TAPS = ("block5_pool.avg",)  # what Keras calls include_top=False, pooling="avg"
-ALL_TAPS = tuple(TAP_COLUMNS)
+ALL_TAPS = tuple(_AVG_AND_MAX)
+# All, and what raised validation accuracy most for its columns and time, as docs/accuracy.md has it.
+RICH_TAPS = (
+    *ALL_TAPS,
+    *(f"{layer}.std" for layer in CONV_LAYERS if layer[len("block")] in "345"),
+    *(f"{layer}.cov" for layer in ("block3_conv3", "block4_conv1", "block4_conv3", "block5_conv1")),
+)
+# What some choices of taps are called.
+WORDS = {"all": ALL_TAPS, "rich": RICH_TAPS, "top": TOP_TAPS}
 
 
 def parse_taps(text: str) -> tuple[str, ...]:
-    """Read ``all``, ``top`` or ``NAME,NAME…``, several with spaces between, into tap names in network order.
+    """Read ``all``, ``rich``, ``top`` or ``NAME,NAME…``, several with spaces between, into tap names in network order.
 
     Raises
     ------
@@ -49,26 +67,38 @@ def parse_taps(text: str) -> tuple[str, ...]:
     choices = re.sub(r"\s*,\s*", ",", text).split()
     if len(choices) > 1:  # of a sweep, by a variable of make: stage one makes what any of them needs
         return order_taps(tap for choice in choices for tap in parse_taps(choice))
-    if text == "all":
-        return ALL_TAPS
-    if text == "top":
-        return TOP_TAPS
+    if text in WORDS:
+        return WORDS[text]
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in TAP_COLUMNS]
     if unknown or not names:
         found = ", ".join(repr(name) for name in unknown) or repr(text)
-        near = did_you_mean(unknown[0], ["all", "top", *ALL_TAPS]) if unknown else ""
+        near = did_you_mean(unknown[0], [*WORDS, *TAP_COLUMNS]) if unknown else ""
         raise UserError(
-            f"The taps parameter must be 'all', 'top' or a comma-separated list of tap names. Got {found}.{near} The "
-            f"names are {', '.join(ALL_TAPS)}."
+            f"The taps parameter must be {', '.join(map(repr, WORDS))} or a comma-separated list of tap names. Got "
+            f"{found}.{near} The names are {', '.join(ALL_TAPS)}; and .std and .cov of each convolution, .avg2x2 of "
+            f"each of these layers."
         )
     return order_taps(names)
+
+
+def check_sizes(taps: Iterable[str], image_size: int) -> None:
+    """Raise UserError for a tap that takes the quadrants of what is a single pixel at an image size."""
+    for tap in taps:
+        layer, _, how = tap.rpartition(".")
+        halvings = int(layer[len("block")]) - (0 if layer.endswith("_pool") else 1)
+        if how == "avg2x2" and image_size >> halvings < 2:
+            raise UserError(
+                f"The tap {tap} averages the quadrants of its map, which is a single pixel at an image size of "
+                f"{image_size}. It works from {2 << halvings} px on: choose such an --image-size, or leave the tap out "
+                f"of --taps."
+            )
 
 
 def order_taps(names: Iterable[str]) -> tuple[str, ...]:
     """Sort tap names into network order and drop repeats, so that equal sets have equal keys."""
     wanted = set(names)
-    return tuple(tap for tap in ALL_TAPS if tap in wanted)
+    return tuple(tap for tap in TAP_COLUMNS if tap in wanted)
 
 
 def columns_of(taps: Iterable[str]) -> int:
@@ -77,8 +107,8 @@ def columns_of(taps: Iterable[str]) -> int:
 
 
 def describe_taps(taps: Iterable[str]) -> str:
-    """Taps in a few words: ``all``, ``top``, their names, or the first, the last and how many."""
+    """Taps in a few words: ``all``, ``rich``, ``top``, their names, or the first, the last and how many."""
     names = tuple(taps)
-    if names in (ALL_TAPS, TOP_TAPS):
-        return "all" if names == ALL_TAPS else "top"
+    if word := next((word for word, taken in WORDS.items() if taken == names), None):
+        return word
     return ", ".join(names) if len(names) <= 2 else f"{names[0]} … {names[-1]} ({len(names)})"

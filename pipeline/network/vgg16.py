@@ -12,7 +12,7 @@ matrix product then has as many rows as the batch has images, and what lies outs
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from tensorflow.python.client import device_lib  # TensorFlow's public functions
 
 from pipeline.common.errors import UserError
 from pipeline.network.device import Gpu
-from pipeline.network.taps import CONV_LAYERS, TAP_COLUMNS, columns_of
+from pipeline.network.taps import CONV_LAYERS, DIRECTIONS, TAP_COLUMNS, columns_of
 
 if TYPE_CHECKING:
     from pipeline.network.weights import Layer
@@ -92,6 +92,8 @@ class Extractor:
         How; a method of `tf.image.resize`, used without antialiasing.
     precision, batch_size, device
         As a `device.Plan` has them.
+    view : {'plain', 'mirror'}
+        Whether features are those of an image, or their mean with those of its mirror image.
     """
 
     def __init__(
@@ -103,10 +105,11 @@ class Extractor:
         interpolation: str,
         precision: str,
         batch_size: int = 128,
+        view: str = "plain",
         device: str = "CPU:0",
     ) -> None:
         self._layers, self._taps, self._precision = layers, tuple(taps), precision
-        self._size, self._interpolation = image_size, interpolation
+        self._size, self._interpolation, self._view = image_size, interpolation, view
         self.batch_size = batch_size
         self._device = device
         # On a GPU that computes float32 by TF32, with 10 bits of significand, "float32" would be no true name.
@@ -120,6 +123,7 @@ class Extractor:
         self._network = tf.function(
             lambda pixels: _network(pixels, weights, self._taps, layout),
             input_signature=[tf.TensorSpec((batch_size, image_size, image_size, 3), tf.float32)],
+            autograph=False,
         )
         self._enlarge = tf.function(self._resized, input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
 
@@ -146,8 +150,13 @@ class Extractor:
         with tf.device(self._device):
             pixels = self._pixels(images)
             missing = self.batch_size - len(images)
-            features = self._network(tf.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else pixels)
-            return features[: len(images)]
+            pixels = tf.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else pixels
+            return self._seen(pixels, self._network)[: len(images)]
+
+    def _seen(self, pixels: tf.Tensor, network: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        """Features of what is seen of images at the network's size."""
+        features = network(pixels)
+        return features if self._view == "plain" else (features + network(tf.reverse(pixels, [2]))) / 2
 
     def _batches(self, images: Images) -> list[Images]:
         return [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
@@ -225,7 +234,9 @@ class Extractor:
             computed = self.raw(images)
         with tf.device("CPU:0"):
             weights = _weights(self._layers, self._taps, tf.float32)
-            reference = _network(self._pixels(images), weights, self._taps, _ImageByImage)
+            reference = self._seen(
+                self._pixels(images), lambda pixels: _network(pixels, weights, self._taps, _ImageByImage)
+            )
         exact = self._split(reference.numpy())
         difference = max(_relative(computed[tap], exact[tap]) for tap in self._taps)
         low, high = _DIFFERENCE[self._precision]
@@ -277,9 +288,12 @@ class _ImageByImage:
         return tf.nn.max_pool2d(maps, 2, 2, "VALID")
 
     @staticmethod
-    def pool(maps: tf.Tensor, how: str) -> tf.Tensor:
-        pool = {"avg": tf.nn.avg_pool2d, "max": tf.nn.max_pool2d}[how]
-        return pool(maps, maps.shape[1:3], 1, "VALID")[:, 0, 0]
+    def pool(maps: tf.Tensor, how: str, window: Sequence[int], strides: Sequence[int] = (1, 1)) -> tf.Tensor:
+        return {"avg": tf.nn.avg_pool2d, "max": tf.nn.max_pool2d}[how](maps, window, strides, "VALID")
+
+    @staticmethod
+    def rows(maps: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(maps, (maps.shape[0], -1, maps.shape[-1]))
 
 
 class _BatchInnermost:
@@ -298,25 +312,81 @@ class _BatchInnermost:
         return tf.nn.max_pool3d(maps, (2, 2, 1), (2, 2, 1), "VALID")
 
     @staticmethod
-    def pool(maps: tf.Tensor, how: str) -> tf.Tensor:
-        pool = {"avg": tf.nn.avg_pool3d, "max": tf.nn.max_pool3d}[how]
-        return pool(maps, (*maps.shape[1:3], 1), 1, "VALID")[0, 0, 0]
+    def pool(maps: tf.Tensor, how: str, window: Sequence[int], strides: Sequence[int] = (1, 1)) -> tf.Tensor:
+        return {"avg": tf.nn.avg_pool3d, "max": tf.nn.max_pool3d}[how](maps, (*window, 1), (*strides, 1), "VALID")
+
+    @staticmethod
+    def rows(maps: tf.Tensor) -> tf.Tensor:
+        *_, count, channels = maps.shape
+        return tf.transpose(tf.reshape(maps, (-1, count, channels)), (1, 0, 2))
 
 
 Layout = type[_ImageByImage] | type[_BatchInnermost]
 
 
+def _flat(maps: tf.Tensor, layout: Layout) -> tf.Tensor:
+    """Small maps as float32 (n, height · width · channels), position by position, row by row."""
+    found = layout.rows(tf.cast(maps, tf.float32))
+    return tf.reshape(found, (found.shape[0], -1))
+
+
+def _directions(channels: int) -> NDArray[np.float32]:
+    """What a map's channels are projected to: orthonormal, float32 (channels, 64), the same for every data set."""
+    drawn = np.random.RandomState(0).standard_normal((channels, DIRECTIONS))
+    return np.linalg.qr(drawn)[0].astype(np.float32)
+
+
+def _average(maps: tf.Tensor, layout: Layout) -> tf.Tensor:
+    return _flat(layout.pool(maps, "avg", maps.shape[1:3]), layout)
+
+
+def _maximum(maps: tf.Tensor, layout: Layout) -> tf.Tensor:
+    return _flat(layout.pool(maps, "max", maps.shape[1:3]), layout)
+
+
+def _quadrants(maps: tf.Tensor, layout: Layout) -> tf.Tensor:
+    """Averages of the four quadrants, row by row; those of an odd map share its middle row and column."""
+    height, width = maps.shape[1:3]
+    return _flat(layout.pool(maps, "avg", (-(-height // 2), -(-width // 2)), (height // 2, width // 2)), layout)
+
+
+def _deviation(maps: tf.Tensor, layout: Layout) -> tf.Tensor:
+    """Standard deviation over the positions of a map, about its mean and not by the mean of squares, which cancels."""
+    maps = tf.cast(maps, tf.float32)
+    whole = maps.shape[1:3]
+    squares = tf.math.squared_difference(maps, layout.pool(maps, "avg", whole))
+    return _flat(tf.sqrt(layout.pool(squares, "avg", whole)), layout)
+
+
+def _covariance(maps: tf.Tensor, layout: Layout) -> tf.Tensor:
+    """How channels vary together over the positions of a map, projected to a few directions.
+
+    Second-order pooling with a signed square root, as bilinear pooling has it (Lin, RoyChowdhury & Maji 2015,
+    https://arxiv.org/abs/1504.07889); the upper triangle, diagonal included, row by row.
+    """
+    directions = tf.constant(_directions(maps.shape[-1])[np.newaxis, np.newaxis], maps.dtype)
+    projected = layout.rows(tf.cast(layout.convolve(maps, directions), tf.float32))
+    centred = projected - tf.reduce_mean(projected, axis=1, keepdims=True)
+    products = tf.matmul(centred, centred, transpose_a=True) / projected.shape[1]
+    rows, columns = np.triu_indices(DIRECTIONS)
+    upper = tf.gather(tf.reshape(products, (-1, DIRECTIONS**2)), rows * DIRECTIONS + columns, axis=1)
+    return tf.sign(upper) * tf.sqrt(tf.abs(upper))
+
+
+POOLINGS = {"avg": _average, "max": _maximum, "std": _deviation, "avg2x2": _quadrants, "cov": _covariance}
+
+
 def _network(pixels: tf.Tensor, weights: Weights, taps: Sequence[str], layout: Layout) -> tf.Tensor:
     """All taps side by side, float32 (n, columns), of pixels, float32 (n, size, size, 3), RGB.
 
-    A tap's pooling adds up in float32 and rounds once, whatever the maps are in: it is oneDNN's own.
+    A tap's pooling adds up in float32, whatever the maps are in; averages, oneDNN's own, are rounded once to that.
     """
     (first, _), *_ = weights.values()
     maps = layout.enter(tf.cast(pixels - tf.constant(MEAN_RGB), first.dtype))
     pooled = {}
 
     def keep(name: str) -> None:
-        pooled.update({f"{name}.{how}": layout.pool(maps, how) for how in ("avg", "max") if f"{name}.{how}" in taps})
+        pooled.update({tap: POOLINGS[how](maps, layout) for how in POOLINGS if (tap := f"{name}.{how}") in taps})
 
     for layer, following in zip(weights, [*list(weights)[1:], ""], strict=True):
         kernel, bias = weights[layer]
@@ -325,4 +395,4 @@ def _network(pixels: tf.Tensor, weights: Weights, taps: Sequence[str], layout: L
         if following[:6] != layer[:6]:  # the block ends
             maps = layout.halve(maps)
             keep(f"{layer[:6]}_pool")
-    return tf.concat([tf.cast(pooled[tap], tf.float32) for tap in taps], axis=1)
+    return tf.concat([pooled[tap] for tap in taps], axis=1)

@@ -165,6 +165,11 @@ HEADER = (
 )  # fmt: skip
 
 
+def _sizes(metrics: Mapping[str, Any]) -> str:
+    sizes = metrics["features"]["image_size"]
+    return " ".join(map(str, sizes)) if isinstance(sizes, list) else str(sizes)
+
+
 def _row(rank: int, run: Run) -> tuple[Any, ...]:
     metrics = run.metrics
     low, high = metrics.get("interval", {}).get("test") or (None, None)
@@ -175,7 +180,7 @@ def _row(rank: int, run: Run) -> tuple[Any, ...]:
         metrics["classifier"]["name"],
         "; ".join(f"{name}={value}" for name, value in metrics["classifier"]["params"].items()),
         " ".join(metrics["features"]["taps"]),
-        metrics["features"]["image_size"],
+        _sizes(metrics),
         metrics["features"]["columns"],
         f"{metrics['accuracy']['validation']:.6f}",
         f"{metrics['log_loss']['validation']:.6f}",
@@ -203,7 +208,7 @@ def _cells(rank: int, run: Run) -> tuple[str, ...]:
     m = run.metrics
     return (
         # Of taps so much that a run's name, which other commands take, is whole in 80 columns.
-        str(rank), run.name, shorten(describe_taps(m["features"]["taps"]), 14), str(m["features"]["image_size"]),
+        str(rank), run.name, shorten(describe_taps(m["features"]["taps"]), 14), _sizes(m),
         percent(m["accuracy"]["validation"]), f"{m['log_loss']['validation']:.4f}", percent(m["accuracy"]["test"]),
         "" if run.converged else "not converged",
     )  # fmt: skip

@@ -35,7 +35,7 @@ from pipeline.data import datasets
 from pipeline.data.options import FolderOptions
 from pipeline.models import classifiers
 from pipeline.network.taps import describe_taps
-from pipeline.output import leaderboard, metrics, run_folder, templating
+from pipeline.output import leaderboard, metrics, report, run_folder, templating
 from pipeline.output.leaderboard import Run
 
 log = logging.getLogger("pipeline")
@@ -288,10 +288,14 @@ def _settings(run: Run) -> list[tuple[str, str]]:
     official = "" if m["dataset"].get("official") is True else " (not the official files)"
     pairs = [
         ("data", f"{m['dataset']['name']}{official}, digest {m['dataset']['digest'][:12]}…"),
-        ("features", f"{features['columns']:,} columns at {features['image_size']} px, {features['precision']}"),
+        (
+            "features",
+            f"{features['columns']:,} columns at {report.sizes_text(features['image_size'])}, views "
+            f"{features.get('view', 'plain')}, {features['precision']}",
+        ),
         ("taps", ", ".join(features["taps"])),
         ("weights", str(features.get("weights", "unknown"))),
-        ("cache", str(features.get("file", "unknown"))),
+        ("cache", ", ".join(np.atleast_1d(features.get("file", "unknown")))),
         ("classifier", m["classifier"]["name"]),
         ("parameters", classifiers.describe(m["classifier"]["params"])),
         ("seed", str(m["seed"])),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.common.progress import format_seconds
@@ -12,7 +12,6 @@ from pipeline.common.text import count_of_files, percent
 from pipeline.features import store
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
-from pipeline.network.taps import columns_of
 from pipeline.output import run_folder
 from pipeline.output.run_folder import RunFolder
 
@@ -31,9 +30,14 @@ def caveats(official: bool, weights: str) -> list[str]:
     )
 
 
+def sizes_text(sizes: int | Sequence[int]) -> str:
+    """Image sizes in words: ``64 and 96 px``."""
+    return f"{' and '.join(map(str, [sizes] if isinstance(sizes, int) else sizes))} px"
+
+
 def title(cache: store.Cache, asked: FeatureSpec, name: str) -> str:
     """What a run is of, in one line: the title of its pictures."""
-    columns = f"{columns_of(asked.taps):,} VGG16 columns at {asked.image_size} px"
+    columns = f"{asked.columns:,} VGG16 columns at {sizes_text(asked.sizes)}"
     parts = [asked.dataset, name, columns, *([] if asked.limit is None else [f"first {asked.limit:,} rows"])]
     return " · ".join(parts + caveats(cache.provenance["official"] is True, cache.provenance["weights"]))
 
@@ -99,7 +103,7 @@ def report_text(metrics: Mapping[str, Any], table: str) -> str:
     return templating.render(
         "report.txt", m=metrics, table=table, notes=notes, params=classifiers.describe(metrics["classifier"]["params"]),
         images=images_text(metrics["images"]),
-        seconds=format_seconds(metrics["seconds"]["total"]),
+        seconds=format_seconds(metrics["seconds"]["total"]), sizes=sizes_text(metrics["features"]["image_size"]),
     )  # fmt: skip
 
 

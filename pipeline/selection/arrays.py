@@ -66,7 +66,7 @@ def load_features(
         rows = _rows(caches[0], split, taps, seed)
         source = ROWS[split]
         blocks = [
-            cache.features(source, _taps(cache, taps))[_same_rows(caches[0], cache, source)][rows] for cache in caches
+            cache.features(source, _taps(cache, taps))[cache.places_of(caches[0], source)][rows] for cache in caches
         ]
         return np.hstack(blocks) if len(blocks) > 1 else blocks[0], caches[0].labels(source)[rows]
 
@@ -108,21 +108,3 @@ def _rows(cache: store.Cache, split: str, taps: str | Sequence[str] | None, seed
     return np.sort(
         parts.held_out[splits.one_of_each(grouping.images["train"][parts.held_out])]
     )  # a copy tells nothing new
-
-
-def _same_rows(first: store.Cache, other: store.Cache, split: str) -> Any:
-    """Where the rows of one file are in another, as an index."""
-    if first is other:
-        return slice(None)
-    different = first.spec.dataset_digest != other.spec.dataset_digest
-    if not different and first.has_members:
-        places = {digest.tobytes(): row for row, digest in enumerate(other.members(split).digests)}
-        rows = [places.get(digest.tobytes()) for digest in first.members(split).digests]
-        if None not in rows:
-            return np.array(rows, np.intp)
-    elif not different and np.array_equal(first.labels(split), other.labels(split)):
-        return slice(None)
-    raise UserError(
-        f"The feature files {first.path} and {other.path} cannot be joined: images of {split} that are in the first "
-        f"are not in the second. Join files that were made of the same data set and with the same --limit."
-    )

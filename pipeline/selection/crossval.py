@@ -84,7 +84,7 @@ class CrossValidation:
             for fit, held_out in parts:
                 data, mine = self._data.taken(fit), np.isin(rows, held_out)
                 trial = self._only or self.choose(data)[0][0]
-                columns = side_by_side.columns_among(trial.taps, self._taps)
+                columns = side_by_side.columns_among(trial.taps, self._taps, data.features.shape[1])
                 _, _, model, _ = self.fit(trial, data)
                 probabilities[repeat, mine] = predict(model, self._data.features.take(rows[mine]).columns(columns))
         if np.isnan(probabilities).any():
@@ -115,7 +115,7 @@ class CrossValidation:
 
         Returns the rows with its columns, the fit on 90 % of them, the one on all, and why it did not converge.
         """
-        columns = side_by_side.columns_among(trial.taps, self._taps)
+        columns = side_by_side.columns_among(trial.taps, self._taps, data.features.shape[1])
         own = dataclasses.replace(data, features=data.features.columns(columns))
         rows = protocol.prepare(own, trial.seed, self._class_names)
         selection = protocol.select(trial.classifier, trial.params, rows, trial.seed)

@@ -183,6 +183,7 @@ class Defaults:
     options: Mapping[str, Any]
     seed: int
     taps: Sequence[tuple[str, ...]]
+    sizes: int = 1  # caches whose columns stand side by side
 
 
 def _parts(grid: Grid, defaults: Defaults) -> Iterator[tuple[str, tuple[str, ...], Grid]]:
@@ -193,7 +194,8 @@ def _parts(grid: Grid, defaults: Defaults) -> Iterator[tuple[str, tuple[str, ...
         for taps in grid.get("taps", defaults.taps):
             varied = {"seed": grid.get("seed", [defaults.seed])}
             for name, value in base.items():
-                left_out = [value] if value is not None else classifiers.get(classifier).space(columns_of(taps))
+                columns = defaults.sizes * columns_of(taps)
+                left_out = [value] if value is not None else classifiers.get(classifier).space(columns)
                 varied[name] = grid.get(name, left_out)
             yield classifier, taps, varied
 

@@ -19,7 +19,10 @@ DEFAULT_CURVE_SEEDS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(Options):
-    """A run, besides its features; ``options`` are those of the classifier that were given."""
+    """A run, besides its features.
+
+    ``options`` are those of the classifier that were given; ``preset`` is what choices were made by, for the record.
+    """
 
     classifier: str = option("logistic", "what is trained", metavar="NAME", choices=tuple(classifiers.REGISTRY))
     models_dir: Path = option(Path("models"), "fitted classifiers", metavar="DIR")
@@ -37,6 +40,7 @@ class TrainOptions(Options):
     no_learning_curve: bool = option(False, "leave the learning curve out")
     figures: str = option("svg", "figures besides PNG: svg, or pdf as well", metavar="NAME", choices=("svg", "pdf"))
     options: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

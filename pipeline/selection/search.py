@@ -25,7 +25,7 @@ from pipeline.common.text import percent, to_csv
 from pipeline.features import arrays, store
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
-from pipeline.network.taps import columns_of, parse_taps
+from pipeline.network.taps import parse_taps
 from pipeline.network.weights import say_untrained
 from pipeline.selection import copies, trials
 from pipeline.selection import grid as grids
@@ -45,25 +45,24 @@ HALVING_RUNGS = 3
 ROWS_OF_A_CLASS = 10  # that the smallest round must have on average: fewer say nothing about a classifier
 
 
-def expand_candidates(options: SweepOptions, held: Sequence[str]) -> list[Trial]:
+def expand_candidates(options: SweepOptions, cache: store.Cache) -> list[Trial]:
     """All candidates that were asked for.
 
     Parameters
     ----------
     options : SweepOptions
-    held : sequence of str
-        Taps that the cache holds.
+    cache : Cache
 
     Raises
     ------
     UserError
         When a grid is empty, very large, or does not fit its classifier, or the cache lacks a tap.
     """
-    training = options.training
+    training, held = options.training, cache.taps
     choices = [parse_taps(text) for text in options.taps]
     if not choices and options.grid == () and options.file is None:
         choices = [taps for taps in grids.BUILT_IN_TAPS if set(taps) <= set(held)]
-    defaults = grids.Defaults(training.classifier, training.options, training.seed, choices or [tuple(held)])
+    defaults = grids.Defaults(training.classifier, training.options, training.seed, choices or [held], len(cache.parts))
     candidates = [
         dataclasses.replace(trial, params=training.weighted(trial.classifier, trial.params))
         for trial in grids.expand(options.grids(), defaults, sure=options.yes)
@@ -96,7 +95,7 @@ def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tu
         The same table, as CSV.
     """
     training = options.training
-    candidates = expand_candidates(options, cache.spec.taps)
+    candidates = expand_candidates(options, cache)
     say_untrained(cache.provenance["weights"])
     grouping = copies.group(cache, sorted({candidate.taps for candidate in candidates}))
     records = TrialRecords(training.output_dir, asked, copies.count(grouping).protocol)
@@ -116,14 +115,14 @@ def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tu
                 f"{training.output_dir / trials.FOLDER}; run the same command again to go on there."
             ) from stop
         name = digest_of(sorted(records.path(trial).stem for trial, _ in table))[:12]
-        return table, write_table(table, training.output_dir, asked.dataset, name)
+        return table, write_table(table, training.output_dir, asked, name)
 
 
-def write_table(table: Table, output_dir: Path, dataset: str, name: str) -> Path:
+def write_table(table: Table, output_dir: Path, asked: FeatureSpec, name: str) -> Path:
     """Write all candidates of a sweep, best first; return where."""
-    target = output_dir / "sweeps" / f"{safe_name(dataset)}-{name}.csv"
+    target = output_dir / "sweeps" / f"{safe_name(asked.dataset)}-{name}.csv"
     atomic.make_folder(target.parent)
-    atomic.write_atomically(target, _csv(table))
+    atomic.write_atomically(target, _csv(table, asked))
     return target
 
 
@@ -182,7 +181,7 @@ class _Runner:
                 so_far = f"best so far {percent(best.accuracy)} (loss {best.log_loss:.4f}), " if best else ""
                 progress.note(f"{so_far}{what}")
 
-            taps = tuple(tap for tap in self._cache.spec.taps if any(tap in trial.taps for trial in pending))
+            taps = tuple(tap for tap in self._cache.taps if any(tap in trial.taps for trial in pending))
             for seed in sorted({trial.seed for trial in pending}):
                 prepared = protocol.prepare(self._load(taps), seed, self._cache.class_names).first(rows)
                 # Whole groups, what is recorded of them too: rounding depends on what is fitted beside a trial.
@@ -211,13 +210,13 @@ def _rank(result: TrialResult, name: str) -> tuple[float, bool, float, str]:
     return (result.criterion, result.reason is not None, -result.accuracy, name)
 
 
-def _csv(table: Table) -> bytes:
+def _csv(table: Table, asked: FeatureSpec) -> bytes:
     rows = [
         {
             "rank": rank,
             "classifier": trial.classifier,
             "taps": " ".join(trial.taps),
-            "columns": columns_of(trial.taps),
+            "columns": dataclasses.replace(asked, taps=trial.taps).columns,
             "parameters": classifiers.describe(trial.params),
             "seed": trial.seed,
             "rows": trial.rows,

@@ -11,7 +11,7 @@ from pipeline.common.text import percent
 from pipeline.models import classifiers
 from pipeline.models.fit import Fitted, Job, fit_side_by_side
 from pipeline.models.history import FitAndValidation, Step
-from pipeline.network.taps import TAP_COLUMNS
+from pipeline.network.taps import TAP_COLUMNS, columns_of
 from pipeline.selection.trials import Trial, TrialResult
 
 TOGETHER = 9  # at most: those that are interrupted are fitted again
@@ -55,7 +55,7 @@ def fit_together(
         on_step(f"{trials[number].describe()}: step {step.step:g}, {percent(step.validation_accuracy)}")
 
     began = time.monotonic()
-    own = rows.columns(columns_among(trials[0].taps, taps))
+    own = rows.columns(columns_among(trials[0].taps, taps, rows.data.features.shape[1]))
     fits = fit_side_by_side(trials[0].classifier, [Job(trial.params, own, trial.seed) for trial in trials], watch=watch)
     seconds = round((time.monotonic() - began) / len(trials), 3)
     return [
@@ -64,7 +64,8 @@ def fit_together(
     ]
 
 
-def columns_among(wanted: tuple[str, ...], held: tuple[str, ...]) -> list[slice]:
-    """The columns of some taps among those of others."""
+def columns_among(wanted: tuple[str, ...], held: tuple[str, ...], columns: int) -> list[slice]:
+    """Where the columns of some taps are among so many: those of ``held``, once for each of the caches side by side."""
     ends = dict(zip(held, itertools.accumulate(TAP_COLUMNS[tap] for tap in held), strict=True))
-    return [slice(ends[tap] - TAP_COLUMNS[tap], ends[tap]) for tap in wanted]
+    starts = range(0, columns, columns_of(held))
+    return [slice(start + ends[tap] - TAP_COLUMNS[tap], start + ends[tap]) for start in starts for tap in wanted]

@@ -1,0 +1,78 @@
+"""Presets: sets of choices under one name, so that nobody needs to know all the flags.
+
+Each was chosen on validation; `docs/accuracy.md` has what they and their parts are worth. A flag that is given beside
+one wins.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.features.options import FeatureOptions
+from pipeline.models import classifiers
+from pipeline.selection.options import TrainOptions
+
+log = logging.getLogger("pipeline")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Values of settings, by their names, in place of their defaults.
+
+    Attributes
+    ----------
+    name : str, optional
+    features : mapping
+        Of `FeatureOptions`.
+    classifier : str
+    options : mapping
+        Of that classifier.
+    """
+
+    name: str | None = None
+    features: Mapping[str, Any] = field(default_factory=dict)
+    classifier: str = "logistic"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: object) -> Preset:
+        """The preset that the parsed flags name; one without choices where they name none.
+
+        Raises
+        ------
+        UserError
+            When there is none of that name.
+        """
+        (item,) = (item for item in FeatureOptions.declared() if item.name == "preset")
+        name = item.check(item.given(given))
+        return cls() if name is None else PRESETS[name]
+
+    def for_features(self, given: object) -> dict[str, Any]:
+        """Defaults for `FeatureOptions`; what was given instead is said."""
+        for item in FeatureOptions.declared():
+            told = item.given(given)
+            if item.name in self.features and told is not None and told != self.features[item.name]:
+                log.info("%s as given, not the preset's %s", item.flag, item.show(self.features[item.name]))
+        return dict(self.features)
+
+    def for_training(self, given: object) -> dict[str, Any]:
+        """Defaults for `TrainOptions`, with all options of the classifier that were given or are the preset's."""
+        (item,) = (item for item in TrainOptions.declared() if item.name == "classifier")
+        classifier = item.given(given) or self.classifier
+        own = {item.name: item.given(given) for item in classifiers.flags()}
+        options = self.options if classifier == self.classifier else {}
+        return {
+            "preset": self.name,
+            "classifier": classifier,
+            "options": {**options, **{name: value for name, value in own.items() if value is not None}},
+        }
+
+
+PRESETS = {
+    "fast": Preset("fast", {"image_size": (32,), "taps": "rich"}, "mlp"),
+    "default": Preset("default", {"taps": "rich"}, "mlp"),
+    "best": Preset("best", {"image_size": (64, 96), "views": "mirror", "taps": "rich"}, "mlp"),
+}
