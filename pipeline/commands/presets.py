@@ -1,7 +1,6 @@
 """Presets: sets of choices under one name, so that nobody needs to know all the flags.
 
-Each was chosen on validation; `docs/accuracy.md` has what they and their parts are worth. A flag that is given beside
-one wins.
+`docs/accuracy.md` has what their parts are worth. A flag that is given beside one wins.
 """
 
 from __future__ import annotations
