@@ -10,6 +10,7 @@ RUN = PIPELINE_VARIABLES="$(GIVEN)" $(VENV)/bin/python -m pipeline
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 DOCS := $(VENV)/.installed-docs
+AUDIT := $(VENV)/.installed-audit
 PIP := -m pip install --disable-pip-version-check
 BENCH := benchmarks/.venv
 MARK := .made-by-make
@@ -24,8 +25,8 @@ GIVEN := $(sort $(foreach name,$(filter-out PYTHON QUICK BEFORE,$(.VARIABLES)),$
 $(foreach name,$(GIVEN),$(eval export PIPELINE_$(name) := $$(value $(name)))$(eval unexport $(name)))
 given = $(if $(filter $1,$(GIVEN)),$(if $(value $1),"$$PIPELINE_$1"))
 
-.PHONY: help install demo features train sweep report predict similar export inspect test docs torture bench bench-train \
-  grid check format lock clean clean-features
+.PHONY: help install demo features train sweep report predict audit similar export inspect test docs torture bench \
+  bench-train grid check format lock clean clean-features
 
 help: ## show this list
 	@echo "Usage: make TARGET [VARIABLE=value …]"
@@ -55,8 +56,8 @@ $(STAMP) $(BENCH)/.installed: requirements.txt
 	@"$(PYTHON)" -m venv $(@D)
 	@$(foreach file,$^,$(@D)/bin/python $(PIP) -r $(file) &&) touch $@
 
-# What only checks or describes the product joins it there, for the targets that need it.
-$(DEV) $(DOCS): $(VENV)/.installed-%: requirements-%.txt $(STAMP)
+# What few targets need joins it there when they are made.
+$(DEV) $(DOCS) $(AUDIT): $(VENV)/.installed-%: requirements-%.txt $(STAMP)
 	@$(VENV)/bin/python $(PIP) -r $<
 	@touch $@
 
@@ -66,6 +67,7 @@ train: $(STAMP) ## stage two: train a classifier on the features (makes them whe
 sweep: $(STAMP) ## stage two, many times: compare candidates on validation, train the best (FILE=experiments.toml)
 report: $(STAMP) ## rebuild output/leaderboard.csv and output/index.html from the runs that are there
 predict: $(STAMP) ## classify images of your own: make predict MODEL=models/RUN.joblib IMAGES=folder
+audit: $(AUDIT) ## look for wrong labels, near duplicates, outliers and dull images (DATASET=folder)
 similar: $(STAMP) ## find what is most like an image of your own: make similar IMAGES=cat.jpg
 export: $(STAMP) ## write a model in the format for sharing (skops): make export MODEL=models/RUN.joblib
 inspect: $(STAMP) ## tell what a feature file holds and whether it verifies: make inspect FILE=features/….h5
@@ -73,7 +75,7 @@ inspect: $(STAMP) ## tell what a feature file holds and whether it verifies: mak
 demo features report predict similar export inspect:
 	@$(RUN) $@
 
-train sweep:
+train sweep audit:
 	@$(RUN) features
 	@$(RUN) $@
 
@@ -117,7 +119,7 @@ lock: ## pin what pyproject.toml asks for, and what that needs, in the requireme
 	lock() { "$$tools/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --custom-compile-command "make lock" pyproject.toml "$$@"; } && \
 	lock -o requirements.txt && \
-	for extra in dev docs; do lock --extra $$extra -c requirements.txt -o requirements-$$extra.txt || exit; done
+	for extra in dev docs audit; do lock --extra $$extra -c requirements.txt -o requirements-$$extra.txt || exit; done
 
 clean: ## remove .venv and tools' caches, never data, features, models or output
 	@for venv in $(VENV) $(BENCH); do \

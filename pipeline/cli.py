@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline import __version__
 from pipeline.commands.options import (
+    AuditOptions,
     ExportOptions,
     InspectOptions,
     MessageOptions,
@@ -169,6 +170,15 @@ def predict(given: argparse.Namespace) -> Answer:
     from pipeline.commands import predict
 
     return predict.predict(PredictOptions.of(given))
+
+
+@_command("--dataset photos", AuditOptions, FeatureOptions)
+def audit(given: argparse.Namespace) -> Answer:
+    """Look for wrong labels, near duplicates, outliers and dull images."""
+    from pipeline.commands import audit
+
+    text, summary = audit.audit(FeatureOptions.of(given), AuditOptions.of(given))
+    return wrap(text), summary
 
 
 @_command("--dataset photos cat.jpg", SimilarOptions, FeatureOptions)

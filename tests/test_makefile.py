@@ -57,14 +57,14 @@ print(json.dumps(sys.argv[1:]))
 def project(tmp_path: Path) -> Path:
     """The Makefile in a folder of its own, with a .venv whose Python is that of `SHOW`."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    shutil.copy(ROOT / "requirements.txt", tmp_path)
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(SHOW, encoding="utf-8")
     python.chmod(0o755)
-    stamp = tmp_path / ".venv" / ".installed"
-    stamp.touch()
-    os.utime(tmp_path / "requirements.txt", (0, 0))
+    for extra in ("", "-audit"):
+        shutil.copy(ROOT / f"requirements{extra}.txt", tmp_path)
+        os.utime(tmp_path / f"requirements{extra}.txt", (0, 0))
+        (tmp_path / ".venv" / f".installed{extra}").touch()
     return tmp_path
 
 

@@ -20,7 +20,7 @@ from conftest import Run, assert_user_error
 from pipeline.common.errors import UserError
 from pipeline.common.text import to_csv, to_json
 from pipeline.models.history import History, Step
-from pipeline.output import figures, leaderboard, page, run_folder, templating
+from pipeline.output import figures, leaderboard, page, run_folder, templating, thumbnails
 from pipeline.output import metrics as certainty
 
 CLASSES = ("cat <b>", "dog & co", "ant", "bee")
@@ -292,7 +292,7 @@ def test_images_of_a_folder_are_shown_and_replaced_when_they_are_gone(tmp_path: 
     (pictures / names[0]).unlink()
     (pictures / names[1]).write_bytes(b"no image")
     found = [source.uri(predictions, row) for row in range(8)]
-    assert found[:2] == [page.PLACEHOLDER] * 2
+    assert found[:2] == [thumbnails.PLACEHOLDER] * 2
     assert all(uri.startswith("data:image/webp") for uri in found[2:])
     assert images() == [], "another folder now, so none of its images is shown"
     shutil.rmtree(pictures)

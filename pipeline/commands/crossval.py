@@ -16,14 +16,14 @@ from pipeline.common.keys import digest_of
 from pipeline.common.progress import Progress
 from pipeline.features import arrays, store
 from pipeline.features.layout import SPLITS
-from pipeline.features.rows import FeatureRows
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.models.history import Samples
 from pipeline.output.metrics import score
 from pipeline.output.run_folder import RunFolder
-from pipeline.selection import copies, protocol, search, splits
+from pipeline.selection import copies, left_out, protocol, search, splits
 from pipeline.selection.crossval import CrossValidation, Table
+from pipeline.selection.left_out import LeftOut
 from pipeline.selection.options import SweepOptions, TrainOptions
 from pipeline.selection.protocol import Selection
 from pipeline.selection.trials import Trial, TrialResult
@@ -36,6 +36,7 @@ def loaded(
     candidates: Sequence[Trial],
     options: TrainOptions,
     grouping: copies.Grouping,
+    without: LeftOut,
 ) -> Iterator[tuple[Samples, CrossValidation]]:
     """All rows of a cache, those of train first, and the cross-validation of candidates on them.
 
@@ -44,13 +45,12 @@ def loaded(
     UserError
         When a class has too few images for the folds.
     """
-    read = [arrays.load_split(cache, split, taps) for split in SPLITS]
-    features, labels = zip(*read, strict=True)
     data = Samples(
-        FeatureRows([np.vstack([each.array() for each in features])]),
-        np.concatenate(labels),
+        *arrays.load_all(cache, taps),
         *(np.concatenate([each[split] for split in SPLITS]) for each in (grouping.groups, grouping.images)),
     )
+    if without.rows:
+        data = data.taken(without.kept(cache.rows))
     with Progress("cross-validation", 0, "fits") as progress:
         yield data, CrossValidation(
             candidates, data, taps, cache.class_names,
@@ -101,9 +101,11 @@ def sweep(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tupl
     candidates = search.expand_candidates(options, cache)
     choices = sorted({trial.taps for trial in candidates})
     taps = tuple(tap for tap in cache.taps if any(tap in choice for choice in choices))
-    grouping, clock = copies.group(cache, choices), Clock(time.monotonic())
+    without = left_out.read(training, asked.dataset_digest)
+    plain, clock = copies.group(cache, choices), Clock(time.monotonic())
+    grouping = without.joined(plain)
     asked_for = digest_of([sorted(map(repr, candidates)), training.cv, training.repeats, training.seed])
-    with loaded(cache, taps, candidates, training, grouping) as (data, folds):
+    with loaded(cache, taps, candidates, training, grouping, without) as (data, folds):
         clock.lap("load")
         count = len(splits.one_of_each(data.distinct))
         table = [(dataclasses.replace(trial, rows=count), result) for trial, result in folds.choose(data)]
@@ -111,7 +113,7 @@ def sweep(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tupl
         best = table[0][0]
         own = dataclasses.replace(asked, taps=best.taps)
         chosen = training.of_trial(best)
-        place = place_of(own, chosen, copies.count(grouping), {"candidates": asked_for})
+        place = place_of(own, chosen, copies.count(plain), {"candidates": asked_for, **without.keyed()})
         if not is_there(place, training):
             make(
                 cache, own, place, chosen, grouping, clock,

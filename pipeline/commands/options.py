@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.common.errors import UserError
 from pipeline.common.options import Options, option
+from pipeline.models.classifiers import MAX_SEED
 
 FORMATS = ("table", "csv", "json")
 
@@ -71,6 +72,19 @@ class SimilarOptions(ListOptions):
         positional=True,
     )  # fmt: skip
     top_k: int = option(10, "rows shown for each image", metavar="K", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions(Options):
+    """What `audit` is asked for, besides the features that it looks at."""
+
+    output_dir: Path = option(Path("output"), "reports and figures", metavar="DIR")
+    cv: int = option(5, "folds: each row is judged by classifiers fitted on the others", least=2)
+    threshold: float = option(
+        0.5, "relative distance up to which two images are near duplicates: less is stricter", least=0, most=1
+    )
+    seed: int = option(0, "of folds, samples and the map", least=0, most=MAX_SEED)
+    force: bool = option(False, "make an audit again that is there")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import describe_taps, parse_taps
 from pipeline.output.run_folder import RunFolder
-from pipeline.selection import search
+from pipeline.selection import left_out, search
 from pipeline.selection.options import SweepOptions
 from pipeline.selection.search import Table
 
@@ -76,7 +76,8 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
             from pipeline.commands import crossval  # late: it loads scikit-learn
 
             return Result(*crossval.sweep(cache, asked, options))
-        table, target = search.compare(cache, asked, options)
+        without = left_out.read(options.training, asked.dataset_digest)
+        table, target = search.compare(cache, asked, options, without)
         best = table[0][0]
         log.info("best on validation: %s", best.describe())
         winner = train.train_on(
@@ -84,6 +85,7 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
             dataclasses.replace(asked, taps=best.taps),
             options.training.of_trial(best),
             time.monotonic(),
+            without,
         )
     return Result(table, target, winner)
 

@@ -29,7 +29,8 @@ from pipeline.models import classifiers
 from pipeline.network.weights import say_untrained
 from pipeline.output import report, run_folder
 from pipeline.output.run_folder import RunFolder
-from pipeline.selection import copies
+from pipeline.selection import copies, left_out
+from pipeline.selection.left_out import LeftOut
 from pipeline.selection.options import TrainOptions
 from pipeline.selection.trials import RunSpec, Trial
 
@@ -62,22 +63,28 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunFolder:
     start = time.monotonic()
     paths, asked = find(features)
     images = copies.recall(options.output_dir, asked.key())
-    if images and not features.strict and is_there(place := place_of(asked, options, images), options):
+    without = left_out.read(options, asked.dataset_digest)
+    if images and not features.strict and is_there(place := place_of(asked, options, images, without.keyed()), options):
         return place
     with store.open_all(paths, asked) as cache:
         if features.strict:
             compute.refuse_skipped(cache.skipped, features.dataset)
-        return train_on(cache, asked, options, start)
+        return train_on(cache, asked, options, start, without)
 
 
-def train_on(cache: store.Cache, asked: FeatureSpec, options: TrainOptions, start: float) -> RunFolder:
+def train_on(
+    cache: store.Cache, asked: FeatureSpec, options: TrainOptions, start: float, without: LeftOut
+) -> RunFolder:
     """Do as `train` does, on an open cache that holds the features asked for; ``start`` is by `time.monotonic`."""
     grouping = copies.group(cache, [asked.taps])
     images = copies.count(grouping)
-    place = place_of(asked, options, images)
+    place = place_of(asked, options, images, without.keyed())
     if not is_there(place, options):
-        clock = Clock(start)
-        make(cache, asked, place, options, grouping, clock, lambda: _compute(cache, asked, options, grouping, clock))
+        grouping, clock = without.joined(grouping), Clock(start)
+        make(
+            cache, asked, place, options, grouping, clock,
+            lambda: _compute(cache, asked, options, grouping, without, clock),
+        )  # fmt: skip
     copies.remember(options.output_dir, asked.key(), images)
     return place
 
@@ -151,8 +158,8 @@ class Outcome:
         How many distinct images each side has.
     rows, labels : ndarray, int (n,)
         Which rows were scored, and their labels.
-    cross_validation : dict
-        What ``metrics.json`` says of it; empty without.
+    cross_validation, left_out : dict
+        What ``metrics.json`` says of them; empty without.
     """
 
     selection: Selection
@@ -164,20 +171,24 @@ class Outcome:
     rows: NDArray[np.intp]
     labels: NDArray[Any]
     cross_validation: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _compute(
-    cache: store.Cache, asked: FeatureSpec, options: TrainOptions, grouping: copies.Grouping, clock: Clock
-) -> Outcome:
+    cache: store.Cache, asked: FeatureSpec, options: TrainOptions, grouping: copies.Grouping, without: LeftOut,
+    clock: Clock,
+) -> Outcome:  # fmt: skip
     """Choose on validation, refit on all of train, score test; or cross-validate."""
     if options.cv is not None:
         from pipeline.commands import crossval
 
         params = classifiers.candidates(options.classifier, options.settings(), asked.columns)
         candidates = [Trial(options.classifier, asked.taps, each, options.seed) for each in params]
-        with crossval.loaded(cache, asked.taps, candidates, options, grouping) as (data, folds):
+        with crossval.loaded(cache, asked.taps, candidates, options, grouping, without) as (data, folds):
             clock.lap("load")
-            return crossval.compute(data, folds, folds.choose(data), options, cache.class_names, clock)
+            outcome = crossval.compute(data, folds, folds.choose(data), options, cache.class_names, clock)
+            every = sum(cache.rows.values())
+            return dataclasses.replace(outcome, left_out=_told(without, every - len(data.labels), 0, None))
     from pipeline.models import (
         history,  # late, like all that follows: a run that is there is shown without scikit-learn
     )
@@ -187,6 +198,9 @@ def _compute(
     name, classes, taps = options.classifier, cache.class_names, asked.taps
     features, labels = arrays.load_split(cache, "train", taps)
     data = history.Samples(features, labels, grouping.groups["train"], grouping.images["train"])
+    if without.rows:
+        data = data.taken(without.kept({"train": len(labels)}))
+    excluded = len(labels) - len(data.labels)
     clock.lap("load")
     log.info("%s on %s features of %s rows", name, f"{features.shape[1]:,}", f"{features.shape[0]:,}")
     rows = protocol.prepare(data, options.seed, classes)
@@ -202,6 +216,7 @@ def _compute(
     del rows
     clock.lap("evaluate")
     model, reason = protocol.refit(name, chosen, data, options.seed)
+    learnt = np.unique(data.distinct)
     del data, features
     clock.lap("fit")
     test_features, test_labels = arrays.load_split(cache, "test", taps)
@@ -210,9 +225,24 @@ def _compute(
         grouping.images["test"]
     )  # a copy tells nothing new: each image is counted and listed once
     probabilities = history.predict(model, test_features.take(tested))
+    told = _told(without, excluded, 0, None)
+    if without.pairs:
+        new = ~np.isin(grouping.images["test"][tested], learnt)
+        everything = score(probabilities[None], test_labels[tested], classes).accuracy
+        told = _told(without, excluded, len(tested) - int(new.sum()), everything)
+        tested, probabilities = tested[new], probabilities[new]
     scores = score(probabilities[None], test_labels[tested], classes)
     clock.lap("evaluate")
-    return Outcome(selection, curve, scores, model, reason or chosen.not_converged, sides, tested, test_labels[tested])
+    return Outcome(
+        selection, curve, scores, model, reason or chosen.not_converged, sides, tested, test_labels[tested],
+        left_out=told,
+    )  # fmt: skip
+
+
+def _told(without: LeftOut, excluded: int, duplicates: int, accuracy: float | None) -> dict[str, Any]:
+    """What ``metrics.json`` says of rows that were left out: how many, by which tables, and the accuracy with them."""
+    more = {"test_duplicates": duplicates, "accuracy_with_duplicates": accuracy} if without.pairs else {}
+    return {**without.source, "excluded_rows": excluded, **more} if without.source else {}
 
 
 def _contents(
@@ -261,6 +291,7 @@ def _contents(
         "log_loss": {"train": chosen.train[0], "validation": chosen.validation[0], "test": scores.log_loss},
         **scores.fields,
         "cross_validation": outcome.cross_validation or None,
+        **({"left_out": outcome.left_out} if outcome.left_out else {}),
         "seconds": {},
         "versions": {
             "python": platform.python_version(),

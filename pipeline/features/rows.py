@@ -90,9 +90,11 @@ class FeatureRows:
             return self
         return FeatureRows([self.array(progress)])
 
-    def array(self, progress: Callable[[int], object] = lambda count: None) -> NDArray[np.float16]:
-        """A copy of the rows; ``progress`` is told the bytes read."""
-        result = np.empty(self.shape, np.float16)
+    def array(
+        self, progress: Callable[[int], object] = lambda count: None, out: NDArray[np.float16] | None = None
+    ) -> NDArray[np.float16]:
+        """A copy of the rows, in ``out`` if that is given; ``progress`` is told the bytes read."""
+        result = np.empty(self.shape, np.float16) if out is None else out
         for start, stop, get in self._chunks(0, self.shape[0]):
             for columns, part in zip(self._columns(), get(start, stop), strict=True):
                 result[start:stop, columns] = part

@@ -8,10 +8,8 @@ the run folders alone. The images come from the data set, where that is on this 
 
 from __future__ import annotations
 
-import base64
 import csv
 import hashlib
-import io
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +22,6 @@ from urllib.parse import quote
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
@@ -35,26 +32,19 @@ from pipeline.data import datasets
 from pipeline.data.options import FolderOptions
 from pipeline.models import classifiers
 from pipeline.network.taps import describe_taps
-from pipeline.output import leaderboard, metrics, report, run_folder, templating
+from pipeline.output import leaderboard, metrics, report, run_folder, templating, thumbnails
 from pipeline.output.leaderboard import Run
 
 log = logging.getLogger("pipeline")
 
 GALLERY_MISTAKES = 12  # most confident mistakes shown of a run
 GALLERY_PAIRS, GALLERY_OF_A_PAIR = 4, 6  # most confused pairs of classes, and images of each
-THUMBNAIL = 64  # pixels a side at most; smaller images stay as they are
-WEBP_QUALITY = 88  # of 100: no visible artefacts at this size
 PICTURES = {
     "history": "loss and accuracy, training and validation, over the steps of the fit",
     "learning_curve": "accuracy against training-set size",
     "calibration": "accuracy against confidence",
     "confusion_matrix": "confusion matrix: share of each true class predicted as each class",
 }
-# For an image that cannot be had any more: a grey square with a stroke through it.
-PLACEHOLDER = "data:image/svg+xml;base64," + base64.b64encode(
-    b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><path fill="#8884" d="M0 0h64v64H0z"/>'
-    b'<path stroke="#888" stroke-width="2" d="M20 44 44 20"/></svg>'
-).decode("ascii")
 CONFUSION_CLASSES = 25  # up to which the matrix is a table; beyond it, it is a picture
 CURVE_POINTS = 30  # of a run's history in the comparison: enough for the eye
 
@@ -150,7 +140,7 @@ class _ScoredImages:
         """The image of a prediction as a data URI; a placeholder when there is no such image any more."""
         place = self.place(predictions, position)
         if place[1] < 0:
-            return PLACEHOLDER
+            return thumbnails.PLACEHOLDER
         if place not in self._ready:
             self._ready[place] = self._thumbnail(*place)
         return self._ready[place]
@@ -160,12 +150,8 @@ class _ScoredImages:
             pixels = self.images[split][row]
         except UserError as error:  # a file that went away, changed or broke since the folder was listed
             log.warning("warning: %s The page has a placeholder for it", error)
-            return PLACEHOLDER
-        picture = Image.fromarray(np.ascontiguousarray(pixels))
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        buffer = io.BytesIO()
-        picture.save(buffer, "WEBP", quality=WEBP_QUALITY, method=4)
-        return _data_uri("webp", buffer.getvalue())
+            return thumbnails.PLACEHOLDER
+        return thumbnails.uri(pixels)
 
 
 @dataclass
@@ -262,12 +248,8 @@ def _pictures(folder: Path, stems: Iterable[str]) -> list[tuple[str, str]]:
             plain = quote(svg.read_bytes().replace(b'"', b"'"), safe=" !$'()*+,-./:;<=>?@[]^_{|}~")
             found.append((Markup(f"data:image/svg+xml,{plain}"), PICTURES[stem]))  # noqa: S704 - what would end it is quoted
         elif png.is_file():
-            found.append((_data_uri("png", png.read_bytes()), PICTURES[stem]))
+            found.append((thumbnails.data_uri("png", png.read_bytes()), PICTURES[stem]))
     return found
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def _confusions(predictions: Predictions, names: Sequence[str]) -> list[tuple[str, list[tuple[int, float]]]] | None:
@@ -303,6 +285,8 @@ def _settings(run: Run) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {number}" for name, number in m.get("versions", {}).items())),
         ("made", m["created"]),
     ]
+    if m.get("left_out"):
+        pairs.insert(1, ("left out", report.left_out_text(m)))
     if features.get("limit"):
         pairs.insert(1, ("limit", f"the first {features['limit']:,} rows of each split"))
     return pairs

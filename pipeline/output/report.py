@@ -92,6 +92,22 @@ def images_text(images: Mapping[str, Any]) -> str:
     return text
 
 
+def left_out_text(metrics: Mapping[str, Any]) -> str:
+    """Which rows a run did without, and the accuracy with them; "" where none was to be left out."""
+    told = metrics.get("left_out") or {}
+    parts = []
+    if "excluded" in told:
+        parts.append(f"{told['excluded_rows']:,} rows that {told['excluded']} lists")
+    if "near_duplicates" in told and metrics.get("cross_validation"):
+        parts.append("near duplicates count once and are in one fold")
+    elif "near_duplicates" in told:
+        parts.append(
+            f"{told['test_duplicates']:,} test images that are near duplicates of training images (test accuracy with "
+            f"them {percent(told['accuracy_with_duplicates'])})"
+        )
+    return "; ".join(parts)
+
+
 def report_text(metrics: Mapping[str, Any], table: str) -> str:
     """scikit-learn's classification report of the test split, under what it is a report of."""
     from pipeline.output import templating  # late: a run that is there is shown as it was written
@@ -102,7 +118,7 @@ def report_text(metrics: Mapping[str, Any], table: str) -> str:
     notes += warnings(metrics)
     return templating.render(
         "report.txt", m=metrics, table=table, notes=notes, params=classifiers.describe(metrics["classifier"]["params"]),
-        images=images_text(metrics["images"]),
+        images=images_text(metrics["images"]), left_out=left_out_text(metrics),
         seconds=format_seconds(metrics["seconds"]["total"]), sizes=sizes_text(metrics["features"]["image_size"]),
     )  # fmt: skip
 

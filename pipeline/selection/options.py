@@ -36,6 +36,12 @@ class TrainOptions(Options):
     class_weight: str | None = option(
         None, "balanced: every class counts alike, however few images it has", metavar="NAME", choices=("balanced",)
     )
+    exclude: Path | None = option(
+        None, "a table of audit: fit without the rows that it still lists", metavar="AUDIT.csv"
+    )
+    drop_duplicates: bool = option(
+        False, "leave near duplicates of training images, by the last audit, out of validation and test"
+    )
     curve_seeds: int = option(DEFAULT_CURVE_SEEDS, "splits that the learning curve is drawn from", least=1)
     no_learning_curve: bool = option(False, "leave the learning curve out")
     figures: str = option("svg", "figures besides PNG: svg, or pdf as well", metavar="NAME", choices=("svg", "pdf"))

@@ -29,6 +29,7 @@ from pipeline.network.taps import parse_taps
 from pipeline.network.weights import say_untrained
 from pipeline.selection import copies, trials
 from pipeline.selection import grid as grids
+from pipeline.selection.left_out import NOTHING, LeftOut
 from pipeline.selection.options import SweepOptions
 from pipeline.selection.trials import Trial, TrialRecords, TrialResult
 
@@ -76,7 +77,9 @@ def expand_candidates(options: SweepOptions, cache: store.Cache) -> list[Trial]:
     return candidates
 
 
-def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tuple[Table, Path]:
+def compare(
+    cache: store.Cache, asked: FeatureSpec, options: SweepOptions, without: LeftOut = NOTHING
+) -> tuple[Table, Path]:
     """Score all candidates on validation; what is recorded already is not fitted again.
 
     Parameters
@@ -86,6 +89,7 @@ def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tu
     asked : FeatureSpec
         What is asked of it; each candidate has taps of its own.
     options : SweepOptions
+    without : LeftOut
 
     Returns
     -------
@@ -98,8 +102,8 @@ def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tu
     candidates = expand_candidates(options, cache)
     say_untrained(cache.provenance["weights"])
     grouping = copies.group(cache, sorted({candidate.taps for candidate in candidates}))
-    records = TrialRecords(training.output_dir, asked, copies.count(grouping).protocol)
-    runner = _Runner(cache, grouping, records)
+    records = TrialRecords(training.output_dir, asked, copies.count(grouping).protocol, without.keyed())
+    runner = _Runner(cache, without.joined(grouping), records, without)
     log.info("%s candidates on %s rows", f"{len(candidates):,}", f"{cache.rows['train']:,}")
     table: Table = []
     with file_errors("write the results", training.output_dir, "What was recorded is kept."):
@@ -129,11 +133,12 @@ def write_table(table: Table, output_dir: Path, asked: FeatureSpec, name: str) -
 class _Runner:
     """Fits candidates that have no record."""
 
-    def __init__(self, cache: store.Cache, grouping: copies.Grouping, records: TrialRecords) -> None:
+    def __init__(self, cache: store.Cache, grouping: copies.Grouping, records: TrialRecords, without: LeftOut) -> None:
         from pipeline.selection import splits  # late: it loads scikit-learn
 
         self._cache, self._records = cache, records
-        self._groups, self._images = grouping.groups["train"], grouping.images["train"]
+        self._kept = without.kept({"train": cache.rows["train"]})
+        self._groups, self._images = grouping.groups["train"][self._kept], grouping.images["train"][self._kept]
         self._data: Samples | None = None
         self._taps: tuple[str, ...] = ()  # whose columns these are
         self._asked_for: set[Path] = set()
@@ -152,7 +157,7 @@ class _Runner:
         sizes = [self.rows // HALVING_FACTOR**rung for rung in reversed(range(HALVING_RUNGS))]
         if not halving or going < HALVING_FROM or sizes[0] < ROWS_OF_A_CLASS * len(classes):
             return [(self.rows, going)]
-        labels, seeds = self._cache.labels("train"), {candidate.seed for candidate in candidates}
+        labels, seeds = self._cache.labels("train")[self._kept], {candidate.seed for candidate in candidates}
         parts = [splits.split(labels, self._groups, seed, classes) for seed in seeds]
         least = max(splits.groups_with_every_class(labels, each) for each in parts)
         found = []
@@ -202,6 +207,8 @@ class _Runner:
         if self._data is None or not set(taps) <= set(self._taps):
             self._data = None  # gives the rows back before there are new ones
             features, labels = arrays.load_split(self._cache, "train", taps)
+            if len(self._kept) < len(labels):
+                features, labels = features.take(self._kept), labels[self._kept]
             self._data, self._taps = Samples(features, labels, self._groups, self._images), taps
         return self._data
 

@@ -32,12 +32,18 @@ class Split(NamedTuple):
     ends: Rows  # (groups of fit,): fit[:ends[g - 1]] are g groups
 
 
-def join_groups(*labelings: NDArray[Any]) -> Rows:
-    """Groups (n,), numbered from 0: rows are together where any labeling (n,) has the same value for both."""
+def join_groups(*labelings: NDArray[Any], linked: Rows | None = None) -> Rows:
+    """Groups (n,), numbered from 0: rows are together where any labeling (n,) has the same value for both.
+
+    ``linked`` (any, 2) are pairs of rows that are together, too.
+    """
     rows = len(labelings[0])
     ends = [np.unique(labeling, return_index=True, return_inverse=True)[1:] for labeling in labelings]
     first = np.concatenate([first[inverse] for first, inverse in ends])
-    links = coo_array((np.ones(len(first), np.int8), (np.tile(np.arange(rows), len(ends)), first)), shape=(rows, rows))
+    one, other = np.tile(np.arange(rows), len(ends)), first
+    if linked is not None:
+        one, other = np.concatenate([one, linked[:, 0]]), np.concatenate([other, linked[:, 1]])
+    links = coo_array((np.ones(len(one), np.int8), (one, other)), shape=(rows, rows))
     found: Rows = connected_components(links, directed=False)[1].astype(np.intp)
     return found
 

@@ -85,16 +85,21 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class TrialRecords:
-    """The records of trials on the features of one data set, whatever their taps, under one protocol."""
+    """The records of trials on the features of one data set, whatever their taps, under one protocol.
+
+    ``among`` says what else an outcome depends on.
+    """
 
     output_dir: Path
     features: FeatureSpec
     protocol: int
+    among: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def path(self, trial: Trial) -> Path:
         """Where the record of a trial is or will be."""
         features = dataclasses.replace(self.features, taps=trial.taps)
-        run = RunSpec(features.key(), features.dataset, trial.classifier, trial.params, trial.seed, self.protocol)
+        options = {**trial.params, **self.among}
+        run = RunSpec(features.key(), features.dataset, trial.classifier, options, trial.seed, self.protocol)
         key = digest_of([run.key(), trial.rows])
         return self.output_dir / FOLDER / f"{safe_name(run.dataset)}-{run.classifier}-{key[:16]}.json"
 
