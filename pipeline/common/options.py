@@ -113,6 +113,7 @@ class Option:
         if not all(map(self._allows, values)) or (not values and needed):
             subject = subject or f"The {self.name.replace('_', ' ')} parameter"
             near = did_you_mean(value, self.choices) if isinstance(value, str) else ""
+            value = values[0] if len(values) == 1 else value
             raise UserError(f"{subject} must be {self._allowed()}. Got {value!r} instead.{near} {self.advice}".rstrip())
         values = [self.kind(item) if self.kind in (float, Path) else item for item in values]
         return tuple(values) if self.many else values[0]

@@ -46,7 +46,8 @@ class ImageOptions(FitOptions):
     @property
     def image(self) -> dict[str, Any]:
         """What is done to an image, by name, whatever else a subclass holds."""
-        return {item.name: getattr(self, item.name) for item in ImageOptions.declared()}
+        others = {item.name: getattr(self, item.name) for item in ImageOptions.declared()}
+        return {"image_size": self.image_size, **others}
 
 
 @dataclass(frozen=True, kw_only=True)
