@@ -382,7 +382,11 @@ def curves(name: str, lines: Mapping[int, Mapping[str, NDArray[np.float64]]], xl
         for number, splits in lines.items():
             for split, points in splits.items():
                 style = "--" if split == "train" else "-"
-                axis.plot(*points.T, color=GREY, linestyle=style, linewidth=1.6, gid=f"line-{number}", clip_on=False)
+                mark = "o" if len(points) == 1 else None  # a run without a learning curve has its last point alone
+                axis.plot(
+                    *points.T, color=GREY, linestyle=style, linewidth=1.6, marker=mark, markerfacecolor="none",
+                    gid=f"line-{number}", clip_on=False,
+                )  # fmt: skip
         axis.set(xscale="log", xlabel=f"{xlabel} (logarithmic scale)", ylabel=ylabel)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
