@@ -65,7 +65,7 @@ def test_the_examples_of_own_images_run(tmp_path: Path, folder: str, new: str, l
     pictures.fill(tmp_path, (new,), count=3, seed=90)
     (tmp_path / "data").symlink_to(DATA_DIR)
     said, name = "", "RUN"
-    for line in _blocks("sh", f"--dataset {folder}").splitlines():
+    for line in _blocks("sh", f"features --dataset {folder} ").splitlines():
         command = line.split("  #")[0].strip().replace("python -m", f"{shlex.quote(sys.executable)} -m")
         done = subprocess.run(
             shlex.split(command.replace("RUN", name)), cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
