@@ -54,8 +54,6 @@ class Neighbours:
     ----------
     class_names : tuple of str
     labels : ndarray, int (rows,)
-    names : ndarray of str (rows,)
-        Path of each row's image inside its data set; where rows are no files, ``train:12`` for row 12 of train.
 
     Raises
     ------
@@ -98,7 +96,10 @@ class Neighbours:
 
     @cached_property
     def names(self) -> NDArray[np.str_]:
-        """Who the rows are."""
+        """Who the rows are, str (rows,).
+
+        Path of each row's image inside its data set; where rows are no files, ``train:12`` for row 12 of train.
+        """
         found = originals(self.cache, self._data_dir)
         return np.array([found.name(split, row) for split in SPLITS for row in range(self.cache.rows[split])], np.str_)
 
