@@ -125,3 +125,12 @@ def fill(folder: Path, classes: tuple[str, ...] = ("ant", "bee"), count: int = 5
         (folder / label).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             (folder / label / f"{i:03d}.png").write_bytes(png(seed + 1000 * number + i))
+
+
+def tones(folder: Path, count: int) -> None:
+    """Two classes that any features tell apart: dark pictures and light ones."""
+    for label, level in (("dark", 40), ("light", 200)):
+        (folder / label).mkdir(parents=True)
+        for i in range(count):
+            image = np.clip(pixels(i, 40, 50 + i) / 8 + level, 0, 255).astype(np.uint8)
+            Image.fromarray(image).save(folder / label / f"{i:02d}.png")

@@ -14,9 +14,11 @@ from conftest import Run, assert_user_error
 from PIL import Image
 from test_cli import DIGITS, places
 
+from pipeline.commands import audit
 from pipeline.common.errors import UserError
 from pipeline.data import dull
 from pipeline.features.neighbours import Index
+from pipeline.features.originals import Originals
 from pipeline.features.rows import FeatureRows
 from pipeline.models.history import Samples
 from pipeline.selection import alike, copies, left_out, out_of_fold
@@ -219,6 +221,21 @@ def test_dull_images_are_told_with_the_reason() -> None:
         8: "tiny: 15 by 15 pixels",
     }
     assert dull.faults([dull.Look(8, 8, 50.0)] * 9) == [], "of a set of small ones none is"
+
+
+def test_of_an_image_that_is_gone_nothing_is_said() -> None:
+    class Images(list[np.ndarray]):
+        def __getitem__(self, row: int) -> np.ndarray:  # type: ignore[override]
+            if row == 1:
+                raise UserError("There is no such file any more.")
+            return super().__getitem__(row)
+
+    usual, blank = (
+        np.tile(np.arange(40, dtype=np.uint8)[:, None, None] * 6, (1, 40, 3)),
+        np.zeros((40, 40, 3), np.uint8),
+    )
+    images = Originals({"train": Images([usual, usual, usual, blank]), "test": Images([blank])}, {})
+    assert [item.row for item in audit._dull(images, {"train": 4, "test": 1})] == [3, 4]
 
 
 def test_a_table_of_rows_that_are_none_is_refused(tmp_path: Path) -> None:

@@ -45,11 +45,7 @@ def _pipeline(*arguments: object) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of dark and light pictures, its features, and a model of each kind."""
     home = tmp_path_factory.mktemp("predict")
-    for label, level in (("dark", 40), ("light", 200)):
-        (home / "tones" / label).mkdir(parents=True)
-        for i in range(12):
-            image = np.clip(pictures.pixels(i, 40, 50 + i) / 8 + level, 0, 255).astype(np.uint8)
-            Image.fromarray(image).save(home / "tones" / label / f"{i:02d}.png")
+    pictures.tones(home / "tones", 12)
     places = ["--features-dir", home / "f"]
     _pipeline("features", "--dataset", home / "tones", *FLAGS, "--batch-size", "16", *places)
     places += ["--models-dir", home / "m", "--output-dir", home / "o"]

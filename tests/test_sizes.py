@@ -45,11 +45,7 @@ def _pipeline(*arguments: object) -> subprocess.CompletedProcess[str]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of dark and light pictures, a cache of it for each size, and a run on both."""
     home = tmp_path_factory.mktemp("sizes")
-    for label, level in (("dark", 40), ("light", 200)):
-        (home / "tones" / label).mkdir(parents=True)
-        for i in range(14):
-            image = np.clip(pictures.pixels(i, 40, 50 + i) / 8 + level, 0, 255).astype(np.uint8)
-            Image.fromarray(image).save(home / "tones" / label / f"{i:02d}.png")
+    pictures.tones(home / "tones", 14)
     done = _pipeline("features", *_places(home, "dataset", "features"), *ASKED, *SIZES, "--batch-size", "16", "--json")
     assert [cache["spec"]["image_size"] for cache in json.loads(done.stdout)["caches"]] == [40, 32]
     _pipeline("train", *_places(home), *ASKED, *SIZES, "--C", "0.1")

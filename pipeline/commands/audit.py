@@ -126,7 +126,7 @@ def _contents(
     findings += _dull(images, cache.rows)
 
     def place(row: int) -> tuple[str, int]:
-        return (SPLITS[0], row) if row < train else (SPLITS[1], row - train)
+        return arrays.place_of(row, cache)
 
     def name(row: int) -> str:
         return images.name(*place(row))
@@ -180,13 +180,15 @@ def _dull(images: Originals, counts: Any) -> list[Finding]:
         return []
     places = [(split, row) for split in SPLITS for row in range(counts[split])]
 
-    def look(place: tuple[str, int]) -> dull.Look:
+    def look(place: tuple[str, int]) -> dull.Look | None:
         pixels = images.pixels(*place)
-        return dull.look(pixels) if pixels is not None else dull.Look(1, 1, 255.0)
+        return None if pixels is None else dull.look(pixels)
 
     with ThreadPoolExecutor() as pool, Progress("looking", len(places), "images") as progress:
-        seen = []
-        for each in pool.map(look, places, chunksize=64):
-            seen.append(each)
+        seen: dict[int, dull.Look] = {}  # of a file that is gone nothing is said
+        for row, each in enumerate(pool.map(look, places)):
+            if each is not None:
+                seen[row] = each
             progress.update(1)
-    return [Finding("dull", 1.0, row, reason) for row, reason in dull.faults(seen)]
+    rows = list(seen)
+    return [Finding("dull", 1.0, rows[number], reason) for number, reason in dull.faults(list(seen.values()))]

@@ -20,8 +20,8 @@ from pipeline.common.text import count_of_files, printable, text_table, to_csv
 from pipeline.data.dataset import Image, Skipped, few_reasons
 from pipeline.data.image_files import FoundFiles
 from pipeline.features import compute
+from pipeline.features.arrays import place_of
 from pipeline.features.find import find
-from pipeline.features.layout import SPLITS
 from pipeline.features.neighbours import Neighbours
 from pipeline.features.options import FeatureOptions
 from pipeline.features.originals import Originals, originals
@@ -123,18 +123,12 @@ def _search(near: Neighbours, asked: Sequence[Asked], count: int) -> Listed:
     return result
 
 
-def _place(near: Neighbours, row: int) -> tuple[str, int]:
-    """The split of a row, and its number there."""
-    train = near.cache.rows["train"]
-    return (SPLITS[0], row) if row < train else (SPLITS[1], row - train)
-
-
 def _lines(near: Neighbours, images: Originals, listed: Listed) -> list[list[str]]:
     """A line for each pair, as `_HEADER` says."""
     found = []
     for each, pairs in listed:
         for rank, (row, distance) in enumerate(pairs, 1):
-            split, number = _place(near, row)
+            split, number = place_of(row, near.cache)
             file = images.name(split, number) if images.names else ""
             label = near.class_names[near.labels[row]]
             found.append([each.name, str(rank), f"{distance:.4f}", f"{split}:{number}", file, label])
@@ -175,7 +169,7 @@ def _sheet(near: Neighbours, images: Originals, listed: Listed) -> bytes:
     for each, pairs in shown:
         cells.append(contact_sheet.Cell(grey if each.thumbnail is None else each.thumbnail, each.name, "", 0, ""))
         for row, distance in pairs[: columns - 1]:
-            split, number = _place(near, row)
+            split, number = place_of(row, near.cache)
             pixels, label = images.pixels(split, number), near.class_names[near.labels[row]]
             name = images.name(split, number)
             share = max(0.0, 1 - distance)

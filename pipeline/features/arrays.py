@@ -37,3 +37,9 @@ def load_all(cache: store.Cache, taps: tuple[str, ...]) -> tuple[FeatureRows, ND
             side.array(progress.update, result[start : start + side.shape[0]])
             start += side.shape[0]
         return FeatureRows([result]), np.concatenate([cache.labels(split) for split in SPLITS])
+
+
+def place_of(row: int, cache: store.Cache) -> tuple[str, int]:
+    """The split of one of all rows, those of train first, and its number there."""
+    train = cache.rows[SPLITS[0]]
+    return (SPLITS[0], row) if row < train else (SPLITS[1], row - train)

@@ -61,5 +61,5 @@ def originals(cache: store.Cache, data_dir: Path) -> Originals:
                 {}, {}, f"The images are not shown: {spec.dataset} in {data_dir} is another than was used."
             )
         return Originals({split: dataset.splits[split].images for split in SPLITS}, {})
-    except UserError:
-        return Originals({}, {}, f"The images are not shown: {spec.dataset} is not in {data_dir}.")
+    except UserError as error:
+        return Originals({}, {}, f"The images are not shown: {error}")

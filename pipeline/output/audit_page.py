@@ -124,9 +124,7 @@ def _map(
         {"x": round(10 + 980 * x, 1), "y": round(10 + 980 * y, 1), "label": int(labels[row]), "found": row in found}
         for (x, y), row in zip(places.tolist(), chosen.tolist(), strict=True)
     ]
-    said = [
-        [images.name(*place(row)), classes[labels[row]], found.get(row, "")] for row in chosen.tolist()
-    ]  # fmt: skip
+    said = [[images.name(*place(row)), classes[labels[row]], found.get(row, "")] for row in chosen.tolist()]
     hues = [round(360 * number / len(classes)) for number in range(len(classes))]
     return {
         "points": points,
