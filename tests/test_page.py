@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 import shutil
-import subprocess
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
-from conftest import Run, assert_user_error
+from conftest import Run, assert_user_error, needs_browser, operate_map, show_as, violations
 
 from pipeline.common.errors import UserError
 from pipeline.common.text import to_csv, to_json
+from pipeline.features.rows import FeatureRows
 from pipeline.models.history import History, Step
-from pipeline.output import figures, leaderboard, page, run_folder, templating, thumbnails
+from pipeline.output import figures, leaderboard, maps, page, run_folder, templating, thumbnails
 from pipeline.output import metrics as certainty
 
 CLASSES = ("cat <b>", "dog & co", "ant", "bee")
 ROWS = 340  # fewer than the digits' test split has
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-AXE = "4.14.1"
-needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver on this machine")
 
 Make = Callable[..., Path]
 
@@ -115,6 +112,18 @@ def output(tmp_path: Path, digits_digest: str) -> Path:
     return folder
 
 
+def put_map(output: Path) -> str:
+    """Give the best run a map of the digits' own pixels."""
+    from pipeline.data import datasets
+
+    images = np.asarray(datasets.load_dataset("digits", Path(), download=False).splits["test"].images)[:ROWS]
+    key = maps.keep(output, "k", FeatureRows([images.reshape(ROWS, -1).astype(np.float16)]), np.arange(ROWS))
+    path = output / "digits-mlp-bbbbbbbb" / "metrics.json"
+    path.write_bytes(to_json({**json.loads(path.read_bytes()), "map": key}))
+    assert key is not None
+    return key
+
+
 # --- the leaderboard --------------------------------------------------------------------------
 
 
@@ -189,9 +198,8 @@ def test_corrupt_runs_are_named_and_skipped_and_kept(run: Run, output: Path) -> 
     assert "aaaaaaaa" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
+def test_runs_with_values_of_another_type_are_skipped(output: Path) -> None:
+    wrong: list[tuple[str, object]] = [
         ("accuracy__test", float("nan")),
         ("accuracy__test", float("inf")),
         ("seconds", {"total": 1.0, "fit": "long"}),
@@ -200,20 +208,19 @@ def test_corrupt_runs_are_named_and_skipped_and_kept(run: Run, output: Path) -> 
         ("calibration", 0.1),
         ("features__limit", "some"),
         ("features__taps", [3]),
-    ],
-)
-def test_runs_with_values_of_another_type_are_skipped(output: Path, path: str, value: object) -> None:
-    folder = make_run(output, "digits-svm-ffffffff", 0.5, seed=9)
-    metrics = json.loads((folder / "metrics.json").read_text())
-    *parents, last = path.split("__")
-    where = metrics
-    for parent in parents:
-        where = where[parent]
-    where[last] = value
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    ]
+    for number, (path, value) in enumerate(wrong):
+        folder = make_run(output, f"digits-svm-fffffff{number}", 0.5, seed=number)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        *parents, last = path.split("__")
+        where = metrics
+        for parent in parents:
+            where = where[parent]
+        where[last] = value
+        (folder / "metrics.json").write_text(json.dumps(metrics))
     rebuilt = page.rebuild(output, output)
     assert len(rebuilt.runs) == 3
-    assert "ffffffff" not in rebuilt.page.read_text(encoding="utf-8")
+    assert "fffffff" not in rebuilt.page.read_text(encoding="utf-8")
 
 
 def test_ranks_are_by_validation_within_a_data_set_whatever_test_says(output: Path) -> None:
@@ -237,17 +244,22 @@ def test_ranks_are_by_validation_within_a_data_set_whatever_test_says(output: Pa
     assert b"d-logistic-0" in page.render(runs, output)[1]
 
 
-@pytest.mark.parametrize(
-    "content", ["", "index,label\n1", "iteration\n1", "rows\nx", "rows,train_accuracy\n", "nan\x00"]
-)
-def test_files_missing_or_broken_cost_only_their_part(output: Path, content: str) -> None:
-    folder = output / "digits-mlp-bbbbbbbb"
-    for name in ("predictions.csv", "history.csv", "learning_curve.csv"):
-        (folder / name).write_text(content, encoding="utf-8")
-    assert "digits-mlp-bbbbbbbb" in page.rebuild(output, output).page.read_text(encoding="utf-8")
-    for name in ("predictions.csv", "history.csv", "learning_curve.csv"):
-        (folder / name).unlink()
-    assert "digits-mlp-bbbbbbbb" in page.rebuild(output, output).page.read_text(encoding="utf-8")
+def test_files_missing_or_broken_cost_only_their_part(output: Path) -> None:
+    names = ("predictions.csv", "history.csv", "learning_curve.csv")
+    folders = []
+    for number, content in enumerate(
+        ["", "index,label\n1", "iteration\n1", "rows\nx", "rows,train_accuracy\n", "nan\x00"]
+    ):
+        folders.append(make_run(output, f"digits-svm-fffffff{number}", 0.5, seed=number))
+        for name in names:
+            (folders[-1] / name).write_text(content, encoding="utf-8")
+    text = page.rebuild(output, output).page.read_text(encoding="utf-8")
+    assert all(folder.name in text for folder in folders)
+    for folder in folders:
+        for name in names:
+            (folder / name).unlink()
+    text = page.rebuild(output, output).page.read_text(encoding="utf-8")
+    assert all(folder.name in text for folder in folders)
 
 
 def test_images_of_a_folder_are_shown_and_replaced_when_they_are_gone(tmp_path: Path) -> None:
@@ -332,38 +344,6 @@ def test_the_page_is_one_file_and_escapes_what_it_shows(output: Path) -> None:
     assert "stopped at &lt;max_iter&gt;=3" in text
     assert not re.search(r"(?:src|href)=\"(?!data:|#|[\w-]+/[\w.]+\")", text), "nothing is fetched"
     assert not re.search(r"url\(|@import|https?://", text.split("<body>")[0])
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Start headless Chromium with a profile of its own."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    started = []
-
-    def start(*, script: bool = True, width: int = 1280, dark: bool = False) -> Any:
-        options = webdriver.ChromeOptions()
-        options.binary_location = str(CHROMIUM)
-        for flag in (
-            "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-            "disable-component-update", "disable-sync", f"user-data-dir={tmp_path / f'profile {len(started)}'}",
-        ):  # fmt: skip
-            options.add_argument(f"--{flag}")
-        if not script:
-            options.add_experimental_option("prefs", {"profile.managed_default_content_settings.javascript": 2})
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-        started.append(driver)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        return driver
-
-    yield start
-    for driver in started:
-        driver.quit()
 
 
 def column(driver: Any, index: int) -> list[str]:
@@ -489,45 +469,86 @@ def test_only_runs_tested_on_the_same_rows_can_be_compared(browser: Callable[...
     assert sorted(chooser.text.split("\n")) == ["2. logistic-aaaaaaaa", "3. ridge-cccccccc"]
 
 
-@pytest.fixture(scope="session")
-def axe(request: pytest.FixtureRequest) -> str:
-    """axe-core as its registry has it, kept in pytest's cache."""
-    folder = request.config.cache.mkdir(f"axe-core-{AXE}")  # type: ignore[union-attr]
-    archive = folder / f"axe-core-{AXE}.tgz"
-    if not archive.exists():
-        npm = shutil.which("npm")
-        command = [npm, "pack", f"axe-core@{AXE}", "--pack-destination", str(folder)]
-        if npm is None or subprocess.run(command, capture_output=True, timeout=120, check=False).returncode:
-            pytest.skip(f"axe-core {AXE} is not in the cache, and npm cannot fetch it")
-    with tarfile.open(archive) as files:
-        script = files.extractfile("package/axe.min.js")
-        assert script is not None
-        return script.read().decode("utf-8")
+@needs_browser
+def test_the_map_has_the_mistakes_of_every_run_on_the_same_rows(browser: Callable[..., Any], output: Path) -> None:
+    from PIL import Image
+
+    from pipeline.data import datasets
+
+    images = datasets.load_dataset("digits", Path(), download=False).splits["test"].images
+    put_map(output)
+    names = ["digits-mlp-bbbbbbbb", "digits-logistic-aaaaaaaa", "digits-ridge-cccccccc"]
+    path = output / names[2] / "predictions.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))  # other rows: none of its is ringed
+    driver = browser()
+    driver.get(page.rebuild(output, output).page.as_uri())
+    rings: dict[str, dict[str, str]] = {}
+    for rank, name in enumerate(names[:2], 1):
+        with (output / name / "predictions.csv").open(encoding="utf-8", newline="") as stream:
+            rings[f"mistakes of {rank}. {name.removeprefix('digits-')}"] = {
+                f"row {row['index']}": f"{row['label']}, taken for {row['predicted']}"
+                for row in csv.DictReader(stream)
+                if row["label"] != row["predicted"]
+            }
+    operate_map(driver, rings)
+
+    row = int(driver.execute_script("return document.querySelector('.map [role=status]').textContent").split()[1][:-1])
+    left, top = driver.execute_script(
+        "return document.querySelector('.tile').style.backgroundPosition.split(' ').map(x => -parseInt(x))"
+    )
+    (sheet,) = (output / maps.FOLDER).glob("*.webp")
+    side = images[row].shape[0]
+    left, top = (each + (thumbnails.TILE - side) // 2 for each in (left, top))
+    shown = np.asarray(Image.open(sheet).crop((left, top, left + side, top + side)), float)
+    errors = [np.abs(shown - image).mean() for image in images[:ROWS]]
+    assert np.argmin(errors) == row, "the tile is the row's image"
+
+    shutil.rmtree(output / maps.FOLDER)
+    assert 'class="map"' not in page.rebuild(output, output).page.read_text(encoding="utf-8")
+
+
+def test_a_map_is_computed_once_and_a_broken_one_costs_only_its_part(output: Path) -> None:
+    key = put_map(output)
+    path = output / maps.FOLDER / f"{key}.csv"
+    found = maps.read(output, key)
+    assert found is not None
+    assert found.rows.tolist() == list(range(ROWS))
+    assert (found.places.min(), found.places.max()) == (0, 1)
+    before = path.stat().st_mtime_ns
+    assert put_map(output) == key
+    assert path.stat().st_mtime_ns == before
+    content = path.read_bytes()
+    path.unlink()
+    put_map(output)
+    assert path.read_bytes() == content, "the same again"
+    assert maps.keep(output, "k", FeatureRows([np.eye(9, dtype=np.float16)]), np.arange(9)) is None
+    for broken in (b"", b"index,x,y\n1", b"index,x,y\n1,a,b\n", b"\xff"):
+        path.write_bytes(broken)
+        assert maps.read(output, key) is None
+    text = page.rebuild(output, output).page.read_text(encoding="utf-8")
+    assert 'class="map"' not in text
+    assert "digits-mlp-bbbbbbbb" in text
 
 
 @needs_browser
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 400])
-def test_the_page_meets_wcag_as_far_as_axe_can_tell(
-    browser: Callable[..., Any], output: Path, axe: str, width: int, dark: bool
-) -> None:
+def test_the_page_meets_wcag_as_far_as_axe_can_tell(browser: Callable[..., Any], output: Path, axe: str) -> None:
     """And nothing sticks out, and the best accuracy is in sight."""
     make_run(output, "birds-logistic-ffffffff", 0.6, dataset__name="birds", converged=False, convergence="stopped")
-    driver = browser(width=width, dark=dark)
-    driver.get(page.rebuild(output, output).page.as_uri())
-    assert driver.execute_script("return document.querySelector('.best .figure').getBoundingClientRect().bottom") < 900
-    cell = "document.querySelectorAll('.leaderboard')[1].rows[1].cells[3]"
-    assert driver.execute_script(f"return {cell}.getBoundingClientRect().right") <= width
-    driver.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
-    assert driver.execute_script("return document.documentElement.scrollWidth") <= width, "nothing sticks out"
-    ground = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == dark
-    assert driver.get_log("browser") == []
-    driver.execute_script(axe)
-    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-    found = driver.execute_async_script("axe.run({runOnly: arguments[0]}).then(arguments[1])", tags)
-    assert len(found["passes"]) > 20
-    assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found["violations"]] == []
+    put_map(output)
+    driver, url = browser(), page.rebuild(output, output).page.as_uri()
+    for width, dark in itertools.product((1280, 400), (False, True)):
+        show_as(driver, width, dark)
+        driver.get(url)
+        bottom = "document.querySelector('.best .figure').getBoundingClientRect().bottom"
+        assert driver.execute_script(f"return {bottom}") < 900
+        cell = "document.querySelectorAll('.leaderboard')[1].rows[1].cells[3]"
+        assert driver.execute_script(f"return {cell}.getBoundingClientRect().right") <= width
+        driver.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
+        assert driver.execute_script("return document.documentElement.scrollWidth") <= width, "nothing sticks out"
+        ground = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == dark
+        assert driver.get_log("browser") == []
+        assert violations(driver, axe) == []
 
 
 @needs_browser
@@ -556,7 +577,7 @@ def test_a_hundred_classes(browser: Callable[..., Any], tmp_path: Path) -> None:
 
 
 @needs_browser
-def test_without_javascript_all_but_sorting_and_comparing_works(browser: Callable[..., Any], output: Path) -> None:
+def test_without_javascript_all_but_sorting_maps_and_comparing_works(browser: Callable[..., Any], output: Path) -> None:
     from selenium.webdriver.common.by import By
 
     rebuilt = page.rebuild(output, output)

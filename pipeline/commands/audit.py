@@ -159,7 +159,7 @@ def _contents(
             ],
         ),
         "audit.json": to_json(about),
-        "index.html": render(about, ISSUES, findings, near, labels, classes, place, images, options.seed),
+        "index.html": render(about, ISSUES, findings, near, labels, guesses, classes, place, images, options.seed),
     }
 
 

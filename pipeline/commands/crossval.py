@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.commands.train import Clock, Outcome, is_there, make, place_of
+from pipeline.commands.train import Clock, Outcome, is_there, left_out_of, make, place_of
 from pipeline.common.keys import digest_of
 from pipeline.common.progress import Progress
 from pipeline.features import arrays, store
@@ -59,14 +59,16 @@ def loaded(
 
 
 def compute(
+    cache: store.Cache,
     data: Samples,
     folds: CrossValidation,
     table: Table,
     options: TrainOptions,
-    class_names: Sequence[str],
+    without: LeftOut,
     clock: Clock,
 ) -> Outcome:
     """Score every image, and fit the first of a table, which must be of all rows, on all of them."""
+    class_names, kept = cache.class_names, without.kept(cache.rows)
     rows, probabilities = folds.score()
     clock.lap("search")
     trial, result = table[0]
@@ -87,8 +89,10 @@ def compute(
     right = probabilities.argmax(axis=2) == data.labels[rows]
     return Outcome(
         selection, curve, scores, model, reason,
-        {"fit": len(rows), "validation": None, **protocol.class_sizes(data, class_names)}, rows, data.labels[rows],
+        {"fit": len(rows), "validation": None, **protocol.class_sizes(data, class_names)},
+        kept[rows], data.labels[rows], data.features.take(rows),
         {"folds": options.cv, "repeats": options.repeats, "accuracy": right.mean(axis=1).tolist()},
+        left_out_of(without, sum(cache.rows.values()) - len(kept)),
     )  # fmt: skip
 
 
@@ -117,7 +121,7 @@ def sweep(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tupl
         if not is_there(place, training):
             make(
                 cache, own, place, chosen, grouping, clock,
-                lambda: compute(data, folds, table, training, cache.class_names, clock),
+                lambda: compute(cache, data, folds, table, training, without, clock),
             )  # fmt: skip
     return table, target, place
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sklearn.pipeline import Pipeline
 
+    from pipeline.features.rows import FeatureRows
     from pipeline.output.metrics import Scores
     from pipeline.selection.protocol import LearningCurve, Selection
 
@@ -158,6 +159,8 @@ class Outcome:
         How many distinct images each side has.
     rows, labels : ndarray, int (n,)
         Which rows were scored, and their labels.
+    scored : FeatureRows
+        Their features.
     cross_validation, left_out : dict
         What ``metrics.json`` says of them; empty without.
     """
@@ -170,6 +173,7 @@ class Outcome:
     sides: Mapping[str, Any]
     rows: NDArray[np.intp]
     labels: NDArray[Any]
+    scored: FeatureRows
     cross_validation: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, Any] = field(default_factory=dict)
 
@@ -186,9 +190,7 @@ def _compute(
         candidates = [Trial(options.classifier, asked.taps, each, options.seed) for each in params]
         with crossval.loaded(cache, asked.taps, candidates, options, grouping, without) as (data, folds):
             clock.lap("load")
-            outcome = crossval.compute(data, folds, folds.choose(data), options, cache.class_names, clock)
-            every = sum(cache.rows.values())
-            return dataclasses.replace(outcome, left_out=_told(without, every - len(data.labels), 0, None))
+            return crossval.compute(cache, data, folds, folds.choose(data), options, without, clock)
     from pipeline.models import (
         history,  # late, like all that follows: a run that is there is shown without scikit-learn
     )
@@ -225,21 +227,21 @@ def _compute(
         grouping.images["test"]
     )  # a copy tells nothing new: each image is counted and listed once
     probabilities = history.predict(model, test_features.take(tested))
-    told = _told(without, excluded, 0, None)
+    told = left_out_of(without, excluded)
     if without.pairs:
         new = ~np.isin(grouping.images["test"][tested], learnt)
         everything = score(probabilities[None], test_labels[tested], classes).accuracy
-        told = _told(without, excluded, len(tested) - int(new.sum()), everything)
+        told = left_out_of(without, excluded, len(tested) - int(new.sum()), everything)
         tested, probabilities = tested[new], probabilities[new]
     scores = score(probabilities[None], test_labels[tested], classes)
     clock.lap("evaluate")
     return Outcome(
         selection, curve, scores, model, reason or chosen.not_converged, sides, tested, test_labels[tested],
-        left_out=told,
+        test_features.take(tested), left_out=told,
     )  # fmt: skip
 
 
-def _told(without: LeftOut, excluded: int, duplicates: int, accuracy: float | None) -> dict[str, Any]:
+def left_out_of(without: LeftOut, excluded: int, duplicates: int = 0, accuracy: float | None = None) -> dict[str, Any]:
     """What ``metrics.json`` says of rows that were left out: how many, by which tables, and the accuracy with them."""
     more = {"test_duplicates": duplicates, "accuracy_with_duplicates": accuracy} if without.pairs else {}
     return {**without.source, "excluded_rows": excluded, **more} if without.source else {}
@@ -252,7 +254,7 @@ def _contents(
     """Return the run folder's files, the model file and its description."""
     import joblib
 
-    from pipeline.output import figures
+    from pipeline.output import figures, maps
 
     classes, scores = cache.class_names, outcome.scores
     chosen, taps = outcome.selection.fitted, asked.taps
@@ -291,6 +293,7 @@ def _contents(
         "log_loss": {"train": chosen.train[0], "validation": chosen.validation[0], "test": scores.log_loss},
         **scores.fields,
         "cross_validation": outcome.cross_validation or None,
+        "map": maps.keep(options.output_dir, asked.key(), outcome.scored, outcome.rows),
         **({"left_out": outcome.left_out} if outcome.left_out else {}),
         "seconds": {},
         "versions": {

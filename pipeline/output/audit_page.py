@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.progress import Progress
+from pipeline.data.dataset import Image
 from pipeline.features.originals import Originals
-from pipeline.output import templating, thumbnails
+from pipeline.output import maps, templating, thumbnails
 
 if TYPE_CHECKING:
     from pipeline.selection.alike import Alike
@@ -36,6 +37,7 @@ def render(
     findings: Sequence[Finding],
     alike: Alike,
     labels: NDArray[Any],
+    guesses: NDArray[Any],
     classes: Sequence[str],
     place: Callable[[int], tuple[str, int]],
     images: Originals,
@@ -52,8 +54,8 @@ def render(
     findings : sequence of Finding
         The most suspicious of each kind first.
     alike : Alike
-    labels : ndarray, int (n,)
-        Of all rows.
+    labels, guesses : ndarray, int (n,)
+        Of all rows, those of train first: the label given, and the class that was predicted without having seen it.
     classes : sequence of str
     place : callable
         From a row to its split and number.
@@ -90,8 +92,8 @@ def render(
         sections=sections,
         images=shown,
         absent=images.absent,
-        map=_map(findings, alike, labels, classes, place, images, seed),
-        neighbours=_neighbours(alike, labels, classes),
+        map=_map(findings, alike, labels, guesses, classes, place, images, seed),
+        rows=len(labels),
     )
 
 
@@ -99,12 +101,13 @@ def _map(
     findings: Sequence[Finding],
     alike: Alike,
     labels: NDArray[Any],
+    guesses: NDArray[Any],
     classes: Sequence[str],
     place: Callable[[int], tuple[str, int]],
     images: Originals,
     seed: int,
 ) -> dict[str, Any]:
-    """Points of the map, and what is said of each."""
+    """The map: what was found first, then others by chance."""
     from pipeline.selection.alike import lay_out  # late: it loads scikit-learn
 
     found: dict[int, str] = {}
@@ -114,38 +117,28 @@ def _map(
             found[item.row] = f"{found[item.row]}; {what}" if item.row in found else what
     others = np.setdiff1d(np.arange(len(labels)), np.array(list(found), np.intp))
     count = min(len(others), ON_THE_MAP - len(found))
-    chosen = np.sort(
-        np.r_[list(found), np.random.default_rng(seed).choice(others, count, replace=False)].astype(np.intp)
-    )
+    chosen = np.r_[list(found), np.random.default_rng(seed).choice(others, count, replace=False)].astype(np.intp)
+    chosen = chosen[np.lexsort((chosen, labels[chosen]))]
     with Progress("map", 0, "steps"):
         places = lay_out(alike, chosen, seed)
-    sheet, columns = thumbnails.sheet([images.pixels(*place(int(row))) for row in chosen] if not images.absent else [])
-    points = [
-        {"x": round(10 + 980 * x, 1), "y": round(10 + 980 * y, 1), "label": int(labels[row]), "found": row in found}
-        for (x, y), row in zip(places.tolist(), chosen.tolist(), strict=True)
+
+    def pixels(point: int) -> Image | None:
+        return images.pixels(*place(int(chosen[point])))
+
+    rings = [
+        maps.Ring(
+            "found above",
+            {point: found[row] for point, row in enumerate(chosen.tolist()) if row in found},
+            "nothing was found",
+        ),
+        maps.Ring(
+            "predicted wrongly by classifiers that did not see it",
+            {int(point): int(guesses[chosen[point]]) for point in np.flatnonzero(guesses[chosen] != labels[chosen])},
+            "predicted rightly",
+        ),
     ]
-    said = [[images.name(*place(row)), classes[labels[row]], found.get(row, "")] for row in chosen.tolist()]
-    hues = [round(360 * number / len(classes)) for number in range(len(classes))]
-    return {
-        "points": points,
-        "classes": list(zip(classes, hues, strict=True)),
-        "said": said,
-        "sheet": "" if images.absent else sheet,
-        "columns": columns,
-        "tile": thumbnails.TILE,
-        "rows": len(labels),
-    }
-
-
-def _neighbours(alike: Alike, labels: NDArray[Any], classes: Sequence[str]) -> list[tuple[str, int, float, str, float]]:
-    """Of each class its rows, how many of their nearest rows are of it, and which class comes next."""
-    found = []
-    for number, name in enumerate(classes):
-        own = labels == number
-        shares = np.bincount(labels[alike.nearest[own]].ravel(), minlength=len(classes)) / max(
-            1, alike.nearest[own].size
-        )
-        others = np.where(np.arange(len(classes)) == number, -1, shares)
-        next_one = int(others.argmax())
-        found.append((name, int(own.sum()), float(shares[number]), classes[next_one], float(shares[next_one])))
-    return found
+    return maps.view(
+        places, labels[chosen], classes, [images.name(*place(row)) for row in chosen.tolist()],
+        b"" if images.absent else thumbnails.sheet(pixels, len(chosen))[0], rings,
+        maps.neighbours(alike.nearest, labels, classes),
+    )  # fmt: skip

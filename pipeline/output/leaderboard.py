@@ -105,7 +105,7 @@ def of_dataset(runs: Sequence[Run], name: str | None) -> list[Run]:
 def _rows_of(run: Run) -> tuple[Any, ...]:
     """Which rows a run is of: only runs on the same can be ranked."""
     data = run.metrics["dataset"]
-    return data["name"], data["digest"], run.metrics["features"].get("limit") or 0
+    return data["name"], data["digest"], int(run.metrics["features"].get("limit") or 0)
 
 
 def _order(run: Run) -> tuple[Any, ...]:

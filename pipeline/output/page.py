@@ -29,10 +29,11 @@ from pipeline.common.keys import safe_name
 from pipeline.common.progress import Progress
 from pipeline.common.text import printable
 from pipeline.data import datasets
+from pipeline.data.dataset import Image
 from pipeline.data.options import FolderOptions
 from pipeline.models import classifiers
 from pipeline.network.taps import describe_taps
-from pipeline.output import leaderboard, metrics, report, run_folder, templating, thumbnails
+from pipeline.output import leaderboard, maps, metrics, report, run_folder, templating, thumbnails
 from pipeline.output.leaderboard import Run
 
 log = logging.getLogger("pipeline")
@@ -63,6 +64,10 @@ class Predictions:
     def rows(self) -> str:
         """A digest of which rows these are: runs with the same can be compared row by row."""
         return hashlib.sha256("\n".join(map("{},{}".format, self.indices, self.labels)).encode()).hexdigest()[:16]
+
+    def name(self, position: int) -> str:
+        """What a row is called: the path of its file, else its number."""
+        return self.files[position] if self.files else f"row {self.indices[position]}"
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -139,19 +144,21 @@ class _ScoredImages:
     def uri(self, predictions: Predictions, position: int) -> str:
         """The image of a prediction as a data URI; a placeholder when there is no such image any more."""
         place = self.place(predictions, position)
-        if place[1] < 0:
-            return thumbnails.PLACEHOLDER
         if place not in self._ready:
-            self._ready[place] = self._thumbnail(*place)
+            self._ready[place] = thumbnails.uri(self.pixels(predictions, position))
         return self._ready[place]
 
-    def _thumbnail(self, split: str, row: int) -> str:
+    def pixels(self, predictions: Predictions, position: int) -> Image | None:
+        """The image of a prediction; None when there is no such image any more."""
+        split, row = self.place(predictions, position)
+        if row < 0:
+            return None
         try:
-            pixels = self.images[split][row]
+            found: Image = self.images[split][row]
         except UserError as error:  # a file that went away, changed or broke since the folder was listed
             log.warning("warning: %s The page has a placeholder for it", error)
-            return thumbnails.PLACEHOLDER
-        return thumbnails.uri(pixels)
+            return None
+        return found
 
 
 @dataclass
@@ -216,8 +223,7 @@ def _galleries(run: Run, predictions: Predictions, images: _Images) -> dict[str,
         return [
             _Mistake(
                 images.once(source.uri(predictions, row)), labels[row], predicted[row], predictions.confidences[row],
-                predictions.files[row] if predictions.files else f"row {predictions.indices[row]}",
-                source.link(predictions, row),
+                predictions.name(row), source.link(predictions, row),
             )
             for row in rows
         ]  # fmt: skip
@@ -330,6 +336,7 @@ def _view(run: Run, same: Sequence[Run], rank: int, images: _Images) -> dict[str
         "settings": _settings(run),
         "predictions": predictions,
         "galleries": _galleries(run, predictions, images) if predictions else None,
+        "map": maps.read(run.folder.parent, m.get("map")),
         "files": [
             name for name in (*run_folder.RUN_FILES, *run_folder.OPTIONAL_FILES) if (run.folder / name).is_file()
         ],
@@ -349,6 +356,58 @@ def _comparisons(views: Sequence[Mapping[str, Any]]) -> dict[int, dict[int, tupl
             found = int(only[a, b]), int(only[b, a]), float(f"{chances[a, b]:.4g}")
             pairs.setdefault(rows[a], {})[rows[b]] = found
     return pairs
+
+
+def _map(runs: Sequence[Run], views: Sequence[Mapping[str, Any]], images: _Images) -> dict[str, Any] | None:
+    """The map of the best run that has one, and whose."""
+    for run, view in zip(runs, views, strict=True):
+        shown = _map_of(run, view, views, images)
+        if shown is not None:
+            return {**shown, "run": view}
+    return None
+
+
+def _map_of(
+    run: Run, own: Mapping[str, Any], views: Sequence[Mapping[str, Any]], images: _Images
+) -> dict[str, Any] | None:
+    """A run's map, with the mistakes of all that were scored on the same rows; None when it has none."""
+    predictions, found, classes = own["predictions"], own["map"], own["classes"]
+    if found is None or predictions is None or not set(predictions.labels) <= set(classes):
+        return None
+    numbers = {name: number for number, name in enumerate(classes)}
+    where = {row: position for position, row in enumerate(predictions.indices)}
+    points = [  # class by class
+        (numbers[predictions.labels[where[row]]], where[row], place)
+        for place, row in enumerate(found.rows.tolist())
+        if row in where
+    ]
+    if len(points) < maps.FEWEST:
+        return None
+    labels, positions, order = np.array(sorted(points), np.intp).T
+    rings = [
+        maps.Ring(
+            f"mistakes of {view['rank']}. {view['short']}",
+            {
+                point: numbers.get(guess, f"taken for {guess}")
+                for point, position in enumerate(positions.tolist())
+                if (guess := view["predictions"].predicted[position]) != predictions.labels[position]
+            },
+            "predicted rightly",
+        )
+        for view in views
+        if view["predictions"] and view["predictions"].rows == predictions.rows
+    ]
+    source, places = images.of(run), found.places[order]
+    rows = [predictions.indices[position] for position in positions.tolist()]
+    sheet = maps.tiles(
+        run.folder.parent,
+        [run.metrics["dataset"]["digest"], bool(run.metrics.get("cross_validation")), rows],
+        None if isinstance(source, str) else lambda point: source.pixels(predictions, int(positions[point])),
+        len(points),
+    )
+    names = [predictions.name(position) for position in positions.tolist()]
+    around = maps.neighbours(maps.near_each_other(places), labels, classes)
+    return maps.view(places, labels, classes, names, sheet, rings, around)
 
 
 def _cost(runs: Sequence[Run], name: str) -> Markup:
@@ -425,6 +484,7 @@ def _section(runs: Sequence[Run], images: _Images, number: int, done: Callable[[
         "runs": listed,
         "classifiers": sorted({run.metrics["classifier"]["name"] for run in shown}),
         "pairs": _comparisons(views),
+        "map": _map(shown, views, images),
         "cost": _cost(shown, f"cost{number}") if len(shown) > 1 else "",
         "curves": _curves(shown, f"curves{number}") if len(shown) > 1 else [],
     }

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 
 from pipeline.features.neighbours import TINY, Index
 from pipeline.features.rows import FeatureRows, Scale
@@ -110,7 +111,8 @@ def lay_out(alike: Alike, chosen: NDArray[np.intp], seed: int) -> NDArray[np.flo
     most = min(MAP_AXES, alike.rows.shape[1])
     perplexity = min(30.0, max(1.0, (len(chosen) - 1) / 4))
     method = TSNE(2, perplexity=perplexity, max_iter=MAP_STEPS, init="pca", random_state=seed)
-    found = method.fit_transform(alike.rows[chosen, :most]).astype(np.float64)
+    with threadpool_limits(1):  # each of its many short steps is over before threads have met
+        found = method.fit_transform(alike.rows[chosen, :most]).astype(np.float64)
     low, high = found.min(axis=0), found.max(axis=0)
     places: NDArray[np.float64] = (found - low) / np.maximum(high - low, TINY)
     return places

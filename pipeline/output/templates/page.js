@@ -1,4 +1,4 @@
-// Sorting, filtering and comparing; everything else works without this.
+// Sorting, filtering, maps and comparing; everything else works without this.
 "use strict";
 (() => {
   const add = (parent, name, text = "") => {
@@ -48,6 +48,90 @@
     select.addEventListener("change", () => {
       for (const run of runs) run.hidden = select.value !== "" && run.dataset.classifier !== select.value;
     });
+  }
+
+  // --- maps ---
+  const ways = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
+  for (const map of document.querySelectorAll(".map")) {
+    const {names, rings} = JSON.parse(map.querySelector("script").textContent);
+    const svg = map.querySelector("svg"), tile = map.querySelector(".tile"), status = map.querySelector("[role=status]");
+    const paths = [...svg.querySelectorAll("path[style]")], buttons = [...map.querySelectorAll(".legend button")];
+    const select = map.querySelector("select"), rows = [...map.querySelector("tbody").rows];
+    const columns = Number(map.dataset.columns), side = parseFloat(tile.style.width);
+    const classes = buttons.map((button) => button.textContent);
+    const points = paths.flatMap((path, label) =>
+      [...path.getAttribute("d").matchAll(/M(\d+) (\d+)/g)].map(([, x, y]) => ({x: Number(x), y: Number(y), label})));
+    const off = (point) => buttons[point.label].getAttribute("aria-pressed") === "false";
+    const circles = (chosen, radius) =>
+      chosen.map(({x, y}) => `M${x - radius} ${y}a${radius} ${radius} 0 1 0 ${2 * radius} 0a${radius} ${radius} 0 1 0 ${-2 * radius} 0`).join("");
+    let at = -1;
+    const said = () => rings[select.selectedIndex].said;
+    const choose = (number) => {
+      at = number;
+      const point = points[at];
+      svg.querySelector(".at").setAttribute("d", circles([point], 11));
+      const what = said()[at] ?? rings[select.selectedIndex].otherwise;
+      status.textContent = `${names[at]}: ${classes[point.label]}, ${classes[what] ? `taken for ${classes[what]}` : what}`;
+      tile.hidden = !tile.style.backgroundImage;
+      tile.style.backgroundPosition = `${-(at % columns) * side}px ${-Math.floor(at / columns) * side}px`;
+    };
+    const draw = () => {
+      const ringed = Object.keys(said()).map((number) => points[number]);
+      svg.querySelector(".ring").setAttribute("d", circles(ringed.filter((point) => !off(point)), 7));
+      paths.forEach((path, label) => (path.style.display = buttons[label].getAttribute("aria-pressed") === "true" ? "" : "none"));
+      rows.forEach(({cells}, label) => {
+        const count = ringed.filter((point) => point.label === label).length;
+        const all = points.filter((point) => point.label === label).length;
+        cells[2].textContent = count.toLocaleString("en");
+        cells[3].textContent = `${((100 * count) / Math.max(1, all)).toFixed(1)}\u00a0%`;
+      });
+      if (at >= 0) choose(at);
+    };
+    const nearest = (cost) => {
+      let best = -1, least = Infinity;
+      points.forEach((point, number) => {
+        const own = off(point) ? Infinity : cost(point, number);
+        if (own < least) [best, least] = [number, own];
+      });
+      if (best >= 0) choose(best);
+    };
+    const point = (event) => {
+      const {x, y} = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+      nearest((other) => {
+        const distance = Math.hypot(other.x - x, other.y - y);
+        return distance < 25 ? distance : Infinity;
+      });
+    };
+    svg.addEventListener("pointermove", point);
+    svg.addEventListener("pointerdown", point);
+    svg.addEventListener("keydown", (event) => {
+      const way = ways[event.key], page = {PageDown: 1, PageUp: -1}[event.key];
+      if (!way && !page) return;
+      event.preventDefault();
+      if (page) {
+        const ringed = Object.keys(said()).map(Number).filter((number) => !off(points[number]));
+        const next = page > 0 ? ringed.find((number) => number > at) : ringed.findLast((number) => number < at);
+        if (ringed.length) choose(next ?? ringed.at(page > 0 ? 0 : -1));
+      } else if (at < 0) {
+        nearest(({x, y}) => Math.hypot(x - 500, y - 500));
+      } else {
+        const from = points[at];
+        nearest((other, number) => {
+          const dx = other.x - from.x, dy = other.y - from.y;
+          const along = dx * way[0] + dy * way[1], across = Math.abs(dx * way[1] + dy * way[0]);
+          return number !== at && along > 0 && along >= across ? Math.hypot(dx, dy) + across : Infinity;
+        });
+      }
+    });
+    for (const button of buttons) {
+      button.addEventListener("click", () => {
+        button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") === "false");
+        draw();
+      });
+    }
+    select.addEventListener("change", draw);
+    select.closest("p").hidden = false;
+    draw();
   }
 
   // --- comparing ---
