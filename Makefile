@@ -11,6 +11,7 @@ STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 DOCS := $(VENV)/.installed-docs
 AUDIT := $(VENV)/.installed-audit
+CLUSTERED := $(VENV)/.installed-cluster
 PIP := -m pip install --disable-pip-version-check
 BENCH := benchmarks/.venv
 MARK := .made-by-make
@@ -57,7 +58,7 @@ $(STAMP) $(BENCH)/.installed: requirements.txt
 	@$(foreach file,$^,$(@D)/bin/python $(PIP) -r $(file) &&) touch $@
 
 # What few targets need joins it there when they are made.
-$(DEV) $(DOCS) $(AUDIT): $(VENV)/.installed-%: requirements-%.txt $(STAMP)
+$(DEV) $(DOCS) $(AUDIT) $(CLUSTERED): $(VENV)/.installed-%: requirements-%.txt $(STAMP)
 	@$(VENV)/bin/python $(PIP) -r $<
 	@touch $@
 
@@ -71,6 +72,8 @@ audit: $(AUDIT) ## look for wrong labels, near duplicates, outliers and dull ima
 similar: $(STAMP) ## find what is most like an image of your own: make similar IMAGES=cat.jpg
 export: $(STAMP) ## write a model in the format for sharing (skops): make export MODEL=models/RUN.joblib
 inspect: $(STAMP) ## tell what a feature file holds and whether it verifies: make inspect FILE=features/….h5
+
+demo features train sweep: $(if $(filter CLUSTER,$(GIVEN)),$(CLUSTERED))
 
 demo features report predict similar export inspect:
 	@$(RUN) $@
@@ -119,7 +122,7 @@ lock: ## pin what pyproject.toml asks for, and what that needs, in the requireme
 	lock() { "$$tools/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --custom-compile-command "make lock" pyproject.toml "$$@"; } && \
 	lock -o requirements.txt && \
-	for extra in dev docs audit; do lock --extra $$extra -c requirements.txt -o requirements-$$extra.txt || exit; done
+	for extra in dev docs audit cluster; do lock --extra $$extra -c requirements.txt -o requirements-$$extra.txt || exit; done
 
 clean: ## remove .venv and tools' caches, never data, features, models or output
 	@for venv in $(VENV) $(BENCH); do \

@@ -20,6 +20,8 @@ OWNERS = {  # packages whose modules alone import what is heavy
     "jinja2": {"output"},
     "argparse": {"common", "pipeline"},
     "pooch": {"data", "network"},
+    "dask": {"common"},
+    "distributed": {"common"},
 }
 
 
@@ -55,7 +57,10 @@ def test_packages_are_named_in_order_and_empty_at_the_front() -> None:
     ("command", "absent"),
     [
         ("import pipeline.cli", {"numpy", "h5py", "tensorflow", "sklearn", "matplotlib", "tqdm"}),
-        ("import pipeline.cli, pipeline.features.extract", {"tqdm", "importlib.metadata", "PIL", "pooch", "requests"}),
+        (
+            "import pipeline.cli, pipeline.features.extract",
+            {"tqdm", "importlib.metadata", "PIL", "pooch", "requests", "dask"},
+        ),
         (
             "import pipeline.features.extract, pipeline.commands.train, pipeline.commands.sweep, pipeline.output.page, "
             "pipeline.commands.inspect",

@@ -61,7 +61,7 @@ def project(tmp_path: Path) -> Path:
     python.parent.mkdir(parents=True)
     python.write_text(SHOW, encoding="utf-8")
     python.chmod(0o755)
-    for extra in ("", "-audit"):
+    for extra in ("", "-audit", "-cluster"):
         shutil.copy(ROOT / f"requirements{extra}.txt", tmp_path)
         os.utime(tmp_path / f"requirements{extra}.txt", (0, 0))
         (tmp_path / ".venv" / f".installed{extra}").touch()
@@ -220,6 +220,13 @@ def test_clean_features_removes_only_caches(project: Path) -> None:
         (folder / name).touch()
     assert make(project, "clean-features").returncode == 0
     assert sorted(path.name for path in folder.iterdir()) == [".gitkeep", "mine.h5"]
+
+
+def test_a_cluster_alone_needs_what_it_takes(project: Path) -> None:
+    (project / ".venv" / ".installed-cluster").unlink()
+    assert "cluster" not in make(project, "--dry-run", "train", "TAPS=top").stdout
+    said = make(project, "--dry-run", "train", "CLUSTER=local:2").stdout
+    assert said.index("-r requirements-cluster.txt") < said.index("-m pipeline")
 
 
 def test_requirements_that_changed_are_installed_anew(project: Path) -> None:

@@ -13,19 +13,23 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
+import clusters
 import faults
 import numpy as np
 
 from pipeline import cli
 from pipeline.common.progress import format_seconds
 from pipeline.features import parts
+from pipeline.network import device
 
 REAL_ROWS = 120  # of each split
 REAL_PART_ROWS = 8
@@ -180,9 +184,9 @@ def random_kills(folder: Path, kills: int) -> Iterator[Tally]:
     yield tally
 
 
-def _real(place: Path, kill_after: float | None) -> tuple[faults.Outcome, float]:
+def _real(place: Path, kill_after: float | None, *more: str) -> tuple[faults.Outcome, float]:
     """Run the real stage one; kill it so many seconds after it has begun to compute. Says how long that took."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", str(place)]
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", str(place), *more]
     with tempfile.TemporaryFile() as spool:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=spool)
         if child.stdout is None:
@@ -200,7 +204,7 @@ def _real(place: Path, kill_after: float | None) -> tuple[faults.Outcome, float]
         return faults.Outcome(child.returncode, spool.read().decode("utf-8", "replace")), time.monotonic() - began
 
 
-def _child(place: Path) -> int:
+def _child(place: Path, more: list[str]) -> int:
     """The process that is killed: stage one as it is, with small parts, saying when it begins to compute."""
     from pipeline.network import compile as compiling
 
@@ -213,7 +217,30 @@ def _child(place: Path) -> int:
         return network
 
     compiling.make_extractor = make_and_tell  # type: ignore[assignment]
-    return cli.main(["features", *REAL, "--features-dir", str(place)])
+    return cli.main(["features", *REAL, "--features-dir", str(place), *more])
+
+
+def cluster_kills(folder: Path, kills: int) -> Iterator[Tally]:
+    """SIGKILL to workers of a real cluster at random times, while they compute."""
+    tally = Tally("workers of a cluster killed at random times")
+    undisturbed = folder / "undisturbed"
+    _real(undisturbed, None)
+    reference = faults.arrays(undisturbed)
+    (folder / "cluster").mkdir()
+    with clusters.started(folder / "cluster") as cluster, ThreadPoolExecutor(1) as aside:
+        cluster.start_worker(threads=device.cores())  # each with those of the reference
+        cluster.start_worker(threads=device.cores())
+        number = 0
+        while tally.faults < kills:
+            place, ended = folder / f"round {number}", threading.Event()
+            number += 1
+            killing = aside.submit(cluster.kill_at_random, kills - tally.faults, ended)
+            outcome, _ = _real(place, None, "--cluster", cluster.address)
+            ended.set()
+            tally.faults += killing.result()
+            tally.said(outcome, (0,))
+            tally.compare(place, reference)
+    yield tally
 
 
 def bit_flips(folder: Path, flips: int) -> Iterator[Tally]:
@@ -261,12 +288,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--flips", type=int, default=400)
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--only", choices=("points", "folders", "pairs", "disks", "kills", "flips"))
+    parser.add_argument("--only", choices=("points", "folders", "pairs", "disks", "kills", "flips", "cluster"))
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--child", type=Path)
-    chosen = parser.parse_args()
+    parser.add_argument("--cluster-kills", type=int, default=20)
+    chosen, more = parser.parse_known_args()
     if chosen.child:
-        return _child(chosen.child)
+        return _child(chosen.child, more)
     began = time.monotonic()
     clean = True
     with tempfile.TemporaryDirectory(dir=chosen.folder) as base:
@@ -277,6 +305,7 @@ def main() -> int:
             "disks": lambda folder: full_disks(folder),
             "kills": lambda folder: random_kills(folder, chosen.kills),
             "flips": lambda folder: bit_flips(folder, chosen.flips),
+            "cluster": lambda folder: cluster_kills(folder, chosen.cluster_kills),
         }
         for name, attack in attacks.items():
             if chosen.only in (None, name):

@@ -71,7 +71,7 @@ def _of_valid(cache: store.Cache, asked: FeatureOptions) -> dict[str, str]:
     official = "the official files" if made.get("official") is True else "NOT the official files"
     versions = ", ".join(f"{package} {number}" for package, number in cache.versions.items())
     setup = f"{made.get('processor')}, {made.get('cores')} cores, batches of {made.get('batch_size')}"
-    digests = 2 * (len(spec.taps) + 1) + 2 + (6 if cache.has_members else 0) + (2 if cache.has_groups else 0)
+    digests = 2 * (len(spec.taps) + 1) + 2 + 6 * cache.has_members + 2 * cache.has_groups + bool(cache.computed_on)
     images, named = ("files of one's own", ", names") if cache.has_members else (official, "")
     return {
         "file": f"{cache.path} ({format_bytes(cache.size)}, format {spec.format_version})",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -37,6 +37,10 @@ class ImageFiles:
         """Some rows, in that order."""
         return ImageFiles([self._paths[row] for row in rows], self.ids.take(rows))
 
+    def moved(self, move: Callable[[Path], Path]) -> ImageFiles:
+        """The same images at other paths."""
+        return ImageFiles([move(path) for path in self._paths], self.ids)
+
     def __len__(self) -> int:
         return len(self._paths)
 
@@ -54,10 +58,12 @@ class ImageFiles:
             try:
                 return decode.decode(stream, how)
             finally:  # only now, so that the bytes need not be in memory; what was made of others is dropped
-                if _sha256(stream) != self.ids.digests[row].tobytes():
+                found, known = _sha256(stream).hex(), self.ids.digests[row].tobytes().hex()
+                if found != known:
                     raise UserError(
-                        f"The image {printable(str(path))} changed while it was being used. Run the same command "
-                        f"again: what is finished of the other images is kept."
+                        f"The image {printable(str(path))} changed while it was being used: its sha256 was "
+                        f"{known[:12]}… and is {found[:12]}… now. Run the same command again: what is finished of the "
+                        f"other images is kept."
                     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,11 +25,12 @@ _CHUNK = 16  # images that a thread decodes at a time: small ones take less time
 
 @contextmanager
 def batches(
-    splits: Mapping[str, Split], rows: Sequence[Row], how: ImageOptions, *, batch_size: int
+    splits: Mapping[str, Split], rows: Sequence[Row], how: ImageOptions, *, batch_size: int, threads: int | None = None
 ) -> Iterator[Iterator[list[Decoded]]]:
     """Give the images of some rows, in that order, in batches; what comes next is being decoded meanwhile.
 
-    Images in an array are given as they are, whatever ``how`` says.
+    Images in an array are given as they are, whatever ``how`` says. There is a thread for each core, if no number of
+    ``threads`` is given.
     """
 
     def attempt(row: Row) -> Image | Unusable:
@@ -44,7 +46,7 @@ def batches(
     def decode(chunk: Sequence[Row]) -> list[Decoded]:
         return [(row, attempt(row)) for row in chunk]
 
-    pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="decode")
     try:
         yield _ahead(pool, decode, rows, batch_size)
     finally:
@@ -75,13 +77,23 @@ def compute_rows(
     of rows of each batch.
     """
     for batch in source:
-        usable = [image for _, image in batch if not isinstance(image, Unusable)]
-        features = compute(usable) if usable else {}
+        features = features_of(batch, compute)
         done(len(batch))
-        places = iter(range(len(usable)))
-        for _, image in batch:
-            if isinstance(image, Unusable):
-                yield str(image)
-            else:
-                place = next(places)
-                yield {tap: values[place] for tap, values in features.items()}
+        yield from each_row([str(image) if isinstance(image, Unusable) else None for _, image in batch], features)
+
+
+def features_of(batch: Sequence[Decoded], compute: Callable[[Sequence[Image]], Features]) -> Features:
+    """Features of the images of a batch that can be used."""
+    usable = [image for _, image in batch if not isinstance(image, Unusable)]
+    return compute(usable) if usable else {}
+
+
+def each_row(faults: Sequence[str | None], features: Features) -> Iterator[Features | str]:
+    """Give, row by row, its features, of those in ``features``, or why its image cannot be used."""
+    places = itertools.count()
+    for fault in faults:
+        if fault is None:
+            place = next(places)
+            yield {tap: values[place] for tap, values in features.items()}
+        else:
+            yield fault

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from pipeline.data.dataset import Dataset, Image, RowIds, Skipped, Unusable, few
 from pipeline.features import reuse
 from pipeline.features.options import ComputeOptions
 from pipeline.features.parts import Build, Part, PartContent
+from pipeline.features.spec import FeatureSpec
 from pipeline.network import compile as compiling
 from pipeline.network import device
 from pipeline.network.taps import TAP_COLUMNS, columns_of
@@ -72,6 +73,13 @@ def refuse_skipped(skipped: Sequence[Skipped], source: str) -> None:
         )
 
 
+def make_plan(options: ComputeOptions, image_size: int) -> device.Plan:
+    """Decide how to compute, on this machine or on a cluster, at a size in pixels."""
+    return compiling.make_plan(
+        options.precision, image_size=image_size, batch_size=options.batch_size, elsewhere=options.cluster
+    )
+
+
 def compute(options: ComputeOptions, dataset: Dataset, build: Build, plan: device.Plan) -> str:
     """Fill a build, whose lock is held, part by part, and finish it; return what was done, in one line for people.
 
@@ -95,20 +103,10 @@ def compute(options: ComputeOptions, dataset: Dataset, build: Build, plan: devic
         f"{columns_of(spec.taps):,}", f"{total:,} images", spec.image_size, spec.precision, plan.label, plan.batch_size,
         network.label,
     )  # fmt: skip
-    make_extractor = partial(
-        compiling.make_extractor,
-        network.layers,
-        spec.taps,
-        image_size=spec.image_size,
-        interpolation=spec.interpolation,
-        view=spec.view,
-        plan=plan,
-        threads=options.threads,
-    )
     try:
         build.prepare()
         with Progress("features", total, "images") as progress:
-            _fill(dataset, build, make_extractor, plan.batch_size, progress)
+            _fill(options, dataset, build, network, plan, progress)
         _check_rows_left(dataset, build)
         _finish(dataset, build, network, plan)
     except KeyboardInterrupt:
@@ -146,7 +144,7 @@ def _digests(members: Mapping[str, RowIds]) -> NDArray[np.uint8]:
 
 
 def _fill(
-    dataset: Dataset, build: Build, make_extractor: Callable[[], Extractor], batch_size: int, progress: Bar
+    options: ComputeOptions, dataset: Dataset, build: Build, network: VGGWeights, plan: device.Plan, progress: Bar
 ) -> None:
     """Load or compute part by part; each is hashed, written and fsynced while the next is computed."""
     members, spec = dataset.members, build.spec
@@ -154,6 +152,7 @@ def _fill(
     if there:
         log.info("going on where an earlier run stopped: %s rows are there", f"{sum(map(len, there)):,}")
     todo = [part for part in build.parts if part not in there]
+    progress.skip(sum(map(len, there)))
     with ExitStack() as stack:
         # bool (rows of the part,): which of them another cache has
         known: dict[Part, NDArray[np.bool_]] = {part: np.zeros(len(part), bool) for part in todo}
@@ -165,24 +164,48 @@ def _fill(
                 log.info(
                     "taking over %s rows from %s", f"{sum(map(np.sum, known.values())):,}", ", ".join(others.files)
                 )
-        rows = [(part.split, part.start + int(row)) for part in todo for row in np.flatnonzero(~known[part])]
-        computed: Iterator[loader.Features | str] = iter(())
-        if rows:
-            source = stack.enter_context(loader.batches(dataset.splits, rows, spec, batch_size=batch_size))
-            computed = loader.compute_rows(source, make_extractor(), progress.update)
-        leaks = _Leaks(members)
+        wanted = {part: np.flatnonzero(~known[part]) for part in todo if not known[part].all()}
         writer = stack.enter_context(BackgroundWorker())
+        computed: Iterator[loader.Features | str] = iter(())
+        if wanted and options.cluster is not None:
+            from pipeline.features import on_workers  # late: it loads Dask
+
+            arriving = on_workers.compute_parts(options, dataset, spec, network, plan.batch_size, wanted, progress)
+            last = None  # when the part before came; until the first one did, workers loaded TensorFlow
+            for part, given, origin, took in stack.enter_context(closing(arriving)):
+                content = _assemble(build, part, given, known[part], others, members)
+                seconds, last = took if last is None else time.monotonic() - last, time.monotonic()
+                writer.submit(build.write, part, dataclasses.replace(content, seconds=seconds, computed_on=origin))
+                progress.skip(int(known[part].sum()))
+            writer.result()
+            there |= wanted.keys()
+        elif wanted:
+            rows = [(part.split, part.start + int(row)) for part, own in wanted.items() for row in own]
+            source = stack.enter_context(loader.batches(dataset.splits, rows, spec, batch_size=plan.batch_size))
+            computed = loader.compute_rows(source, _extractor(options, spec, network, plan), progress.update)
+        leaks = _Leaks(members)
         for part in build.parts:
             if part in there:
                 writer.result()  # parts are counted in their order
-                leaks.without(part, build.load(part))
-                progress.skip(len(part))
+                build.load(part, partial(leaks.without, part))
             else:
                 began = time.monotonic()
                 content = leaks.without(part, _assemble(build, part, computed, known[part], others, members))
                 writer.submit(build.add, part, dataclasses.replace(content, seconds=time.monotonic() - began))
                 progress.skip(int(known[part].sum()))
         writer.result()  # in the block, so that an interrupt meanwhile is met by all that leaving it does
+
+
+def _extractor(options: ComputeOptions, spec: FeatureSpec, network: VGGWeights, plan: device.Plan) -> Extractor:
+    return compiling.make_extractor(
+        network.layers,
+        spec.taps,
+        image_size=spec.image_size,
+        interpolation=spec.interpolation,
+        view=spec.view,
+        plan=plan,
+        threads=options.threads,
+    )
 
 
 def _assemble(
@@ -239,6 +262,8 @@ class _Leaks:
             for row, digest in zip(rows, digests, strict=True)
             if digest in self._train
         }
+        if not same:
+            return content
         stay = np.array([row not in same for row in rows], bool)
         features = {tap: values[stay] for tap, values in content.features.items()}
         return dataclasses.replace(content, features=features, dropped={**content.dropped, **same})

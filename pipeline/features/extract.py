@@ -21,7 +21,6 @@ from pipeline.features import compute, parts, store
 from pipeline.features.find import candidate_specs, find, find_specs
 from pipeline.features.options import ComputeOptions
 from pipeline.features.spec import FeatureSpec
-from pipeline.network import compile as compiling
 from pipeline.network import device
 from pipeline.network.taps import columns_of
 from pipeline.network.weights import say_untrained
@@ -44,7 +43,7 @@ def extract_all(options: ComputeOptions) -> list[Extracted]:
             precision = spec.precision
         except UserError:
             size = max(options.image_size)
-            precision = compiling.make_plan("auto", image_size=size, batch_size=options.batch_size).precision
+            precision = compute.make_plan(options, size).precision
         options = dataclasses.replace(options, precision=precision)
     return [extract(dataclasses.replace(options, image_size=(size,))) for size in options.image_size]
 
@@ -59,7 +58,7 @@ def extract(options: ComputeOptions) -> Extracted:
     Interrupted
         On SIGINT or SIGTERM.
     """
-    if options.threads is not None and options.threads > device.cores():
+    if options.cluster is None and options.threads is not None and options.threads > device.cores():
         log.warning(
             "warning: %d threads on %d cores compute no faster, and usually slower", options.threads, device.cores()
         )
@@ -75,7 +74,7 @@ def extract(options: ComputeOptions) -> Extracted:
             parts.Build(folder, hit.spec, hit.rows).tidy()
             return _found(hit, options)
     (size,) = options.image_size
-    plan = compiling.make_plan(options.precision, image_size=size, batch_size=options.batch_size)
+    plan = compute.make_plan(options, size)
     (spec,) = (spec for spec in specs if spec.precision == plan.precision)
     return _build(options, dataset, spec, plan)
 

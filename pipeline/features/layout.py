@@ -17,6 +17,11 @@ and, where the rows are images of one's own (a folder, or arrays)::
     /{train,test}/groups               (n,) fixed-length text: each row's group, where the rows have groups
     /skipped/files, /skipped/reasons   (m,) fixed-length text: what was not used, and why
 
+and, where parts of it were computed on a cluster::
+
+    /computed_on                       (parts,) fixed-length text: for each 1,024 rows of train, then of test, the
+                                       machine and its processor; "" for what the attributes tell of
+
 The line in front is an HDF5 user block, which HDF5 tools skip. It is what makes every single byte of the
 file verifiable *before* the HDF5 library parses it.
 

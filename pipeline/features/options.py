@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.common.cluster_options import ClusterOptions
 from pipeline.common.errors import UserError
 from pipeline.common.options import option
 from pipeline.data.options import SIZE, VIEWS, FitOptions, FolderOptions
@@ -50,7 +51,7 @@ class FeatureOptions(FolderOptions, FitOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeOptions(FeatureOptions):
+class ComputeOptions(FeatureOptions, ClusterOptions):
     """How they are computed, besides: it changes memory and speed, never what is asked for."""
 
     batch_size: int | None = option(

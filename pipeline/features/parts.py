@@ -59,6 +59,7 @@ class PartContent:
     dropped: Mapping[int, str] = field(default_factory=dict)  # rows, from the part's first, and why
     seconds: float = 0.0  # of computing
     computed: int = 0  # rows that went through the network
+    computed_on: str = ""  # the machine and its processor, where a cluster computed it
 
 
 def say_waiting(holder: str) -> None:
@@ -69,8 +70,8 @@ def say_waiting(holder: str) -> None:
 class Build:
     """A cache in the making, in ``<file stem>.parts`` beside its final place.
 
-    Use it under the lock that `hold` gives, part by part in the order of `parts`: `load` what an
-    earlier run left, or compute and `add`; then `finish`.
+    Use it under the lock that `hold` gives: `write` parts in any order, as they are computed. Then take all of them
+    into account in the order of `parts`: `load` what is there, or compute and `add`; then `finish`.
     """
 
     def __init__(self, folder: Path, spec: FeatureSpec, rows: Mapping[str, int]) -> None:
@@ -84,6 +85,7 @@ class Build:
         self.skipped: list[Skipped] = []  # what the finished file says was not used
         self.seconds = 0.0  # of computing, in this run and those before it
         self.computed = 0  # rows that went through the network, in this run and those before it
+        self._computed_on: list[str] = []  # of each part
 
     @property
     def parts(self) -> list[Part]:
@@ -144,13 +146,24 @@ class Build:
             return False
         return True
 
-    def load(self, part: Part) -> PartContent:
-        """Take over a part that an earlier run left; raises CacheError when it does not verify."""
-        content = self._read_part(part)
+    def load(self, part: Part, change: Callable[[PartContent], PartContent] = lambda content: content) -> PartContent:
+        """Take over a part that is there, written again if it must ``change``.
+
+        Raises CacheError when it does not verify.
+        """
+        found = self._read_part(part)
+        content = change(found)
+        if content is not found:
+            self.write(part, content)
         self._account(part, content)
         return content
 
     def add(self, part: Part, content: PartContent) -> None:
+        """Write a part and take it over."""
+        self.write(part, content)
+        self._account(part, content)
+
+    def write(self, part: Part, content: PartContent) -> None:
         """Write a part, durably; raises OSError when the file system refuses, and leaves what was there."""
         rows = len(part) - len(content.dropped)
         arrays = {tap: content.features[tap] for tap in self.spec.taps}
@@ -159,8 +172,9 @@ class Build:
                 raise AssertionError(f"{tap}: {array.shape} {array.dtype} is not what {part} needs")
         arrays[_DROPPED] = np.frombuffer(json.dumps(sorted(content.dropped.items())).encode("ascii"), np.uint8)
         attributes = {**self._part_attributes(part), "seconds": content.seconds, "computed": content.computed}
+        if content.computed_on:
+            attributes["computed_on"] = content.computed_on
         layout.write_file(self.parts_folder / part.file_name, attributes, arrays)
-        self._account(part, content)
 
     def finish(
         self, dataset: Dataset, attributes: Mapping[str, Any], joined: Callable[[int], object] = lambda rows: None
@@ -199,6 +213,8 @@ class Build:
         arrays: dict[str, NDArray[Any]] = {
             "class_names": layout.encode_texts([name.encode() for name in dataset.class_names])
         }
+        if any(self._computed_on):
+            arrays["computed_on"] = layout.encode_texts([text.encode() for text in self._computed_on])
         skipped = list(dataset.skipped)
         for split, dropped in self.dropped.items():
             labels, rows = dataset.splits[split].labels, list(dropped)
@@ -229,6 +245,7 @@ class Build:
         self._filled[part.split] = part.stop
         self.seconds += content.seconds
         self.computed += content.computed
+        self._computed_on.append(content.computed_on)
 
     def _part_attributes(self, part: Part) -> dict[str, Any]:
         return {"key": self.spec.key(), "format_version": FORMAT_VERSION, **asdict(part)}
@@ -246,7 +263,8 @@ class Build:
                 shape = (len(part) - len(dropped), TAP_COLUMNS[tap])
                 arrays[tap] = store.read_proven(store.array_dataset(file, tap, shape, (layout.FEATURE_DTYPE,)))
             seconds, computed = float(file.attrs.get("seconds", 0.0)), int(file.attrs.get("computed", 0))
-        return PartContent(arrays, dropped, seconds, computed)
+            computed_on = str(file.attrs.get("computed_on", ""))
+        return PartContent(arrays, dropped, seconds, computed, computed_on)
 
 
 def _read_dropped(file: Any, rows: int) -> dict[int, str]:

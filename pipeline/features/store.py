@@ -59,6 +59,7 @@ class Cache:
     has_members: bool  # whether the rows have names and digests of their own
     has_groups: bool  # whether they have groups that must not be parted, too
     skipped: tuple[Skipped, ...]  # what of the data set was not used
+    computed_on: tuple[str, ...]  # of each part, what computed it; empty where no cluster did
     _file: h5py.File = field(repr=False)
     beside: tuple[Cache, ...] = ()  # caches of the same rows whose columns follow, see `open_all`
     _descriptor: int = field(default=-1, repr=False)
@@ -228,7 +229,9 @@ def _describe(path: Path, file: h5py.File) -> Cache:
     spec = _read_spec(file)
     has_members = "skipped" in file
     has_groups = has_members and "groups" in file.get("train", ())
-    check_members(file, {"class_names", *SPLITS, *({"skipped"} if has_members else ())})
+    on_cluster = "computed_on" in file
+    optional = [name for name, there in (("skipped", has_members), ("computed_on", on_cluster)) if there]
+    check_members(file, {"class_names", *SPLITS, *optional})
     rows: dict[str, int] = {}
     for split in SPLITS:
         group = file[split]
@@ -263,6 +266,7 @@ def _describe(path: Path, file: h5py.File) -> Cache:
         has_members=has_members,
         has_groups=has_groups,
         skipped=_read_skipped(file) if has_members else (),
+        computed_on=_read_origins(file) if on_cluster else (),
         _file=file,
     )
 
@@ -294,6 +298,11 @@ def _read_skipped(file: h5py.File) -> tuple[Skipped, ...]:
         Skipped.stored(os.fsdecode(name), reason.decode("utf-8", "replace"))
         for name, reason in zip(names, reasons, strict=True)
     )
+
+
+def _read_origins(file: h5py.File) -> tuple[str, ...]:
+    texts = read_proven(array_dataset(file, "computed_on", (None,)))
+    return tuple(text.decode("utf-8", "replace") for text in texts)
 
 
 def peek_spec(path: Path) -> FeatureSpec:

@@ -29,7 +29,6 @@ from pipeline.features import compute, parts, reuse
 from pipeline.features.find import candidate_specs
 from pipeline.features.options import ComputeOptions, FeatureOptions
 from pipeline.features.spec import FeatureSpec, name_infix
-from pipeline.network import compile as compiling
 from pipeline.network.device import Plan
 from pipeline.network.taps import TAP_COLUMNS, columns_of, parse_taps
 
@@ -60,6 +59,8 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Where weights are, or go, and where caches are.
     batch_size : int, optional
         Images that go through the network together, chosen when left out; changes memory and speed only.
+    cluster : str, optional
+        A Dask cluster to compute on, as ``--cluster`` of the command line has it: ``local:2``, ``tcp://HOST:8786``.
     guard : bool
         Whether arrays that look divided by 255, standardised or BGR are refused. Shape and type are always checked.
 
@@ -81,6 +82,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         data_dir: str | Path = "data",
         features_dir: str | Path = "features",
         batch_size: int | None = None,
+        cluster: str | None = None,
         guard: bool = True,
     ) -> None:
         self.taps = taps
@@ -92,6 +94,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.data_dir = data_dir
         self.features_dir = features_dir
         self.batch_size = batch_size
+        self.cluster = cluster
         self.guard = guard
 
     def fit(self, X: Any, y: Any = None) -> VGG16Features:  # noqa: N803 - scikit-learn's name
@@ -138,7 +141,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             found = self._read_known(options, specs, given)
             if found is not None:
                 return found
-            plan = compiling.make_plan(self.precision, image_size=size, batch_size=self.batch_size)
+            plan = compute.make_plan(options, size)
             (spec,) = (spec for spec in specs if spec.precision == plan.precision)
             atomic.make_folder(options.features_dir)
             # One writer for all: whoever waits here finds, in a moment, most of what it was to compute.

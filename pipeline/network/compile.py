@@ -22,8 +22,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("pipeline")
 
 
-def make_plan(precision: str, *, image_size: int, batch_size: int | None) -> Plan:
-    """Decide how to compute on this machine, see `device.choose_device`; TensorFlow is loaded only for a GPU."""
+def make_plan(precision: str, *, image_size: int, batch_size: int | None, elsewhere: str | None = None) -> Plan:
+    """Decide how to compute on this machine, see `device.choose_device`; TensorFlow is loaded only for a GPU.
+
+    What computes ``elsewhere`` decides by itself whether it can: in ``auto`` it is what is faster here.
+    """
+    if elsewhere is not None:
+        fastest = "bfloat16" if device.is_faster_in_bfloat16() else "float32"
+        chosen = batch_size or device.default_batch_size(image_size)
+        return Plan("", f"the cluster {elsewhere}", fastest if precision == "auto" else precision, chosen)
     gpus: list[device.Gpu] = []
     if device.may_have_gpu():
         with quiet_stderr():

@@ -1,0 +1,514 @@
+"""Work on a Dask cluster: a bounded number of tasks at a time, on workers that have shown who they are.
+
+Dask carries tasks and results, notices who is gone and gives their tasks to others. Seen to here is what it does not
+promise: that a worker computes with the same versions as this process, that what travels arrives as it was sent, and
+that whatever becomes of scheduler and workers ends in a result or in a message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import dask
+from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, get_worker, wait
+
+from pipeline.common.bar import Bar
+from pipeline.common.cluster_options import LOCAL, address_of
+from pipeline.common.errors import UserError
+from pipeline.common.progress import format_bytes
+
+log = logging.getLogger("pipeline")
+
+CONNECT = 10.0  # seconds in which a scheduler must take a connection, at first and after one that broke
+SILENCE = 60.0  # seconds without an answer after which a scheduler is given up, or a result is computed again
+AHEAD = 2  # tasks in flight for each worker: one that it computes, and one that is there when that is done
+MOST_LOSSES = 10  # workers that may vanish with one and the same task before it is taken for the cause
+HELD = 2  # preparations that a worker process keeps: of this run, and of one beside it
+SHOWN = 8  # workers whose rates are shown one by one
+_SETTINGS = {
+    # A part's images, or the weights, may be larger than Dask thinks wise for a task; how many there are is bounded.
+    "distributed.admin.large-graph-warning-threshold": "10GB",
+    "distributed.comm.timeouts.connect": f"{CONNECT}s",
+    "distributed.worker.multiprocessing-method": "spawn",
+}
+GPUS = Path("/proc/driver/nvidia/gpus")
+
+Task = TypeVar("Task")
+
+
+class Sealed(NamedTuple):
+    """A value on its way: its pickle, and the sha256 of that, in hex."""
+
+    content: bytes
+    digest: str
+
+
+def seal(value: Any) -> Sealed:
+    """Pack a value, to be opened by `unseal` on the other side."""
+    content = pickle.dumps(value, protocol=5)
+    return Sealed(content, hashlib.sha256(content).hexdigest())
+
+
+def unseal(sealed: Sealed) -> Any:
+    """Open what was packed by `seal`; raises UserError when it is not what was packed."""
+    found = hashlib.sha256(sealed.content).hexdigest()
+    if found != sealed.digest:
+        raise UserError(f"what was sent with the sha256 {sealed.digest[:12]}… arrived with {found[:12]}…")
+    return pickle.loads(sealed.content)  # noqa: S301 - Dask, which brought it, has pickles all through
+
+
+# --- on a worker ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a worker says.
+
+    Attributes
+    ----------
+    worker : str
+        Its address.
+    result : Sealed, optional
+        Of a task.
+    refusal : str, optional
+        Why it cannot compute.
+    label : str
+        Machine, processor and threads, of a worker that is prepared.
+    seconds : float
+        That a task took.
+    """
+
+    worker: str
+    result: Sealed | None = None
+    refusal: str | None = None
+    label: str = ""
+    seconds: float = 0.0
+
+
+_prepared: dict[str, tuple[Any, str]] = {}  # by the digests of what was sent: what came of it, and a label
+_turn = threading.Lock()  # a process computes one task at a time, with all the threads it has
+
+
+def threads() -> int:
+    """Threads that this worker was given."""
+    return int(get_worker().state.nthreads)
+
+
+def _teller(packages: tuple[str, ...]) -> Callable[[], dict[str, str]]:
+    """Make a function that tells versions.
+
+    Being local to this one it travels as it is, so that it runs where this package is another or is not installed.
+    """
+
+    def tell() -> dict[str, str]:
+        import platform
+        from importlib import import_module, metadata
+
+        found = {"Python": platform.python_version()}
+        for package in packages:
+            try:
+                found[package] = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                found[package] = "none"
+        try:
+            found["vgg16-features"] = import_module("pipeline").__version__
+        except (ImportError, AttributeError):
+            found["vgg16-features"] = "none"
+        return found
+
+    return tell
+
+
+def _prepare(prepare: Callable[[Any], tuple[Any, str]], sealed: Sealed) -> Reply:
+    """Make this process ready for tasks: at most once, whoever asks and however often."""
+    address = get_worker().address
+    with _turn:
+        try:
+            if sealed.digest not in _prepared:
+                while len(_prepared) >= HELD:
+                    del _prepared[next(iter(_prepared))]
+                _prepared[sealed.digest] = prepare(unseal(sealed))
+        except UserError as error:
+            return Reply(address, refusal=str(error))
+        return Reply(address, label=_prepared[sealed.digest][1])
+
+
+def _work(work: Callable[..., Any], digest: str, sealed: Sealed) -> Reply:
+    """Do a task; neither result nor refusal says that this process was not prepared for it."""
+    address = get_worker().address
+    with _turn:
+        if digest not in _prepared:
+            return Reply(address)
+        began = time.monotonic()
+        try:
+            result = seal(work(_prepared[digest][0], *unseal(sealed)))
+        except UserError as error:
+            return Reply(address, refusal=str(error))
+        return Reply(address, result, label=_prepared[digest][1], seconds=time.monotonic() - began)
+
+
+# --- reaching a cluster -----------------------------------------------------------------------
+
+
+@contextmanager
+def connected(where: str, threads_of_each: int | None) -> Iterator[Client]:
+    """Reach a cluster, or start one for the block.
+
+    Parameters
+    ----------
+    where : str
+        As ``--cluster`` has it.
+    threads_of_each : int, optional
+        Threads of each process of ``local:N``; its share of the cores when left out.
+
+    Raises
+    ------
+    UserError
+        When no scheduler answers there.
+    """
+    address = address_of(where)
+    with ExitStack() as stack:
+        stack.enter_context(_quiet())
+        stack.enter_context(dask.config.set(_SETTINGS))
+        target: Any = address
+        if address.startswith(LOCAL):
+            target = stack.enter_context(_local(int(address.removeprefix(LOCAL)), threads_of_each))
+        try:
+            client = stack.enter_context(Client(target, timeout=CONNECT, set_as_default=False))
+        except (OSError, ValueError, ImportError, RuntimeError) as error:
+            raise UserError(
+                f"No Dask scheduler answered at {address} within {CONNECT:.0f} s ({error}). Start one with 'python -m "
+                f"dask scheduler --host HOST', correct --cluster, or leave it out to compute here."
+            ) from error
+        log.info("cluster %s: dashboard %s", where, client.dashboard_link)
+        with client.as_current():  # for `wait`; a client of the user's own stays the default one
+            yield client
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave it to this module to say what has become of scheduler and workers."""
+    logger = logging.getLogger("distributed")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _local(count: int, threads_of_each: int | None) -> SpecCluster:
+    """Start processes on this machine, which this address alone reaches.
+
+    They are spawned, never forked, which TensorFlow would not survive. Dask would give each one thread by the
+    environment, and kill it at 95 % of its share of the memory, of which TensorFlow takes more than it uses.
+    """
+    each = threads_of_each or max(1, _cores() // count)
+    environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(each))
+    quiet = {"host": "127.0.0.1", "silence_logs": logging.CRITICAL}
+    worker = {**quiet, "nthreads": each, "memory_limit": None, "dashboard": False}
+    # A terminal tells all processes of an interrupt. Those are started by threads that begin here, and block it as
+    # these do; what came meanwhile comes to this process afterwards. The tracker is there before, as it lets go of it.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return SpecCluster(
+            workers={
+                number: {"cls": Nanny, "options": {**worker, "env": {**environment, **_pinned(number)}}}
+                for number in range(count)
+            },
+            scheduler={
+                "cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
+            },
+            silence_logs=logging.CRITICAL,
+        )  # fmt: skip
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _pinned(number: int) -> dict[str, str]:
+    """What keeps a process to one of several GPUs, each to the next: TensorFlow would take the memory of all."""
+    gpus = len(list(GPUS.iterdir())) if GPUS.is_dir() and "CUDA_VISIBLE_DEVICES" not in os.environ else 0
+    return {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus > 1 else {}
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+# --- working ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Flight(Generic[Task]):
+    """A task on its way: what it is, what is sent, how many workers were lost with it, and which may do it now."""
+
+    task: Task
+    sealed: Sealed
+    losses: int = 0
+    workers: frozenset[str] = frozenset()
+
+
+class Workers:
+    """The workers of a cluster that may work for this run; whoever joins meanwhile is asked, too.
+
+    Parameters
+    ----------
+    client : Client
+    where : str
+        What the cluster is called in messages.
+    packages : sequence of str
+        Whose versions must be those of this process, besides this package's and Python's.
+    prepare : callable
+        Run once by each worker's process, on ``setup``: gives what its tasks work with, and what to call the worker.
+        A UserError that it raises refuses the worker.
+    setup : object
+        Sent once to each worker's process.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        where: str,
+        packages: tuple[str, ...],
+        prepare: Callable[[Any], tuple[Any, str]],
+        setup: Any,
+    ) -> None:
+        self._client, self._where, self._prepare, self._setup = client, where, prepare, seal(setup)
+        self._scheduler = client.scheduler
+        self._teller = _teller(packages)
+        self._wanted = self._teller()
+        self._known: set[str] = set()
+        self._ready: set[str] = set()
+        self._joining: dict[Future, tuple[str, Callable[[str, Any], None]]] = {}
+        self._refused: dict[str, str] = {}
+        self._waits = False
+        self._done: dict[str, list[float]] = {}  # of each worker: units and seconds
+
+    def run(
+        self, work: Callable[..., Any], tasks: Iterable[tuple[Task, tuple[Any, ...]]], size: Callable[[Task], int],
+        progress: Bar,
+    ) -> Iterator[tuple[Task, Any, str, float]]:  # fmt: skip
+        """Do tasks, each by whoever is free, and give each as it is done: result, label of the worker, seconds it took.
+
+        Parameters
+        ----------
+        work : callable
+            Run on a worker, on what it was prepared with and the arguments of a task. A UserError that it raises
+            refuses the worker, and another does the task.
+        tasks : iterable of (task, arguments)
+            Made as they are sent, so only a few for each worker are ever in memory.
+        size : callable
+            How many units of the progress a task is.
+        progress : Bar
+
+        Raises
+        ------
+        UserError
+            When the scheduler is gone, no worker there can do the work, or workers die of one and the same task.
+        """
+        todo, again = iter(tasks), deque[_Flight[Task]]()
+        running: dict[Future, _Flight[Task]] = {}
+        try:
+            while True:
+                self._refill(again, todo)
+                alive = self._look()
+                self._meet(alive)
+                for future in [future for future, flight in running.items() if not flight.workers & alive]:
+                    again.append(self._lost(running.pop(future)))
+                    future.cancel()
+                while again and len(running) < AHEAD * len(self._ready):
+                    flight = again.popleft()
+                    running[self._send(work, flight)] = replace(flight, workers=frozenset(self._ready))
+                    self._refill(again, todo)
+                if not running and not again:
+                    return
+                for future in self._finished([*running, *self._joining]):
+                    if future in self._joining:
+                        self._joined(future)
+                        continue
+                    flight = running.pop(future)
+                    reply = self._reply(future)
+                    if reply is None:
+                        again.append(self._lost(flight))
+                    elif (result := self._proven(reply)) is None:
+                        again.append(flight)
+                    else:
+                        self._count(reply, size(flight.task), progress)
+                        yield flight.task, result[0], reply.label, reply.seconds
+        finally:
+            for future in [*running, *self._joining]:
+                future.cancel()
+            self._joining.clear()
+
+    @staticmethod
+    def _refill(again: deque[_Flight[Task]], todo: Iterator[tuple[Task, tuple[Any, ...]]]) -> None:
+        """Have the next task at hand, if there is one."""
+        if not again and (task := next(todo, None)) is not None:
+            again.append(_Flight(task[0], seal(task[1])))
+
+    def _send(self, work: Callable[..., Any], flight: _Flight[Any]) -> Future:
+        return self._client.submit(
+            _work, work, self._setup.digest, flight.sealed, workers=sorted(self._ready), pure=False
+        )
+
+    def _look(self) -> set[str]:
+        """Addresses of the workers that the scheduler has now."""
+        try:
+            found = self._client.sync(self._scheduler.identity, n_workers=-1, callback_timeout=SILENCE)
+        except (OSError, RuntimeError, CancelledError) as error:
+            raise UserError(
+                f"The Dask scheduler at {self._where} does not answer any more ({type(error).__name__}). What is "
+                f"finished is kept: run the same command again, with --cluster or without it, to go on from there."
+            ) from error
+        workers = found["workers"]
+        for address in workers.keys() - self._known:
+            limit = workers[address].get("memory_limit")
+            if limit and limit < 4 << 30:
+                log.warning(
+                    "warning: Dask kills the worker %s at 95 %% of %s, and TensorFlow alone takes more than 1 GB. "
+                    "Start it with --memory-limit 0, which sets no limit",
+                    address, format_bytes(limit),
+                )  # fmt: skip
+        return set(workers)
+
+    def _meet(self, alive: set[str]) -> None:
+        """Ask who is new, and forget who is gone."""
+        for future, (address, _) in list(self._joining.items()):
+            if address not in alive:
+                del self._joining[future]
+                future.cancel()
+        self._known &= alive
+        self._ready &= alive
+        for address in sorted(alive - self._known - self._refused.keys()):
+            self._known.add(address)
+            self._ask(address, self._heard, self._teller)
+        if alive and alive <= self._refused.keys():
+            reasons: dict[str, list[str]] = {}
+            for address in sorted(alive):
+                reasons.setdefault(self._refused[address], []).append(address)
+            listed = "; ".join(f"{', '.join(who)}: {why.rstrip('.')}" for why, who in reasons.items())
+            raise UserError(
+                f"No worker of the cluster {self._where} can do the work. {listed}. What is finished is kept: correct "
+                f"that and run the same command again."
+            )
+        if not alive and not self._waits:
+            log.info(
+                "waiting for workers: the cluster %s has none. On each machine start one, in an environment that has "
+                "this package, with 'python -m dask worker %s --memory-limit 0'",
+                self._where, self._scheduler.address,
+            )  # fmt: skip
+        self._waits = not alive
+
+    def _ask(self, address: str, then: Callable[[str, Any], None], ask: Callable[..., Any], *arguments: Any) -> None:
+        future = self._client.submit(ask, *arguments, workers=[address], pure=False, priority=10)
+        self._joining[future] = address, then
+
+    def _joined(self, future: Future) -> None:
+        address, then = self._joining.pop(future)
+        try:
+            answer = future.result(timeout=SILENCE)
+        except (TimeoutError, CancelledError):
+            self._known.discard(address)  # it is asked again, if it is still there
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong there, it is that worker that cannot compute
+            self._refuse(address, f"{type(error).__name__}: {error}")
+        else:
+            then(address, answer)
+
+    def _heard(self, address: str, versions: Mapping[str, str]) -> None:
+        """A worker has told its versions; Python's must agree in its first two numbers."""
+        differ = [
+            f"{name} is {versions.get(name, 'none')} there and {own} here"
+            for name, own in self._wanted.items()
+            if own.split(".")[: 2 if name == "Python" else None]
+            != versions.get(name, "none").split(".")[: 2 if name == "Python" else None]
+        ]
+        if differ:
+            self._refuse(address, f"{'; '.join(differ)}. Install there what is here")
+        else:
+            self._ask(address, self._admit, _prepare, self._prepare, self._setup)
+
+    def _admit(self, address: str, reply: Reply) -> None:
+        if reply.refusal is not None:
+            self._refuse(address, reply.refusal)
+            return
+        self._ready.add(address)
+        log.info("the worker %s joins: %s", address, reply.label)
+
+    def _refuse(self, address: str, why: str) -> None:
+        if address not in self._refused:  # its other task may end as badly
+            log.warning("warning: the worker %s is refused, and others do its work: %s", address, why)
+        self._refused[address] = why
+        self._ready.discard(address)
+
+    @staticmethod
+    def _finished(futures: list[Future]) -> list[Future]:
+        """Wait for the first to end, or for a moment."""
+        if not futures:
+            time.sleep(0.5)
+            return []
+        with suppress(TimeoutError, CancelledError):
+            wait(futures, timeout=1, return_when="FIRST_COMPLETED")
+        return [future for future in futures if future.status != "pending"]
+
+    @staticmethod
+    def _reply(future: Future) -> Reply | None:
+        """What a worker says of a task; None when it was lost on the way. What is a bug there is raised here."""
+        try:
+            reply: Reply = future.result(timeout=SILENCE)
+        except (OSError, CancelledError, KilledWorker):
+            return None
+        return reply
+
+    def _proven(self, reply: Reply) -> tuple[Any] | None:
+        """The result of a task, if it can be used."""
+        if reply.refusal is not None:
+            self._refuse(reply.worker, reply.refusal)
+        elif reply.result is None:  # another process has its address now
+            self._ready.discard(reply.worker)
+            self._known.discard(reply.worker)
+        else:
+            try:
+                return (unseal(reply.result),)
+            except UserError as error:
+                self._refuse(reply.worker, f"its result is not what it computed: {error}")
+        return None
+
+    def _lost(self, flight: _Flight[Task]) -> _Flight[Task]:
+        if flight.losses == MOST_LOSSES:
+            raise UserError(
+                f"Workers of the cluster {self._where} vanished {MOST_LOSSES + 1} times with one and the same task, "
+                f"{flight.task}. Look at their logs: most often it is their memory, and a smaller --batch-size needs "
+                f"less. What is finished is kept: run the same command again to go on from there."
+            )
+        return replace(flight, losses=flight.losses + 1)
+
+    def _count(self, reply: Reply, units: int, progress: Bar) -> None:
+        """Show the work done over all workers, and how fast each of them is."""
+        spent = self._done.setdefault(reply.worker, [0.0, 0.0])
+        spent[0] += units
+        spent[1] += reply.seconds
+        rates = sorted(
+            (done / max(seconds, 1e-9) for address, (done, seconds) in self._done.items() if address in self._ready),
+            reverse=True,
+        )
+        listed = " + ".join(f"{rate:.3g}" for rate in rates[:SHOWN])
+        more = f" + {len(rates) - SHOWN} more" if len(rates) > SHOWN else ""
+        count = len(self._ready)
+        progress.note(f"{count} worker{'s' * (count != 1)}: {listed}{more} {progress.unit.strip()}/s")
+        progress.update(units)

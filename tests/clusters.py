@@ -1,0 +1,145 @@
+"""Real ``dask scheduler`` and ``dask worker`` processes on this machine, and workers with something wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+TTL = 5  # seconds without a heartbeat after which the scheduler of these tests gives a worker up
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait for something to become true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise AssertionError("it did not come true")
+        time.sleep(0.05)
+
+
+class Cluster:
+    """A scheduler, and the workers that were started for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file = folder, folder / "scheduler.json"
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self.scheduler = self._start(
+            "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0",
+            "--scheduler-file", str(self.file), DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=f"{TTL}s",
+        )  # fmt: skip
+        until(lambda: self.file.exists() and self.file.read_text(encoding="utf-8").rstrip().endswith("}"))
+        self.address = json.loads(self.file.read_bytes())["address"]
+
+    def _start(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
+        log = (self.folder / f"{time.monotonic_ns()}.log").open("wb")
+        with log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "dask", *arguments],
+                env={**os.environ, "PYTHONPATH": str(ROOT), **env}, stdout=log, stderr=log, cwd=self.folder,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def start_worker(self, fault: str = "", threads: int = 1, **env: str) -> subprocess.Popen[bytes]:
+        """Start a worker; one with a fault is made so by `dask_setup`."""
+        preload = ["--preload", __file__] if fault else []
+        worker = self._start(
+            "worker", self.address, "--nthreads", str(threads), "--memory-limit", "0", "--no-dashboard",
+            "--local-directory", str(self.folder), *preload, PIPELINE_FAULT=fault, **env,
+        )  # fmt: skip
+        self.workers.append(worker)
+        return worker
+
+    def pids(self) -> list[int]:
+        """Processes that compute: each is the child of a nanny, which starts another when it dies."""
+        found = []
+        for nanny in self.workers:
+            if nanny.poll() is None:
+                children = psutil.Process(nanny.pid).children()
+                found += [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+        return found
+
+    def kill_at_random(self, kills: int, ended: threading.Event, within: float = 3) -> int:
+        """SIGKILL one process at a time, at random moments, until there were so many kills or the run has ended."""
+        killed = 0
+        while killed < kills and not ended.wait(random.uniform(0, within)):
+            if pids := self.pids():
+                os.kill(random.choice(pids), signal.SIGKILL)
+                killed += 1
+        return killed
+
+    def stop(self, *processes: subprocess.Popen[bytes]) -> None:
+        """Kill some of the cluster's processes, or all, each with its children."""
+        for process in processes or (*self.workers, self.scheduler):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[Cluster]:
+    """A scheduler without workers, for the block."""
+    cluster = Cluster(folder)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+# --- on a worker, as a preload of it ---------------------------------------------------------------
+
+
+def dask_setup(worker: object) -> None:
+    """Make a worker one that cannot be trusted."""
+    import pipeline
+    from pipeline.common import cluster
+    from pipeline.features import on_workers
+    from pipeline.network import device
+
+    fault = os.environ["PIPELINE_FAULT"]
+    seal = cluster.seal
+    if fault == "version":
+        pipeline.__version__ = "0.1.0"
+    elif fault == "bit":
+
+        def flipped(value: object) -> cluster.Sealed:
+            content, digest = seal(value)
+            damaged = bytearray(content)
+            damaged[len(damaged) // 2] ^= 1
+            return cluster.Sealed(bytes(damaged), digest)
+
+        cluster.seal = flipped
+    elif fault == "weights":
+        prepare = on_workers.prepare
+
+        def without(setup: on_workers.Setup) -> object:
+            kernel = setup.layers["block1_conv1"][0]
+            kernel[0, 0, 0, 0] += 1
+            return prepare(setup)
+
+        on_workers.prepare = without
+    elif fault == "precision":
+        device.has_bfloat16 = lambda: False
+    elif fault.startswith("gate="):  # it computes when it is told to
+        compute, gate = on_workers.compute, Path(fault.partition("=")[2])
+
+        def gated(*arguments: object) -> object:
+            until(gate.exists)
+            return compute(*arguments)
+
+        on_workers.compute = gated
+    elif fault.startswith("images="):
+        other = Path(fault.partition("=")[2])
+        on_workers._here = lambda images, folder: images.moved(lambda path: other / path.relative_to(folder))
