@@ -214,7 +214,14 @@ def _compute(
     )  # fmt: skip
     clock.lap("search")
     sides = {**protocol.sizes_of_sides(rows), **protocol.class_sizes(data, classes)}
-    curve = protocol.learning_curve(name, chosen, rows, options.seed, classes, seeds=options.seeds)
+    elsewhere = None
+    if options.cluster is not None and options.seeds:
+        from pipeline.selection import on_workers  # late: it loads Dask
+
+        elsewhere = on_workers.follower(options.cluster, cache, asked, data, without.kept({"train": len(labels)}))
+    curve = protocol.learning_curve(
+        name, chosen, rows, options.seed, classes, seeds=options.seeds, elsewhere=elsewhere
+    )  # fmt: skip
     del rows
     clock.lap("evaluate")
     model, reason = protocol.refit(name, chosen, data, options.seed)

@@ -26,7 +26,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import dask
 from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, get_worker, wait
 
-from pipeline.common.bar import Bar
 from pipeline.common.cluster_options import LOCAL, address_of
 from pipeline.common.errors import UserError
 from pipeline.common.progress import format_bytes
@@ -71,6 +70,10 @@ def unseal(sealed: Sealed) -> Any:
     return pickle.loads(sealed.content)  # noqa: S301 - Dask, which brought it, has pickles all through
 
 
+class Lacking(UserError):
+    """A worker does not have by itself what it is to work with: it can be sent."""
+
+
 # --- on a worker ------------------------------------------------------------------------------
 
 
@@ -86,6 +89,8 @@ class Reply:
         Of a task.
     refusal : str, optional
         Why it cannot compute.
+    lacks : bool
+        Whether it could, if it were sent more.
     label : str
         Machine, processor and threads, of a worker that is prepared.
     seconds : float
@@ -95,6 +100,7 @@ class Reply:
     worker: str
     result: Sealed | None = None
     refusal: str | None = None
+    lacks: bool = False
     label: str = ""
     seconds: float = 0.0
 
@@ -133,18 +139,18 @@ def _teller(packages: tuple[str, ...]) -> Callable[[], dict[str, str]]:
     return tell
 
 
-def _prepare(prepare: Callable[[Any], tuple[Any, str]], sealed: Sealed) -> Reply:
-    """Make this process ready for tasks: at most once, whoever asks and however often."""
+def _prepare(prepare: Callable[[Any], tuple[Any, str]], digest: str, sealed: Sealed) -> Reply:
+    """Make this process ready for the tasks of a digest: at most once, whoever asks and however often."""
     address = get_worker().address
     with _turn:
         try:
-            if sealed.digest not in _prepared:
+            if digest not in _prepared:
                 while len(_prepared) >= HELD:
                     del _prepared[next(iter(_prepared))]
-                _prepared[sealed.digest] = prepare(unseal(sealed))
+                _prepared[digest] = prepare(unseal(sealed))
         except UserError as error:
-            return Reply(address, refusal=str(error))
-        return Reply(address, label=_prepared[sealed.digest][1])
+            return Reply(address, refusal=str(error), lacks=isinstance(error, Lacking))
+        return Reply(address, label=_prepared[digest][1])
 
 
 def _work(work: Callable[..., Any], digest: str, sealed: Sealed) -> Reply:
@@ -279,6 +285,8 @@ class Workers:
         A UserError that it raises refuses the worker.
     setup : object
         Sent once to each worker's process.
+    whole : callable, optional
+        Makes what is sent instead of ``setup`` to one for which that is `Lacking`.
     """
 
     def __init__(
@@ -288,8 +296,11 @@ class Workers:
         packages: tuple[str, ...],
         prepare: Callable[[Any], tuple[Any, str]],
         setup: Any,
+        whole: Callable[[], Any] | None = None,
     ) -> None:
         self._client, self._where, self._prepare, self._setup = client, where, prepare, seal(setup)
+        self._make_whole = whole
+        self._whole: Sealed | None = None  # made when the first worker needs it
         self._scheduler = client.scheduler
         self._teller = _teller(packages)
         self._wanted = self._teller()
@@ -302,7 +313,7 @@ class Workers:
 
     def run(
         self, work: Callable[..., Any], tasks: Iterable[tuple[Task, tuple[Any, ...]]], size: Callable[[Task], int],
-        progress: Bar,
+        unit: str, note: Callable[[str], object],
     ) -> Iterator[tuple[Task, Any, str, float]]:  # fmt: skip
         """Do tasks, each by whoever is free, and give each as it is done: result, label of the worker, seconds it took.
 
@@ -314,8 +325,11 @@ class Workers:
         tasks : iterable of (task, arguments)
             Made as they are sent, so only a few for each worker are ever in memory.
         size : callable
-            How many units of the progress a task is.
-        progress : Bar
+            How many units a task is, of which there are so many a second.
+        unit : str
+            In the plural.
+        note : callable
+            Told how many workers there are, and the rate of each.
 
         Raises
         ------
@@ -331,7 +345,6 @@ class Workers:
                 self._meet(alive)
                 for future in [future for future, flight in running.items() if not flight.workers & alive]:
                     again.append(self._lost(running.pop(future)))
-                    future.cancel()
                 while again and len(running) < AHEAD * len(self._ready):
                     flight = again.popleft()
                     running[self._send(work, flight)] = replace(flight, workers=frozenset(self._ready))
@@ -349,11 +362,11 @@ class Workers:
                     elif (result := self._proven(reply)) is None:
                         again.append(flight)
                     else:
-                        self._count(reply, size(flight.task), progress)
+                        self._count(reply, size(flight.task), unit, note)
                         yield flight.task, result[0], reply.label, reply.seconds
-        finally:
-            for future in [*running, *self._joining]:
-                future.cancel()
+        finally:  # what nobody waits for any more Dask drops, or lets end for nothing
+            running.clear()
+            self._known -= {address for address, _ in self._joining.values()}
             self._joining.clear()
 
     @staticmethod
@@ -392,7 +405,6 @@ class Workers:
         for future, (address, _) in list(self._joining.items()):
             if address not in alive:
                 del self._joining[future]
-                future.cancel()
         self._known &= alive
         self._ready &= alive
         for address in sorted(alive - self._known - self._refused.keys()):
@@ -441,9 +453,14 @@ class Workers:
         if differ:
             self._refuse(address, f"{'; '.join(differ)}. Install there what is here")
         else:
-            self._ask(address, self._admit, _prepare, self._prepare, self._setup)
+            self._ask(address, self._admit, _prepare, self._prepare, self._setup.digest, self._setup)
 
     def _admit(self, address: str, reply: Reply) -> None:
+        if reply.lacks and self._make_whole is not None:
+            log.info("sending the worker %s what it lacks: %s", address, reply.refusal)
+            self._whole = self._whole or seal(self._make_whole())
+            self._ask(address, self._admit, _prepare, self._prepare, self._setup.digest, self._whole)
+            return
         if reply.refusal is not None:
             self._refuse(address, reply.refusal)
             return
@@ -451,8 +468,7 @@ class Workers:
         log.info("the worker %s joins: %s", address, reply.label)
 
     def _refuse(self, address: str, why: str) -> None:
-        if address not in self._refused:  # its other task may end as badly
-            log.warning("warning: the worker %s is refused, and others do its work: %s", address, why)
+        log.warning("warning: the worker %s is refused, and others do its work: %s", address, why)
         self._refused[address] = why
         self._ready.discard(address)
 
@@ -477,6 +493,8 @@ class Workers:
 
     def _proven(self, reply: Reply) -> tuple[Any] | None:
         """The result of a task, if it can be used."""
+        if reply.worker in self._refused:
+            return None
         if reply.refusal is not None:
             self._refuse(reply.worker, reply.refusal)
         elif reply.result is None:  # another process has its address now
@@ -498,7 +516,7 @@ class Workers:
             )
         return replace(flight, losses=flight.losses + 1)
 
-    def _count(self, reply: Reply, units: int, progress: Bar) -> None:
+    def _count(self, reply: Reply, units: int, unit: str, note: Callable[[str], object]) -> None:
         """Show the work done over all workers, and how fast each of them is."""
         spent = self._done.setdefault(reply.worker, [0.0, 0.0])
         spent[0] += units
@@ -510,5 +528,4 @@ class Workers:
         listed = " + ".join(f"{rate:.3g}" for rate in rates[:SHOWN])
         more = f" + {len(rates) - SHOWN} more" if len(rates) > SHOWN else ""
         count = len(self._ready)
-        progress.note(f"{count} worker{'s' * (count != 1)}: {listed}{more} {progress.unit.strip()}/s")
-        progress.update(units)
+        note(f"{count} worker{'s' * (count != 1)}: {listed}{more} {unit}/s")

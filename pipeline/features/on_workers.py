@@ -6,7 +6,6 @@ What comes back is put together, proved and written by the process that asked, b
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +101,9 @@ def compute_parts(
     tasks = ((part, (_travelling(dataset.splits[part.split], part.start + own),)) for part, own in rows.items())
     with cluster.connected(where, options.threads) as client:
         workers = cluster.Workers(client, where, PACKAGES, prepare, setup)
-        for part, computed, label, seconds in workers.run(compute, tasks, lambda part: len(rows[part]), progress):
+        running = workers.run(compute, tasks, lambda part: len(rows[part]), "images", progress.note)
+        for part, computed, label, seconds in running:
+            progress.update(len(rows[part]))
             yield part, loader.each_row(*computed), label, seconds
 
 
@@ -143,9 +144,8 @@ def prepare(setup: Setup) -> tuple[tuple[Setup, Extractor, int], str]:
         plan=plan,
         threads=threads,
     )
-    about = device.describe()
-    kind = about["processor"] if plan.device.startswith("CPU") else plan.label
-    return (setup, extractor, threads), f"{platform.node()}: {kind}, {threads} thread{'s' * (threads != 1)}"
+    on_gpu = "" if plan.device.startswith("CPU") else f", {plan.label}"
+    return (setup, extractor, threads), f"{device.label(threads)}{on_gpu}"
 
 
 def compute(prepared: tuple[Setup, Extractor, int], images: Images) -> Computed:

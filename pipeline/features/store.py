@@ -81,6 +81,11 @@ class Cache:
         """What can be read: the taps that this cache and all beside it hold."""
         return tuple(tap for tap in self.spec.taps if all(tap in cache.spec.taps for cache in self.beside))
 
+    @property
+    def proof(self) -> bytes:
+        """The line in front of the file: with the sha256 of all other bytes, by which it was verified."""
+        return os.pread(self._descriptor, checksum.HEADER_SIZE, 0)
+
     def labels(self, split: str) -> NDArray[Any]:
         """Labels of a split, uint8 or int64 (n,), each within the class names.
 

@@ -181,3 +181,8 @@ def describe() -> dict[str, str | int]:
     """Name of the processor, its kind, the system, and the number of cores this process may use."""
     name = proc_fields(CPUINFO).get("model name") or platform.processor() or "unknown"
     return {"processor": name, "machine": platform.machine(), "system": platform.system(), "cores": cores()}
+
+
+def label(threads: int) -> str:
+    """Name of the machine, its processor and a number of threads, in a few words."""
+    return f"{platform.node()}: {describe()['processor']}, {threads} thread{'s' * (threads != 1)}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from pipeline.common.cluster_options import ClusterOptions
 from pipeline.common.errors import UserError
 from pipeline.common.options import Options, option
 from pipeline.models import classifiers
@@ -18,7 +19,7 @@ DEFAULT_CURVE_SEEDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(Options):
+class TrainOptions(ClusterOptions):
     """A run, besides its features.
 
     ``options`` are those of the classifier that were given; ``preset`` is what choices were made by, for the record.

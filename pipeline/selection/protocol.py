@@ -8,7 +8,7 @@ rows accuracy jumps by chance where the loss is smooth. The chosen one is then r
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +195,7 @@ def learning_curve(
     class_names: Sequence[str],
     *,
     seeds: int = DEFAULT_CURVE_SEEDS,
+    elsewhere: Callable[[Curve, Bar], NDArray[np.float64]] | None = None,
 ) -> LearningCurve:
     """Accuracy of the chosen parameters against training-set size, over several seeds.
 
@@ -214,29 +215,81 @@ def learning_curve(
     class_names : sequence of str
     seeds : int
         How many; with none only what is known already, the score of the largest subset.
+    elsewhere : callable, optional
+        Does what `follow` does here.
     """
     data, params = rows.data, {key: value for key, value in chosen.params.items() if key != "epochs"}
     drawn = [(seed + number) % (classifiers.MAX_SEED + 1) for number in range(max(seeds, 1))]
     parts = [split(data, each, class_names) for each in drawn]
     least = max(splits.groups_with_every_class(data.labels, each) for each in parts)
     sizes = [size for size in curve_sizes(len(rows.ends), len(class_names)) if size >= least][0 if seeds else -1 :]
-    scores = np.full((2, len(sizes), len(drawn)), np.nan)
-    scores[:, -1, 0] = chosen.train[1], chosen.validation[1]
-    starts: dict[int, Any] = {}  # a solver starts where it ended on fewer rows
-    with Progress("learning curve", sum(sizes) * len(drawn) - sizes[-1], "images") as progress:
-        for index, size in enumerate(sizes):
-            numbers = np.flatnonzero(np.isnan(scores[0, index])).tolist()
-            jobs = []
-            for number in numbers:
-                subset = FitAndValidation(data, *parts[number], rows.scale).first(size)
-                jobs.append(Job(params, subset, drawn[number], starts.get(number)))
-            done = fit_side_by_side(name, jobs, brief=True) if jobs else []
-            for number, fitted in zip(numbers, done, strict=True):
-                scores[:, index, number] = fitted.train[1], fitted.validation[1]
-                starts[number] = fitted.model
-            progress.update(size * len(jobs))
+    whole = Curve(name, params, rows.scale, sizes, drawn, parts, (chosen.train[1], chosen.validation[1]))
+    with Progress("learning curve", whole.fitted, "images") as progress:
+        scores = follow(data, whole, progress.update) if elsewhere is None else elsewhere(whole, progress)
     shown = [len(np.unique(data.distinct[rows.fit[: rows.ends[size - 1]]])) for size in sizes]
     return LearningCurve(shown, *scores)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Fits of a learning curve.
+
+    Attributes
+    ----------
+    name : str
+        The classifier's.
+    params : dict
+    scale : Scale
+    sizes : list of int
+        Groups to fit on, ascending.
+    drawn : list of int
+        Seeds.
+    parts : list of Split
+        Of each seed.
+    known : tuple of float, optional
+        Accuracies on train and on validation of the first seed's largest size, which was fitted already.
+    """
+
+    name: str
+    params: Mapping[str, Any]
+    scale: Scale
+    sizes: list[int]
+    drawn: list[int]
+    parts: list[Split]
+    known: tuple[float, float] | None = None
+
+    @property
+    def fitted(self) -> int:
+        """Images of all fits together."""
+        return sum(self.sizes) * len(self.drawn) - (self.sizes[-1] if self.known else 0)
+
+    @property
+    def of_seeds(self) -> list[Curve]:
+        """A curve for each seed."""
+        return [
+            dataclasses.replace(self, drawn=[seed], parts=[part], known=None if number else self.known)
+            for number, (seed, part) in enumerate(zip(self.drawn, self.parts, strict=True))
+        ]
+
+
+def follow(data: Samples, curve: Curve, progress: Callable[[int], object] = lambda images: None) -> NDArray[np.float64]:
+    """Accuracies of a curve, float64 (train and validation, sizes, seeds); ``progress`` is told the images fitted."""
+    scores = np.full((2, len(curve.sizes), len(curve.drawn)), np.nan)
+    if curve.known is not None:
+        scores[:, -1, 0] = curve.known
+    starts: dict[int, Any] = {}  # a solver starts where it ended on fewer rows
+    for index, size in enumerate(curve.sizes):
+        numbers = np.flatnonzero(np.isnan(scores[0, index])).tolist()
+        jobs = []
+        for number in numbers:
+            subset = FitAndValidation(data, *curve.parts[number], curve.scale).first(size)
+            jobs.append(Job(curve.params, subset, curve.drawn[number], starts.get(number)))
+        done = fit_side_by_side(curve.name, jobs, brief=True) if jobs else []
+        for number, fitted in zip(numbers, done, strict=True):
+            scores[:, index, number] = fitted.train[1], fitted.validation[1]
+            starts[number] = fitted.model
+        progress(size * len(jobs))
+    return scores
 
 
 def refit(name: str, chosen: Fitted, data: Samples, seed: int) -> tuple[Pipeline, str | None]:

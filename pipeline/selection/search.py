@@ -12,10 +12,13 @@ remember nothing when they are interrupted.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.common import atomic
 from pipeline.common.errors import Interrupted, UserError, file_errors
@@ -34,6 +37,7 @@ from pipeline.selection.options import SweepOptions
 from pipeline.selection.trials import Trial, TrialRecords, TrialResult
 
 if TYPE_CHECKING:
+    from pipeline.common.cluster import Workers
     from pipeline.models.history import Samples
 
 log = logging.getLogger("pipeline")
@@ -103,10 +107,12 @@ def compare(
     say_untrained(cache.provenance["weights"])
     grouping = copies.group(cache, sorted({candidate.taps for candidate in candidates}))
     records = TrialRecords(training.output_dir, asked, copies.count(grouping).protocol, without.keyed())
-    runner = _Runner(cache, without.joined(grouping), records, without)
+    runner = _Runner(cache, asked, without.joined(grouping), records, without)
     log.info("%s candidates on %s rows", f"{len(candidates):,}", f"{cache.rows['train']:,}")
     table: Table = []
-    with file_errors("write the results", training.output_dir, "What was recorded is kept."):
+    with ExitStack() as stack, file_errors("write the results", training.output_dir, "What was recorded is kept."):
+        if training.cluster is not None:
+            runner.go_to(training.cluster, candidates, stack)
         try:
             remaining = candidates
             for rows, keep in runner.rungs(candidates, not options.no_halving):
@@ -133,10 +139,18 @@ def write_table(table: Table, output_dir: Path, asked: FeatureSpec, name: str) -
 class _Runner:
     """Fits candidates that have no record."""
 
-    def __init__(self, cache: store.Cache, grouping: copies.Grouping, records: TrialRecords, without: LeftOut) -> None:
+    def __init__(
+        self,
+        cache: store.Cache,
+        asked: FeatureSpec,
+        grouping: copies.Grouping,
+        records: TrialRecords,
+        without: LeftOut,
+    ) -> None:
         from pipeline.selection import splits  # late: it loads scikit-learn
 
-        self._cache, self._records = cache, records
+        self._cache, self._asked, self._records = cache, asked, records
+        self._workers: Callable[[], Workers] | None = None
         self._kept = without.kept({"train": cache.rows["train"]})
         self._groups, self._images = grouping.groups["train"][self._kept], grouping.images["train"][self._kept]
         self._data: Samples | None = None
@@ -169,7 +183,7 @@ class _Runner:
 
     def run(self, candidates: Sequence[Trial], rows: int) -> Table:
         """Results of all candidates on so many rows, best first; those without a record are fitted."""
-        from pipeline.selection import protocol, side_by_side
+        from pipeline.selection import side_by_side
 
         path = self._records.path
         tried = {path(trial): trial for trial in (dataclasses.replace(each, rows=rows) for each in candidates)}
@@ -178,6 +192,13 @@ class _Runner:
         self._asked_for |= set(tried)
         if found and pending:
             log.info("going on: %s of %s candidates are recorded already", f"{len(found):,}", f"{len(tried):,}")
+        # Whole groups, what is recorded of them too: rounding depends on what is fitted beside a trial.
+        groups = [
+            together
+            for seed in sorted({trial.seed for trial in pending})
+            for together in side_by_side.arrange([trial for trial in tried.values() if trial.seed == seed])
+            if not all(path(trial) in found for trial in together)
+        ]
         title = "candidates" if rows == self.rows else f"candidates on {rows:,} rows"
         with Progress(title, len(tried), "candidates", done=len(found)) as progress:
 
@@ -186,20 +207,47 @@ class _Runner:
                 so_far = f"best so far {percent(best.accuracy)} (loss {best.log_loss:.4f}), " if best else ""
                 progress.note(f"{so_far}{what}")
 
-            taps = tuple(tap for tap in self._cache.taps if any(tap in trial.taps for trial in pending))
-            for seed in sorted({trial.seed for trial in pending}):
-                prepared = protocol.prepare(self._load(taps), seed, self._cache.class_names).first(rows)
-                # Whole groups, what is recorded of them too: rounding depends on what is fitted beside a trial.
-                for together in side_by_side.arrange([trial for trial in tried.values() if trial.seed == seed]):
-                    if all(path(trial) in found for trial in together):
-                        continue
-                    for trial, fitted, result in side_by_side.fit_together(together, prepared, self._taps, note):
-                        if path(trial) not in found:
-                            self._records.write(trial, fitted.params, result)
-                            found[path(trial)] = result
-                            progress.update(1)
+            for fitted in self._fit(groups, rows, self._taps_of(pending), note):
+                for trial, params, result in fitted:
+                    if path(trial) not in found:
+                        self._records.write(trial, params, result)
+                        found[path(trial)] = result
+                        progress.update(1)
         best_first = sorted(found, key=lambda name: _rank(found[name], name.stem))
         return [(tried[name], found[name]) for name in best_first]
+
+    def go_to(self, where: str, candidates: Sequence[Trial], stack: ExitStack) -> None:
+        """Have all that is to be fitted be fitted on a cluster, which is reached when there is something to fit."""
+
+        @functools.cache
+        def workers() -> Workers:
+            from pipeline.selection import on_workers  # late: it loads Dask
+
+            taps = self._taps_of(candidates)
+            reached = on_workers.workers(where, self._cache, self._asked, taps, self._load(taps), self._kept)
+            return stack.enter_context(reached)
+
+        self._workers = workers
+
+    def _taps_of(self, trials: Sequence[Trial]) -> tuple[str, ...]:
+        return tuple(tap for tap in self._cache.taps if any(tap in trial.taps for trial in trials))
+
+    def _fit(
+        self, groups: Sequence[list[Trial]], rows: int, taps: tuple[str, ...], note: Callable[[str], object]
+    ) -> Iterator[list[tuple[Trial, Mapping[str, Any], TrialResult]]]:
+        """Fit groups of trials, here or elsewhere; each has the parameters, and what was found besides."""
+        from pipeline.selection import protocol, side_by_side
+
+        if self._workers is not None and groups:
+            from pipeline.selection import on_workers
+
+            yield from on_workers.fit_groups(self._workers(), groups, rows, note)
+            return
+        for seed, of_seed in itertools.groupby(groups, lambda together: together[0].seed):
+            prepared = protocol.prepare(self._load(taps), seed, self._cache.class_names).first(rows)
+            for together in of_seed:
+                done = side_by_side.fit_together(together, prepared, self._taps, note)
+                yield [(trial, fitted.params, result) for trial, fitted, result in done]
 
     def _load(self, taps: tuple[str, ...]) -> Samples:
         from pipeline.models.history import Samples

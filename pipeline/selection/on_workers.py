@@ -1,0 +1,197 @@
+"""Fits on the workers of a cluster: candidates of a sweep, and the learning curve.
+
+A worker reads the features from their file where it reaches it, proved to be the same; else they are sent to it, once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from pipeline.common import cluster
+from pipeline.common.bar import Bar
+from pipeline.common.errors import UserError
+from pipeline.features import arrays, store
+from pipeline.features.rows import FeatureRows
+from pipeline.features.spec import FeatureSpec
+from pipeline.models.history import FitAndValidation, Samples
+from pipeline.network import device
+from pipeline.selection import protocol, side_by_side
+from pipeline.selection.trials import Trial, TrialResult
+
+PACKAGES = ("scikit-learn", "scipy", "numpy")  # whose versions decide on what is fitted
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a worker is sent once: training rows, or where they are.
+
+    Attributes
+    ----------
+    paths : tuple of Path
+        Of the feature files whose columns stand side by side.
+    proofs : tuple of bytes
+        `Cache.proof` of each.
+    spec : FeatureSpec
+        What they must hold.
+    taps : tuple of str
+        Which columns are needed.
+    kept : ndarray, int (n,)
+        The rows of train that are used.
+    labels, groups, images : ndarray, (n,)
+        As `Samples` has them.
+    class_names : tuple of str
+    features : ndarray, float16 (n, columns), optional
+        The rows themselves, for a worker that does not reach the files.
+    """
+
+    paths: tuple[Path, ...]
+    proofs: tuple[bytes, ...]
+    spec: FeatureSpec
+    taps: tuple[str, ...]
+    kept: NDArray[np.intp]
+    labels: NDArray[Any]
+    groups: NDArray[np.intp] | None
+    images: NDArray[np.intp] | None
+    class_names: tuple[str, ...]
+    features: NDArray[np.float16] | None = None
+
+
+@contextmanager
+def workers(
+    where: str, open_cache: store.Cache, spec: FeatureSpec, taps: tuple[str, ...], data: Samples, kept: NDArray[np.intp]
+) -> Iterator[cluster.Workers]:
+    """The workers of a cluster, for the block, each to be prepared with training rows.
+
+    Parameters
+    ----------
+    where : str
+        As ``--cluster`` has it.
+    open_cache : Cache
+    spec : FeatureSpec
+        What is asked of it.
+    taps : tuple of str
+        What the columns of ``data`` are.
+    data : Samples
+        The rows of train that are ``kept``, int (n,).
+    """
+    files = open_cache.parts
+    rows = Rows(
+        tuple(each.path.absolute() for each in files), tuple(each.proof for each in files), spec, taps, kept,
+        data.labels, data.groups, data.images, open_cache.class_names,
+    )  # fmt: skip
+    with cluster.connected(where, None) as client:
+        yield cluster.Workers(
+            client, where, PACKAGES, prepare, rows, lambda: replace(rows, features=data.features.array())
+        )
+
+
+def fit_groups(
+    there: cluster.Workers, groups: Sequence[list[Trial]], rows: int, note: Callable[[str], object]
+) -> Generator[list[tuple[Trial, Any, TrialResult]]]:
+    """Have trials fitted, as `side_by_side.arrange` puts them together, on so many distinct images.
+
+    Yields each group when it is done: trials, their parameters with what was found besides, and results. Raises
+    UserError when one of them cannot be fitted.
+    """
+    tasks = ((together, (together, rows)) for together in groups)
+    for together, done, _, _ in there.run(fit_group, tasks, len, "candidates", note):
+        if isinstance(done, str):
+            raise UserError(done)
+        yield [(trial, *found) for trial, found in zip(together, done, strict=True)]
+
+
+def follower(
+    where: str, open_cache: store.Cache, spec: FeatureSpec, data: Samples, kept: NDArray[np.intp]
+) -> Callable[[protocol.Curve, Bar], NDArray[np.float64]]:
+    """Make what does as `protocol.follow`, on the workers of a cluster, each seed by itself; see `workers`."""
+
+    def follow(whole: protocol.Curve, progress: Bar) -> NDArray[np.float64]:
+        curves, found = whole.of_seeds, {}
+        tasks = ((number, (curve,)) for number, curve in enumerate(curves))
+        with workers(where, open_cache, spec, spec.taps, data, kept) as there:
+            running = there.run(follow_curve, tasks, lambda number: curves[number].fitted, "images", progress.note)
+            for number, scores, _, _ in running:
+                if isinstance(scores, str):
+                    raise UserError(scores)
+                progress.update(curves[number].fitted)
+                found[number] = scores
+        return np.concatenate([found[number] for number in range(len(curves))], axis=2)
+
+    return follow
+
+
+# --- on a worker ------------------------------------------------------------------------------
+
+
+@dataclass
+class Prepared:
+    """Training rows, and what was found out about them."""
+
+    data: Samples
+    taps: tuple[str, ...]
+    class_names: tuple[str, ...]
+    cache: store.Cache | None  # open for as long as it is read
+    _sides: dict[int, FitAndValidation] = field(default_factory=dict)
+
+    def sides(self, seed: int) -> FitAndValidation:
+        """The rows to fit on and to validate on, by a seed."""
+        if seed not in self._sides:
+            self._sides[seed] = protocol.prepare(self.data, seed, self.class_names)
+        return self._sides[seed]
+
+
+def prepare(rows: Rows) -> tuple[Prepared, str]:
+    """Read the rows, once for all fits of a process, and say what fits.
+
+    Raises
+    ------
+    Lacking
+        When their files are not here, or others.
+    """
+    threads = cluster.threads()
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # which `rows.cores` goes by; Dask sets 1
+    threadpool_limits(threads)
+    cache = None
+    if rows.features is None:
+        try:
+            cache = store.open_all(rows.paths, rows.spec)
+        except UserError as error:
+            raise cluster.Lacking(str(error)) from error
+        if tuple(each.proof for each in cache.parts) != rows.proofs:
+            cache.close()
+            raise cluster.Lacking("its feature files are others")
+        features = arrays.load_split(cache, "train", rows.taps)[0]
+        if len(rows.kept) < features.shape[0]:
+            features = features.take(rows.kept)
+    else:
+        features = FeatureRows([rows.features])
+    data = Samples(features, rows.labels, rows.groups, rows.images)
+    return Prepared(data, rows.taps, rows.class_names, cache), device.label(threads)
+
+
+def fit_group(prepared: Prepared, together: list[Trial], rows: int) -> list[tuple[Any, TrialResult]] | str:
+    """Fit trials side by side; or say why they cannot be, which is none of the worker's faults."""
+    sides = prepared.sides(together[0].seed).first(rows)
+    try:
+        return [
+            (fitted.params, result) for _, fitted, result in side_by_side.fit_together(together, sides, prepared.taps)
+        ]
+    except UserError as error:
+        return str(error)
+
+
+def follow_curve(prepared: Prepared, curve: protocol.Curve) -> NDArray[np.float64] | str:
+    """Follow a learning curve; or say why it cannot be."""
+    try:
+        return protocol.follow(prepared.data, curve)
+    except UserError as error:
+        return str(error)
