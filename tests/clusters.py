@@ -130,6 +130,15 @@ def dask_setup(worker: object) -> None:
             return prepare(setup)
 
         on_workers.prepare = without
+    elif fault == "forgets":  # once, as a new process at the old address would
+        work, forgotten = on_workers.compute, []
+
+        def forgetful(*arguments: object) -> object:
+            if not forgotten:
+                forgotten.append(cluster._prepared.popitem())
+            return work(*arguments)
+
+        on_workers.compute = forgetful
     elif fault == "no features":
         from pipeline.features import store
 

@@ -25,6 +25,7 @@ pytest.importorskip("distributed")
 import clusters
 from clusters import Cluster, until
 
+from pipeline import cli
 from pipeline.common import cluster as clustering
 from pipeline.common import cluster_options
 from pipeline.common.errors import UserError
@@ -204,6 +205,22 @@ def test_who_cannot_be_trusted_is_refused_and_named(
     assert faults.same(faults.arrays(tmp_path / "features"), reference)
 
 
+def test_a_new_process_at_a_known_address_is_sent_the_weights(
+    reference: dict[str, np.ndarray],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "cluster").mkdir()
+    with clusters.started(tmp_path / "cluster") as own:
+        own.start_worker("forgets")
+        path = compute(tmp_path / "features", own.address)
+    assert len(re.findall(r"the worker tcp://\S+ joins", caplog.text)) >= 2
+    assert faults.same(faults.arrays(tmp_path / "features"), reference)
+    assert cli.main(["inspect", str(path)]) == 0
+    assert re.search(r"^parts +.+, 1 thread \(58\)$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_images_that_changed_or_are_not_there_are_computed_elsewhere(
     among_liars: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -268,6 +285,22 @@ def test_a_scheduler_that_vanishes_is_a_clear_error_and_one_machine_goes_on(
     assert done.returncode == 0, done.stderr
     assert "going on where an earlier run stopped" in done.stderr
     assert faults.same(faults.arrays(features), reference)
+
+
+def test_a_scheduler_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clustering, "SILENCE", 3.0)
+    (tmp_path / "cluster").mkdir()
+    with clusters.started(tmp_path / "cluster") as own:
+
+        def stop() -> None:
+            until(lambda: list((tmp_path / "features").glob("*.parts")))
+            time.sleep(1)
+            os.kill(own.scheduler.pid, signal.SIGSTOP)
+
+        thread = meanwhile(stop)
+        with pytest.raises(UserError, match=r"The Dask scheduler at \S+ does not answer any more \(TimeoutError\)"):
+            compute(tmp_path / "features", own.address)
+        thread.join()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -6,6 +6,7 @@ python -m pipeline inspect features/FILE.h5 --verify
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> tuple[st
     summary = {
         "file": str(path), "bytes": size, "verifies": True, "fault": None, "key": cache.spec.key(),
         "spec": cache.spec.to_dict(), "rows": cache.rows, "class_names": cache.class_names, "created": cache.created,
-        "versions": cache.versions, "provenance": cache.provenance,
+        "versions": cache.versions, "provenance": cache.provenance, "computed_on": cache.computed_on,
         "skipped": [{"file": printable(item.file), "reason": item.reason} for item in cache.skipped],
     }  # fmt: skip
     return _lines(_of_valid(cache, asked)) + _skipped(cache), summary
@@ -87,8 +88,16 @@ def _of_valid(cache: store.Cache, asked: FeatureOptions) -> dict[str, str]:
         "columns": f"{columns_of(spec.taps):,} float16: {taps}",
         "made": f"{cache.created}, {cache.images_per_second:.0f} images/s",
         "by": f"{setup}; {versions}",
+        **_origins(cache),
         **_comparison(spec, asked),
     }
+
+
+def _origins(cache: store.Cache) -> dict[str, str]:
+    """What computed how many of the parts, where a cluster did."""
+    counts = Counter(cache.computed_on)
+    listed = "; ".join(f"{name or 'where it was finished'} ({count:,})" for name, count in counts.items())
+    return {"parts": listed} if listed else {}
 
 
 def _of_damaged(path: Path, size: int, spec: FeatureSpec, fault: str, asked: FeatureOptions) -> dict[str, str]:

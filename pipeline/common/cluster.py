@@ -159,12 +159,12 @@ def _work(work: Callable[..., Any], digest: str, sealed: Sealed) -> Reply:
     with _turn:
         if digest not in _prepared:
             return Reply(address)
-        began = time.monotonic()
+        (state, label), began = _prepared[digest], time.monotonic()
         try:
-            result = seal(work(_prepared[digest][0], *unseal(sealed)))
+            result = seal(work(state, *unseal(sealed)))
         except UserError as error:
             return Reply(address, refusal=str(error))
-        return Reply(address, result, label=_prepared[digest][1], seconds=time.monotonic() - began)
+        return Reply(address, result, label=label, seconds=time.monotonic() - began)
 
 
 # --- reaching a cluster -----------------------------------------------------------------------
