@@ -117,6 +117,25 @@ def test_what_is_kept_is_what_scikit_learn_fits(name: str, classes: int, weight:
     np.testing.assert_array_equal(kept.predict(array(test)), guesses)
 
 
+def test_updates_in_pieces_are_scikit_learns_and_leave_no_trace() -> None:
+    data = blobs(300, columns=300)
+    made = options("mlp", **{**FAST["mlp"], "hidden_layer_sizes": (400,)})
+    features, labels = array(data) / array(data).std(axis=0), data.labels
+    plain, pieces = (classifiers.get("mlp").make({**made, "alpha": 1.0}, 0, data.features.shape) for _ in range(2))
+    pieces._optimizer = fit._AdamInPieces()
+    pieces._optimizer.learning_rate_init = 0.01
+    for _ in range(3):
+        for each in (plain, pieces):
+            each.partial_fit(features, labels, classes=[0, 1, 2])
+    for one, other in zip(plain.coefs_ + plain.intercepts_, pieces.coefs_ + pieces.intercepts_, strict=True):
+        np.testing.assert_array_equal(one, other)
+    chosen = select("mlp", data)
+    kept, _ = protocol.refit("mlp", chosen.fitted, data, 0)
+    for estimator in (chosen.fitted.model, kept[-1]):
+        assert type(estimator).__module__.startswith("sklearn.")
+        assert not hasattr(estimator, "_optimizer"), "what is saved is scikit-learn's alone, a third of the size"
+
+
 def test_what_does_not_converge_says_so() -> None:
     chosen = select("logistic", blobs(300), C=1.0, max_iter=2, tol=1e-9).fitted
     assert chosen.not_converged is not None

@@ -75,6 +75,11 @@ class Bar(tqdm):  # type: ignore[type-arg]
                 found["prefix"] = shorten(found["prefix"].removesuffix(": "), max(8, len(found["prefix"]) + room - 2))
         return found
 
+    @staticmethod
+    def format_meter(*arguments: Any, **more: Any) -> str:
+        """Write slow rates with their unit as fast ones have it, ``6.79 s/steps``; tqdm's own hook."""
+        return str(tqdm.format_meter(*arguments, **more)).replace("s/ ", " s/")
+
     def display(self, *arguments: Any, **more: Any) -> Any:
         """Show the bar, or at times a line; tqdm's own hook."""
         if self._is_bar:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ Found = tuple[NDArray[np.float32], NDArray[np.intp]]
 
 class Neighbours:
     """The rows of a cache, those of train first, then those of test; open until it is closed.
+
+    They are read beside what the caller does, until they are searched.
 
     The distance is one minus the cosine between standardised features: 0 for the same picture, about 1 for two
     that have nothing in common, 2 at most. All rows are compared, in blocks of a matrix product.
@@ -72,16 +75,16 @@ class Neighbours:
         self.cache = store.open(Path(cache))
         spec, self._data_dir = self.cache.spec, Path(data_dir)
         chosen = spec.taps if taps is None else parse_taps(taps if isinstance(taps, str) else ",".join(taps))
-        sides = [self.cache.feature_rows(split, chosen) for split in SPLITS]
-        total = sum(side.nbytes for side in sides)
-        with Progress("reading", total, "B", scale=True) as progress:
-            sides = [side.in_memory(progress.update) for side in sides]
-        self._index = Index([side for side in sides if side.shape[0]])
+        sides = [self.cache.feature_rows(split, chosen) for split in SPLITS if self.cache.rows[split]]
+        pool = ThreadPoolExecutor(1)
+        self._reading = pool.submit(_read, sides)
+        pool.shutdown(wait=False)
         self.class_names = self.cache.class_names
         self.labels = np.concatenate([self.cache.labels(split) for split in SPLITS])
-        own = {**spec.to_dict(), "taps": chosen}
+        own = type(spec).from_dict({**spec.to_dict(), "taps": chosen})
+        self._columns = own.columns
         self._images = ImageFeatures(
-            type(spec).from_dict(own), self.cache.provenance["weights"], f"The feature file {cache}",
+            own, self.cache.provenance["weights"], f"The feature file {cache}",
             data_dir=self._data_dir, weights=weights,
         )  # fmt: skip
 
@@ -89,10 +92,15 @@ class Neighbours:
         return self
 
     def __exit__(self, *_: object) -> None:
+        wait([self._reading])
         self.cache.close()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def _index(self) -> Index:
+        return self._reading.result()
 
     @cached_property
     def names(self) -> NDArray[np.str_]:
@@ -131,7 +139,7 @@ class Neighbours:
 
     def features(self, images: LazyImages) -> tuple[NDArray[np.float32], dict[int, str]]:
         """Features (usable images, columns), and why others cannot be used, by their numbers."""
-        blocks, faults = [np.empty((0, self._index.columns), np.float32)], dict[int, str]()
+        blocks, faults = [np.empty((0, self._columns), np.float32)], dict[int, str]()
         for _, block, found in self._images.batches(images, "computing"):
             blocks.append(block)
             faults.update(found)
@@ -206,6 +214,11 @@ class Index:
         order = np.take_along_axis(distances, nearest, axis=1).argsort(axis=1, kind="stable")
         nearest = np.take_along_axis(nearest, order, axis=1)
         return np.take_along_axis(distances, nearest, axis=1), nearest
+
+
+def _read(sides: Sequence[FeatureRows]) -> Index:
+    with Progress("reading", sum(side.nbytes for side in sides), "B", scale=True) as progress:
+        return Index([side.in_memory(progress.update) for side in sides])
 
 
 def _lengths(rows: FeatureRows, scale: Scale) -> NDArray[np.float32]:

@@ -16,6 +16,9 @@ from typing import Any, Literal
 from pipeline.common.errors import UserError
 from pipeline.common.options import Option
 
+# Columns up to which `mlp` has a wider hidden layer and small batches. On the validation split of CIFAR-10 512 units
+# are 1.2 points better than 256 with 512 columns, and no better, in twice the time, with 6,016.
+FEW_COLUMNS = 1024
 MAX_SEED = 2**32 - 1  # what numpy's legacy generator, which scikit-learn uses, accepts
 
 
@@ -126,8 +129,9 @@ def _mlp(params: Mapping[str, Any], seed: int, shape: tuple[int, int]) -> Any:
     return MLPClassifier(
         **_own(params),
         solver="adam",
-        # An update of three million weights takes as long as the products of a few hundred rows.
-        batch_size=min(256 if columns <= 1024 else 1024, rows),
+        # An update of three million weights takes as long as the products of a hundred rows; but to learn from few rows
+        # takes some dozens of updates in each epoch.
+        batch_size=min(256 if columns <= FEW_COLUMNS else max(256, min(1024, rows // 40)), rows),
         # A generator, not a number: each partial_fit would shuffle alike from the same number.
         random_state=np.random.RandomState(seed),
     )
@@ -193,7 +197,14 @@ REGISTRY: dict[str, Classifier] = {
     "mlp": Classifier(
         help="a network with hidden layers, early stopping, best epoch kept",
         options=(
-            Option("hidden_layer_sizes", int, (512,), "units of each hidden layer", least=1, many=True),
+            Option(
+                "hidden_layer_sizes",
+                int,
+                (),
+                f"units of each hidden layer; 512, above {FEW_COLUMNS:,} columns 256",
+                least=1,
+                many=True,
+            ),
             Option("alpha", float, None, "L2 strength; chosen on validation when left out", least=0),
             Option("learning_rate_init", float, 1e-3, "Adam's step size at the beginning", least=1e-12),
             *_EARLY_STOPPING,
@@ -256,7 +267,7 @@ def flags() -> list[Option]:
     for owners in all_options().values():
         texts: dict[str, list[str]] = {}
         for classifier, item in owners:
-            default = "" if item.default is None else f" (default: {item.show(item.default)})"
+            default = "" if item.default in (None, ()) else f" (default: {item.show(item.default)})"
             texts.setdefault(f"{item.help}{default}", []).append(classifier)
         text = "; ".join(f"{', '.join(names)}: {text}" for text, names in texts.items())
         found.append(dataclasses.replace(owners[0][1], default=None, help=text))
@@ -312,10 +323,16 @@ def candidates(classifier: str, options: Mapping[str, Any], columns: int) -> lis
     columns : int
         Of the features: the more there are, the stronger the regularisation must be.
     """
-    known = get(classifier)
+    known, options = get(classifier), by_columns(options, columns)
     if options[known.tuned_option] is not None:
-        return [dict(options)]
+        return [options]
     return [{**options, known.tuned_option: value} for value in known.space(columns)]
+
+
+def by_columns(options: Mapping[str, Any], columns: int) -> dict[str, Any]:
+    """The options, with the default of the one that depends on the columns."""
+    units = 512 if columns <= FEW_COLUMNS else 256
+    return {name: (units,) if value == () else value for name, value in options.items()}
 
 
 def describe(params: Mapping[str, Any]) -> str:

@@ -193,8 +193,8 @@ def _parts(grid: Grid, defaults: Defaults) -> Iterator[tuple[str, tuple[str, ...
         base = classifiers.resolve(classifier, given)
         for taps in grid.get("taps", defaults.taps):
             varied = {"seed": grid.get("seed", [defaults.seed])}
-            for name, value in base.items():
-                columns = defaults.sizes * columns_of(taps)
+            columns = defaults.sizes * columns_of(taps)
+            for name, value in classifiers.by_columns(base, columns).items():
                 left_out = [value] if value is not None else classifiers.get(classifier).space(columns)
                 varied[name] = grid.get(name, left_out)
             yield classifier, taps, varied
