@@ -76,7 +76,8 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     from pipeline import cli
     from pipeline.common.progress import log
 
-    def start(*arguments: object) -> subprocess.CompletedProcess[str]:
+    def start(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(cwd)
         monkeypatch.setattr(log, "handlers", [])  # what is there writes to where errors went before
         capsys.readouterr()
         status = cli.main([*map(str, arguments)])

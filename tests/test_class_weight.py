@@ -38,17 +38,17 @@ def test_it_is_part_of_a_runs_name_only_where_it_was_asked_for() -> None:
     assert TrainOptions(class_weight="balanced").keyed() == {**TrainOptions().keyed(), "class_weight": "balanced"}
 
 
-def test_runs_and_sweeps_are_weighted(run: Run, tmp_path: Path) -> None:
+def test_runs_and_sweeps_are_weighted(call: Run, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(Path(__file__).parent / "earlier", tmp_path / "earlier"))
     shutil.rmtree(folder / "output")
-    refused = run("train", *POSTERS, "--class-weight", "balanced", "--classifier", "knn", cwd=folder)
+    refused = call("train", *POSTERS, "--class-weight", "balanced", "--classifier", "knn", cwd=folder)
     assert_user_error(refused, "knn cannot weigh classes", "logistic, mlp, svm, ridge")
-    swept = run("sweep", *POSTERS, "--class-weight", "balanced", "--grid", "C=0.01,0.1", cwd=folder)
+    swept = call("sweep", *POSTERS, "--class-weight", "balanced", "--grid", "C=0.01,0.1", cwd=folder)
     assert swept.returncode == 0, swept.stderr
     (path,) = (folder / "output").glob("*/metrics.json")
     params = json.loads(path.read_bytes())["classifier"]["params"]
     assert params["class_weight"] == "balanced"
     assert "class_weight=balanced" in (path.parent / "report.txt").read_text()
-    found = run("train", *POSTERS, "--class-weight", "balanced", "--C", str(params["C"]), cwd=folder)
+    found = call("train", *POSTERS, "--class-weight", "balanced", "--C", str(params["C"]), cwd=folder)
     assert "is there already" in found.stderr
     assert np.isfinite(params["C"])

@@ -52,10 +52,10 @@ def test_noise_is_not_learned_however_often_it_is_copied(name: str) -> None:
         assert chosen.params[classifiers.get(name).tuned_option] in classifiers.get(name).space(192)[:2], "strong"
 
 
-def test_copies_are_found_counted_and_told(run: Run, noise: Path, tmp_path: Path) -> None:
+def test_copies_are_found_counted_and_told(call: Run, noise: Path, tmp_path: Path) -> None:
     flags = ["--dataset", noise / "noise", *DIGITS[2:6], "--features-dir", noise / "features", *TAPS]
     flags += places(tmp_path)
-    done = run("train", *flags)
+    done = call("train", *flags)
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "output").glob("*/metrics.json")
     metrics = json.loads(path.read_bytes())
@@ -72,10 +72,10 @@ def test_copies_are_found_counted_and_told(run: Run, noise: Path, tmp_path: Path
         assert "800 rows of train and 5 of test are copies of these" in text
     assert len((path.parent / "predictions.csv").read_text().splitlines()) == 81
 
-    again = run("train", *flags)
+    again = call("train", *flags)
     assert "is there already" in again.stderr
     shutil.rmtree(tmp_path / "output" / copies.FOLDER)
-    assert "is there already" in run("train", *flags).stderr
+    assert "is there already" in call("train", *flags).stderr
 
 
 def test_a_run_of_an_earlier_version_is_found_where_there_are_no_copies_alone(noise: Path) -> None:

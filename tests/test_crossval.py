@@ -104,9 +104,9 @@ def test_the_corrected_interval_is_wider_than_wilsons_and_repeats_narrow_it() ->
     assert once == pytest.approx(metrics.wilson_interval(0.85 * 200 / 2.25, 200 / 2.25))
 
 
-def test_a_small_folder_is_cross_validated(run: Run, earlier: Path) -> None:
+def test_a_small_folder_is_cross_validated(call: Run, earlier: Path) -> None:
     flags = (*POSTERS, "--cv", "4", "--repeats", "2")
-    done = run("train", *flags, cwd=earlier)
+    done = call("train", *flags, cwd=earlier)
     assert done.returncode == 0, done.stderr
     (path,) = (earlier / "output").glob("*/metrics.json")
     found = json.loads(path.read_bytes())
@@ -121,9 +121,9 @@ def test_a_small_folder_is_cross_validated(run: Run, earlier: Path) -> None:
     assert [int(row["index"]) for row in rows] == list(range(24))
     assert len({row["file"] for row in rows}) == 24
     assert all(row["file"].startswith(row["label"]) for row in rows)
-    assert "is there already" in run("train", *flags, cwd=earlier).stderr
+    assert "is there already" in call("train", *flags, cwd=earlier).stderr
 
-    swept = run("sweep", *POSTERS, "--cv", "4", "--grid", "C=0.01,0.1", cwd=earlier)
+    swept = call("sweep", *POSTERS, "--cv", "4", "--grid", "C=0.01,0.1", cwd=earlier)
     assert swept.returncode == 0, swept.stderr
     assert len(list((earlier / "output").glob("*/metrics.json"))) == 2
     page = (earlier / "output" / "index.html").read_text()
@@ -131,12 +131,12 @@ def test_a_small_folder_is_cross_validated(run: Run, earlier: Path) -> None:
     assert page.count("data:image/webp") > 0 or all(row["label"] == row["predicted"] for row in rows)
 
 
-def test_what_cannot_be_cross_validated_is_explained(run: Run, earlier: Path) -> None:
-    assert_user_error(run("train", *POSTERS, "--cv", "1", cwd=earlier), "cv parameter", "at least 2", "Got 1")
-    few = run("train", *POSTERS, "--cv", "9", cwd=earlier)
+def test_what_cannot_be_cross_validated_is_explained(call: Run, earlier: Path) -> None:
+    assert_user_error(call("train", *POSTERS, "--cv", "1", cwd=earlier), "cv parameter", "at least 2", "Got 1")
+    few = call("train", *POSTERS, "--cv", "9", cwd=earlier)
     assert_user_error(few, "at least 9 distinct images", "affiche (8)", "Ask for fewer folds")
-    assert_user_error(run("sweep", *POSTERS, "--cv", "9", cwd=earlier), "at least 9 distinct images")
-    assert_user_error(run("train", *POSTERS, "--repeats", "2", cwd=earlier), "needs --cv")
+    assert_user_error(call("sweep", *POSTERS, "--cv", "9", cwd=earlier), "at least 9 distinct images")
+    assert_user_error(call("train", *POSTERS, "--repeats", "2", cwd=earlier), "needs --cv")
     assert not list((earlier / "output").glob("*/metrics.json"))
 
 
@@ -154,10 +154,10 @@ def test_an_interrupt_leaves_nothing(earlier: Path) -> None:
     assert not list((earlier / "output").rglob("*.*"))
 
 
-def test_the_learning_curve_is_drawn_as_often_as_asked(run: Run, earlier: Path) -> None:
+def test_the_learning_curve_is_drawn_as_often_as_asked(call: Run, earlier: Path) -> None:
     names = []
     for flags, seeds in ((("--no-learning-curve",), 0), (("--curve-seeds", "1"), 1)):
-        done = run("train", *DIGITS, "--C", "0.01", *flags, cwd=earlier)
+        done = call("train", *DIGITS, "--C", "0.01", *flags, cwd=earlier)
         assert done.returncode == 0, done.stderr
         names.append(next(line for line in done.stdout.splitlines() if line.startswith("digits-")).split()[0])
         rows = list(csv.DictReader((earlier / "output" / names[-1] / "learning_curve.csv").read_text().splitlines()))

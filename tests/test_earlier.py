@@ -29,24 +29,24 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in names.items() if name.startswith(kept)}
 
 
-def test_caches_runs_and_trials_of_an_earlier_version_are_found(earlier: Path, run: Run) -> None:
+def test_caches_runs_and_trials_of_an_earlier_version_are_found(earlier: Path, call: Run) -> None:
     before = _files(earlier)
     for options in (DIGITS, POSTERS):
-        found = run("features", *options, cwd=earlier)
+        found = call("features", *options, cwd=earlier)
         assert found.returncode == 0, found.stderr
         assert "nothing to compute" in found.stdout
     for options in (DIGITS, (*DIGITS, "--classifier", "ridge")):
-        again = run("train", *options, cwd=earlier)
+        again = call("train", *options, cwd=earlier)
         assert again.returncode == 0, again.stderr
         assert "is there already" in again.stderr
-    swept = run("sweep", *POSTERS, "--grid", "C=0.01,0.1", cwd=earlier)
+    swept = call("sweep", *POSTERS, "--grid", "C=0.01,0.1", cwd=earlier)
     assert swept.returncode == 0, swept.stderr
     assert "is there already" in swept.stderr
     assert _files(earlier) == before
 
 
-def test_runs_of_an_earlier_version_are_shown_and_compared(earlier: Path, run: Run) -> None:
-    done = run("report", cwd=earlier)
+def test_runs_of_an_earlier_version_are_shown_and_compared(earlier: Path, call: Run) -> None:
+    done = call("report", cwd=earlier)
     assert done.returncode == 0, done.stderr
     page = (earlier / "output" / "index.html").read_text(encoding="utf-8")
     for path in (earlier / "output").glob("*/metrics.json"):
@@ -56,9 +56,9 @@ def test_runs_of_an_earlier_version_are_shown_and_compared(earlier: Path, run: R
 
 
 @pytest.mark.tensorflow
-def test_models_of_an_earlier_version_predict_what_they_did(earlier: Path, run: Run) -> None:
+def test_models_of_an_earlier_version_predict_what_they_did(earlier: Path, call: Run) -> None:
     (model,) = (earlier / "models").glob("posters-*.joblib")
-    done = run("predict", "--model", model, "posters/affiche", "--format", "csv", cwd=earlier)
+    done = call("predict", "--model", model, "posters/affiche", "--format", "csv", cwd=earlier)
     assert done.returncode == 0, done.stderr
     new, old = (
         list(csv.reader(text.splitlines())) for text in (done.stdout, (earlier / "predictions.csv").read_text())

@@ -525,14 +525,14 @@ def test_memory_does_not_grow_with_the_folder(folder: Path) -> None:
 # --- both stages ------------------------------------------------------------------------------
 
 
-def test_train_lists_what_was_left_out_and_names_every_row(folder: Path, tmp_path: Path, run: Run) -> None:
+def test_train_lists_what_was_left_out_and_names_every_row(folder: Path, tmp_path: Path, call: Run) -> None:
     (folder / "ant" / "text.jpg").write_text("no image")
     raw = os.fsencode(folder / "bee") + b"/\xff.png"
     Path(os.fsdecode(raw)).write_bytes(pictures.png(700))
     assert extract(folder, tmp_path / "f").status == 0
     where = ["--features-dir", tmp_path / "f", "--models-dir", tmp_path / "m", "--output-dir", tmp_path / "o"]
     flags = [*arguments(folder, tmp_path / "f")[1:-2], *where, "--C", "0.1"]
-    done = run("train", *flags)
+    done = call("train", *flags)
     assert done.returncode == 0, done.stderr
     output = next((tmp_path / "o").glob("*/metrics.json")).parent
     assert "1 file, and why" in done.stdout
@@ -549,25 +549,25 @@ def test_train_lists_what_was_left_out_and_names_every_row(folder: Path, tmp_pat
     (card,) = (tmp_path / "m").glob("*.md")
     for text in ("insects", "untrained", "1 file was not used", "runs code when it is loaded", "| ant |"):
         assert text in card.read_text()
-    assert_user_error(run("train", *flags, "--strict"), "--strict makes an error", "ant/text.jpg")
-    again = run("train", *flags)
+    assert_user_error(call("train", *flags, "--strict"), "--strict makes an error", "ant/text.jpg")
+    again = call("train", *flags)
     assert again.stdout == done.stdout
 
     shutil.rmtree(folder)
-    alone = run("train", *flags, "--force")
+    alone = call("train", *flags, "--force")
     assert alone.returncode == 0, alone.stderr
     assert "using the features that are there" in alone.stderr
-    assert_user_error(run("features", *flags[:-8]), "folder of images", "there is no folder")
+    assert_user_error(call("features", *flags[:-8]), "folder of images", "there is no folder")
 
 
-def test_without_test_rows_all_but_test_scores_is_there(tmp_path: Path, run: Run) -> None:
+def test_without_test_rows_all_but_test_scores_is_there(tmp_path: Path, call: Run) -> None:
     for number, split in enumerate(("train", "test")):
         pictures.fill(tmp_path / "insects" / split, count=8 - 4 * number)  # test: copies of some of train
     assert extract(tmp_path / "insects", tmp_path / "f").status == 0
     where = ["--features-dir", tmp_path / "f", "--models-dir", tmp_path / "m", "--output-dir", tmp_path / "o"]
     flags = ["--dataset", tmp_path / "insects", "--weights", "random", "--precision", "float32", *TAPS, *where]
     said = "no test scores: every image of the test split was left out"
-    done = run("train", *flags, "--C", "0.1")
+    done = call("train", *flags, "--C", "0.1")
     assert done.returncode == 0, done.stderr
     assert f"warning: {said}" in done.stderr
     assert said in done.stdout
@@ -580,14 +580,14 @@ def test_without_test_rows_all_but_test_scores_is_there(tmp_path: Path, run: Run
         assert said.removeprefix("no ") in file.read_text(), file
     (row,) = csv.DictReader((tmp_path / "o" / "leaderboard.csv").open())
     assert row["test_accuracy"] == row["test_low"] == row["test_log_loss"] == row["calibration_error"] == ""
-    assert "is there already" in run("train", *flags, "--C", "0.1").stderr
+    assert "is there already" in call("train", *flags, "--C", "0.1").stderr
 
 
-def test_inspect_lists_what_was_left_out(folder: Path, tmp_path: Path, run: Run) -> None:
+def test_inspect_lists_what_was_left_out(folder: Path, tmp_path: Path, call: Run) -> None:
     (folder / "ant" / "text.jpg").write_text("no image")
     assert extract(folder, tmp_path / "f").status == 0
     (path,) = (tmp_path / "f").glob("*.h5")
-    done = run("inspect", path, *arguments(folder, tmp_path / "f")[1:])
+    done = call("inspect", path, *arguments(folder, tmp_path / "f")[1:])
     assert done.returncode == 0, done.stderr
     assert "yes, all 14 digests" in done.stdout
     assert "ant/text.jpg: no image" in done.stdout

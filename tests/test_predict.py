@@ -155,8 +155,8 @@ def test_the_sheet_shows_what_was_classified(
     assert (tmp_path / "after.png").read_bytes() == (tmp_path / "before.png").read_bytes()
 
 
-def test_the_table(made: Path, model: Path, run: Run) -> None:
-    done = run(
+def test_the_table(made: Path, model: Path, call: Run) -> None:
+    done = call(
         "predict", "--model", model, made / "tones" / "dark" / "00.png", made / "tones" / "light", "--top-k", "2"
     )
     assert done.returncode == 0, done.stderr
@@ -167,13 +167,13 @@ def test_the_table(made: Path, model: Path, run: Run) -> None:
     assert "untrained" in done.stderr
 
 
-def test_csv_says_nothing_beside_when_all_was_used(made: Path, model: Path, run: Run) -> None:
-    done = run("predict", "--model", model, made / "tones" / "dark" / "00.png", "--format", "csv")
+def test_csv_says_nothing_beside_when_all_was_used(made: Path, model: Path, call: Run) -> None:
+    done = call("predict", "--model", model, made / "tones" / "dark" / "00.png", "--format", "csv")
     assert done.returncode == 0, done.stderr
     assert "" not in done.stderr.splitlines()
 
 
-def test_mistakes_get_one_paragraph(run: Run, model: Path, made: Path, tmp_path: Path) -> None:
+def test_mistakes_get_one_paragraph(call: Run, model: Path, made: Path, tmp_path: Path) -> None:
     image = made / "tones" / "dark" / "00.png"
     (tmp_path / "empty").mkdir()
     for arguments, words in (
@@ -188,8 +188,8 @@ def test_mistakes_get_one_paragraph(run: Run, model: Path, made: Path, tmp_path:
         ([tmp_path / ("a" * 300)], ["name too long"]),
         ([image, "--weights", tmp_path / "none.h5"], ["needs the weights", "none.h5"]),
     ):
-        assert_user_error(run("predict", "--model", model, *arguments), *words)
-    assert_user_error(run("predict", "--model", tmp_path / "none.joblib", image), "no model", "train")
+        assert_user_error(call("predict", "--model", model, *arguments), *words)
+    assert_user_error(call("predict", "--model", tmp_path / "none.joblib", image), "no model", "train")
 
 
 def test_a_model_in_bfloat16_serves_where_there_is_none(

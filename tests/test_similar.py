@@ -62,21 +62,21 @@ def test_the_search_is_exact_in_memory_and_in_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.tensorflow
-def test_an_image_a_row_and_a_copy_find_what_is_like_them(run: Run, insects: Path, tmp_path: Path) -> None:
-    assert run("features", *flags(insects)).returncode == 0
+def test_an_image_a_row_and_a_copy_find_what_is_like_them(call: Run, insects: Path, tmp_path: Path) -> None:
+    assert call("features", *flags(insects)).returncode == 0
     copy = tmp_path / "copy.png"
     shutil.copy(insects / "insects" / "bee" / "004.png", copy)
     Image.open(copy).resize((80, 80), Image.Resampling.BICUBIC).save(tmp_path / "larger.jpg", quality=90)
     (tmp_path / "broken.jpg").write_bytes(b"no image at all")
     images = [copy, tmp_path / "larger.jpg", tmp_path / "broken.jpg", "train:2"]
-    done = run("similar", *images, *flags(insects), "--top-k", "3", "--sheet", tmp_path / "sheet.png")
+    done = call("similar", *images, *flags(insects), "--top-k", "3", "--sheet", tmp_path / "sheet.png")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [len(line.split()) for line in lines[:10]] == [6, 6, 5, 5, 6, 5, 5, 6, 5, 5], "the name is said once"
     assert "broken.jpg: " in done.stdout
     sheet = Image.open(tmp_path / "sheet.png")
     assert sheet.height > 3 * 160
-    read = list(csv.DictReader(io.StringIO(run("similar", *images, *flags(insects), "--format", "csv").stdout)))
+    read = list(csv.DictReader(io.StringIO(call("similar", *images, *flags(insects), "--format", "csv").stdout)))
     by_image = {name: [row for row in read if row["image"] == name] for name in map(str, images)}
     assert by_image["train:2"][0]["row"] != "train:2", "a row is not like itself"
     assert len(by_image["train:2"]) == 10
@@ -84,7 +84,7 @@ def test_an_image_a_row_and_a_copy_find_what_is_like_them(run: Run, insects: Pat
         assert by_image[str(path)][0]["file"] == "bee/004.png"
         assert by_image[str(path)][0]["label"] == "bee"
     assert float(by_image[str(copy)][0]["distance"]) == pytest.approx(0, abs=1e-3)
-    made = run("similar", *images, *flags(insects), "--output", tmp_path / "found.json")
+    made = call("similar", *images, *flags(insects), "--output", tmp_path / "found.json")
     assert "found.json: the nearest rows of 3 images" in made.stdout
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["similar"][0]["image"] == "train:2"
@@ -103,8 +103,8 @@ def test_an_image_a_row_and_a_copy_find_what_is_like_them(run: Run, insects: Pat
         with pytest.raises(UserError, match="cannot be used"):
             near.kneighbors([tmp_path / "broken.jpg"])
 
-    assert_user_error(run("similar", tmp_path / "broken.jpg", *flags(insects)), "no image among 1 file", "broken.jpg")
-    assert_user_error(run("similar", copy, tmp_path / "broken.jpg", *flags(insects), "--strict"), "--strict")
-    assert_user_error(run("similar", "test:99", *flags(insects)), "no row test:99", "test has 4 rows")
-    assert_user_error(run("similar", tmp_path / "nothing.png", *flags(insects)), "no image or folder", "nothing.png")
-    assert_user_error(run("similar", *flags(insects)), "images parameter must be given")
+    assert_user_error(call("similar", tmp_path / "broken.jpg", *flags(insects)), "no image among 1 file", "broken.jpg")
+    assert_user_error(call("similar", copy, tmp_path / "broken.jpg", *flags(insects), "--strict"), "--strict")
+    assert_user_error(call("similar", "test:99", *flags(insects)), "no row test:99", "test has 4 rows")
+    assert_user_error(call("similar", tmp_path / "nothing.png", *flags(insects)), "no image or folder", "nothing.png")
+    assert_user_error(call("similar", *flags(insects)), "images parameter must be given")

@@ -115,20 +115,20 @@ def test_the_transformer_gives_the_same_columns(made: Path) -> None:
     assert titles[-1].startswith("32px_")
 
 
-def test_the_same_run_is_found_and_another_order_is_another_run(made: Path, run: Run, tmp_path: Path) -> None:
-    again = run("train", *_places(made), *ASKED, *SIZES, "--C", "0.1")
+def test_the_same_run_is_found_and_another_order_is_another_run(made: Path, call: Run, tmp_path: Path) -> None:
+    again = call("train", *_places(made), *ASKED, *SIZES, "--C", "0.1")
     assert "is there already" in again.stderr
     other = ["--models-dir", tmp_path / "m", "--output-dir", tmp_path / "o"]
     for sizes in ("32,40", "40"):
-        done = run("train", *_places(made, "dataset", "features"), *ASKED, *other, "--image-size", sizes, "--C", "0.1")
+        done = call("train", *_places(made, "dataset", "features"), *ASKED, *other, "--image-size", sizes, "--C", "0.1")
         assert done.returncode == 0, done.stderr
     names = {each["run"] for each in [*_metrics(made), *_metrics(tmp_path)]}
     assert len(names) == 3
 
 
-def test_sweep_and_cross_validation_take_the_columns_of_all_caches(made: Path, run: Run, tmp_path: Path) -> None:
+def test_sweep_and_cross_validation_take_the_columns_of_all_caches(made: Path, call: Run, tmp_path: Path) -> None:
     other = ["--models-dir", tmp_path / "m", "--output-dir", tmp_path / "o", *_places(made, "dataset", "features")]
-    swept = run(
+    swept = call(
         "sweep", *[word for word in ASKED if word not in ("--taps", ",".join(TAPS))], *SIZES, *other, "--taps", TAPS[0],
         "--taps", ",".join(TAPS), "--grid", "C=0.01,0.1",
     )  # fmt: skip
@@ -137,7 +137,7 @@ def test_sweep_and_cross_validation_take_the_columns_of_all_caches(made: Path, r
     assert {row["columns"] for row in csv.DictReader(table.open())} == {
         str(2 * columns_of(taps)) for taps in (TAPS[:1], TAPS)
     }
-    folded = run("train", *ASKED, *SIZES, *other, "--cv", "3", "--C", "0.1")
+    folded = call("train", *ASKED, *SIZES, *other, "--cv", "3", "--C", "0.1")
     assert folded.returncode == 0, folded.stderr
     assert (
         {each["features"]["columns"] for each in _metrics(tmp_path)}
@@ -147,11 +147,11 @@ def test_sweep_and_cross_validation_take_the_columns_of_all_caches(made: Path, r
     )
 
 
-def test_what_cannot_be_joined_is_explained(made: Path, run: Run, tmp_path: Path) -> None:
+def test_what_cannot_be_joined_is_explained(made: Path, call: Run, tmp_path: Path) -> None:
     asked = [*_places(made), *ASKED]
-    assert_user_error(run("train", *asked, "--image-size", "32,40,32"), "name each size once", "32,40,32")
+    assert_user_error(call("train", *asked, "--image-size", "32,40,32"), "name each size once", "32,40,32")
     words = ("48 px", "views mirror", "python -m pipeline features", "--image-size 32,48", "--views mirror")
-    assert_user_error(run("train", *asked, "--image-size", "32,48"), *words)
+    assert_user_error(call("train", *asked, "--image-size", "32,48"), *words)
     with store.open(Path(_metrics(made)[0]["features"]["file"][0])) as cache:  # type: ignore[index]
         spec = dataclasses.replace(cache.spec, more_sizes=(32,))
     (tmp_path / "tones" / "dark").mkdir(parents=True)
@@ -194,14 +194,14 @@ def test_a_preset_is_choices_that_are_allowed(name: str) -> None:
     assert f"| `{name}` | {sizes} px | {asked.views} | `{asked.taps}` | `{preset.classifier}` |" in told
 
 
-def test_a_flag_wins_over_a_preset_which_is_recorded(run: Run, tmp_path: Path) -> None:
+def test_a_flag_wins_over_a_preset_which_is_recorded(call: Run, tmp_path: Path) -> None:
     places = [*_places(tmp_path, "features", "models", "output"), "--dataset", "digits", "--limit", "60"]
     features = [*_places(tmp_path, "features"), "--dataset", "digits", "--limit", "60", "--weights", "random"]
-    done = run("features", "--preset", "fast", "--image-size", "40", *features)
+    done = call("features", "--preset", "fast", "--image-size", "40", *features)
     assert done.returncode == 0, done.stderr
     assert "--image-size as given, not the preset's 32" in done.stderr
     asked = ["--preset", "fast", "--image-size", "40", "--weights", "random", *LOGISTIC, *places]
-    done = run("train", *asked)
+    done = call("train", *asked)
     assert done.returncode == 0, done.stderr
     (metrics,) = _metrics(tmp_path)
     assert metrics["preset"] == "fast"
@@ -210,5 +210,5 @@ def test_a_flag_wins_over_a_preset_which_is_recorded(run: Run, tmp_path: Path) -
     assert (told["image_size"], told["view"], tuple(told["taps"])) == (40, "plain", RICH_TAPS)
     assert metrics["classifier"]["name"] == "logistic"  # type: ignore[index]
     plain = ["--image-size", "40", "--taps", "rich", "--weights", "random", *LOGISTIC, *places]
-    assert "is there already" in run("train", *plain).stderr, "the preset is no part of the run's key"
-    assert_user_error(run("train", "--preset", "fats"), "one of fast, default, best", "Did you mean fast?")
+    assert "is there already" in call("train", *plain).stderr, "the preset is no part of the run's key"
+    assert_user_error(call("train", "--preset", "fats"), "one of fast, default, best", "Did you mean fast?")

@@ -139,7 +139,7 @@ def test_many_candidates_are_counted_before_they_are_listed() -> None:
         ("[[run]]\nC = [0.1, 0.2]", ["'C'", "a number"]),
     ],
 )
-def test_faulty_files_are_explained(run: Run, features_dir: Path, tmp_path: Path, text: str, words: list[str]) -> None:
+def test_faulty_files_are_explained(call: Run, features_dir: Path, tmp_path: Path, text: str, words: list[str]) -> None:
     path = tmp_path / "my experiments.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as caught:
@@ -148,7 +148,7 @@ def test_faulty_files_are_explained(run: Run, features_dir: Path, tmp_path: Path
         assert word in str(caught.value)
     assert str(path) in str(caught.value)
     if "alpha" in text:
-        done = run("sweep", *DIGITS, "--file", path, "--features-dir", features_dir, *places(tmp_path))
+        done = call("sweep", *DIGITS, "--file", path, "--features-dir", features_dir, *places(tmp_path))
         assert_user_error(done, str(path), *words)
 
 
@@ -167,26 +167,26 @@ def test_the_example_file_is_right() -> None:
     assert {candidate.classifier for candidate in found} == set(classifiers.REGISTRY)
 
 
-def test_mistakes_get_one_paragraph(run: Run, features_dir: Path, tmp_path: Path) -> None:
+def test_mistakes_get_one_paragraph(call: Run, features_dir: Path, tmp_path: Path) -> None:
     flags = ["--features-dir", features_dir, *places(tmp_path)]
-    many = run(*SWEEP, "--grid", "C=1e-4..1,log,500000", *flags)
+    many = call(*SWEEP, "--grid", "C=1e-4..1,log,500000", *flags)
     assert_user_error(many, "1,000,000 candidates", "--yes")
-    absent = run("sweep", *DIGITS, "--taps", "block3_conv1.avg", *flags)
+    absent = call("sweep", *DIGITS, "--taps", "block3_conv1.avg", *flags)
     assert_user_error(absent, "no feature cache", "block3_conv1.avg")
     path = tmp_path / "e.toml"
     path.write_text("[[run]]\ntaps = 'block3_conv1.avg'\n[[run]]\ntaps = 'top'\n", encoding="utf-8")
-    assert_user_error(run("sweep", *DIGITS, "--file", path, *flags), "no feature cache", "block3_conv1.avg")
-    assert_user_error(run("sweep", *DIGITS, "--file", tmp_path / "no.toml", *flags), "no.toml", "Check the path")
-    assert_user_error(run(*SWEEP, "--grid", "C=1", "--grid", "C=2", *flags), "over C was given twice")
+    assert_user_error(call("sweep", *DIGITS, "--file", path, *flags), "no feature cache", "block3_conv1.avg")
+    assert_user_error(call("sweep", *DIGITS, "--file", tmp_path / "no.toml", *flags), "no.toml", "Check the path")
+    assert_user_error(call(*SWEEP, "--grid", "C=1", "--grid", "C=2", *flags), "over C was given twice")
     assert not (tmp_path / "output" / "candidates").exists()
 
 
 # --- what is remembered -----------------------------------------------------------------------
 
 
-def test_a_sweep_ends_in_a_run_and_remembers(run: Run, features_dir: Path, tmp_path: Path) -> None:
+def test_a_sweep_ends_in_a_run_and_remembers(call: Run, features_dir: Path, tmp_path: Path) -> None:
     flags = ["--features-dir", features_dir, *places(tmp_path)]
-    done = run(*SWEEP, "--grid", "C=1e-3..0.1,log,3", *flags)
+    done = call(*SWEEP, "--grid", "C=1e-3..0.1,log,3", *flags)
     assert done.returncode == 0, done.stderr
     rows = table(tmp_path)
     assert len(rows) == 6
@@ -199,14 +199,14 @@ def test_a_sweep_ends_in_a_run_and_remembers(run: Run, features_dir: Path, tmp_p
     assert not list((tmp_path / "output" / "candidates").glob("*.npy")), "starts are removed when nothing starts there"
 
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "output" / "candidates").iterdir()}
-    again = run(*SWEEP, "--grid", "C=1e-3..0.1,log,3", *flags)
+    again = call(*SWEEP, "--grid", "C=1e-3..0.1,log,3", *flags)
     assert again.returncode == 0
     assert "is there already" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in written} == written, "nothing is fitted twice"
     (first, *_) = written
     first.write_text("{", encoding="utf-8")
     (tmp_path / "output" / "sweeps").rename(tmp_path / "aside")
-    healed = run(*SWEEP, "--grid", "C=1e-3..0.1,log,3", *flags)
+    healed = call(*SWEEP, "--grid", "C=1e-3..0.1,log,3", *flags)
     assert healed.returncode == 0
     assert f"{first} cannot be used" in healed.stderr
     assert json.loads(first.read_text())["name"] == first.stem
@@ -215,15 +215,15 @@ def test_a_sweep_ends_in_a_run_and_remembers(run: Run, features_dir: Path, tmp_p
         assert float(before["validation_log_loss"]) == pytest.approx(float(after["validation_log_loss"]), rel=1e-2)
 
 
-def test_large_grids_are_thinned_on_fewer_rows(run: Run, features_dir: Path, tmp_path: Path) -> None:
-    done = run(*SWEEP, "--grid", "C=1e-3..1,log,9", "--features-dir", features_dir, *places(tmp_path))
+def test_large_grids_are_thinned_on_fewer_rows(call: Run, features_dir: Path, tmp_path: Path) -> None:
+    done = call(*SWEEP, "--grid", "C=1e-3..1,log,9", "--features-dir", features_dir, *places(tmp_path))
     assert done.returncode == 0, done.stderr
     rows = [int(row["rows"]) for row in table(tmp_path)]
     assert rows == sorted(rows, reverse=True)
     assert [rows.count(size) for size in (1298, 432, 144)] == [2, 4, 12]
 
 
-def test_no_round_lacks_a_class(run: Run, tmp_path: Path) -> None:
+def test_no_round_lacks_a_class(call: Run, tmp_path: Path) -> None:
     """A rare one comes late among the rows; without it, its rows in validation were scored as the next class."""
     for seed, (split, label, count) in enumerate(
         [("train", "ant", 4), ("train", "bee", 200), ("test", "ant", 2), ("test", "bee", 2)]
@@ -234,7 +234,7 @@ def test_no_round_lacks_a_class(run: Run, tmp_path: Path) -> None:
     flags = ["--dataset", tmp_path / "insects", *DIGITS[2:6], *features]
     for grid in ("C=1e-3..1,log,12", "alpha=1..100,log,12"):
         classifier = "logistic" if grid[0] == "C" else "ridge"
-        done = run("sweep", *flags, "--classifier", classifier, "--grid", grid, *places(tmp_path / grid))
+        done = call("sweep", *flags, "--classifier", classifier, "--grid", grid, *places(tmp_path / grid))
         assert done.returncode == 0, done.stderr
         assert {row["rows"] for row in table(tmp_path / grid)} == {"61", "184"}, "none on the first 20"
 

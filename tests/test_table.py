@@ -109,15 +109,15 @@ def test_a_table_that_is_none_is_refused(scans: Path, header: str, lines: list[s
         table_of(scans)
 
 
-def test_what_is_asked_of_no_folder_and_other_slips(scans: Path, run: Run) -> None:
+def test_what_is_asked_of_no_folder_and_other_slips(scans: Path, call: Run) -> None:
     (scans.parent / "table.csv").write_bytes("file,label\n0.png,Ahorn-Bäume\n".encode("latin-1"))
     flags = ["train", "--dataset", scans, "--labels", scans.parent / "table.csv"]
-    assert_user_error(run(*flags), "table.csv is not UTF-8 text")
-    assert_user_error(run(*flags[:-1], scans.parent / "tabel.csv"), "Could not read the table", "Check the path")
-    assert_user_error(run("train", "--dataset", "digits", *flags[3:]), "for a folder of images", "'digits'")
-    assert_user_error(run(*flags, "--table-columns", "lable=x"), "Got 'lable=x'", "Did you mean label?")
-    assert_user_error(run(*flags[:3], "--table-columns", "label=x"), "needs --labels")
-    assert_user_error(run(*flags, "--group-by", "("), "must be a regular expression")
+    assert_user_error(call(*flags), "table.csv is not UTF-8 text")
+    assert_user_error(call(*flags[:-1], scans.parent / "tabel.csv"), "Could not read the table", "Check the path")
+    assert_user_error(call("train", "--dataset", "digits", *flags[3:]), "for a folder of images", "'digits'")
+    assert_user_error(call(*flags, "--table-columns", "lable=x"), "Got 'lable=x'", "Did you mean label?")
+    assert_user_error(call(*flags[:3], "--table-columns", "label=x"), "needs --labels")
+    assert_user_error(call(*flags, "--group-by", "("), "must be a regular expression")
 
 
 # --- groups -----------------------------------------------------------------------------------
@@ -203,15 +203,15 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("cv", [(), ("--cv", "4", "--n-neighbors", "1", "--no-learning-curve")])
 def test_40_objects_of_10_photographs_are_recognised_unless_they_are_groups(
-    run: Run, objects: Path, tmp_path: Path, cv: tuple[str, ...]
+    call: Run, objects: Path, tmp_path: Path, cv: tuple[str, ...]
 ) -> None:
     accuracies = {}
     for name, more in (("alone", []), ("grouped", ["--group-by", r"/(\d\d)-"])):
         asked = ["--dataset", objects / "photos", *DIGITS[2:], *COLOURS, *more, "--features-dir", objects / "features"]
-        made = run("features", *asked)
+        made = call("features", *asked)
         assert made.returncode == 0, made.stderr
         flags = [*asked, *places(tmp_path / name), "--classifier", "knn", *cv]
-        done = run("train", *flags)
+        done = call("train", *flags)
         assert done.returncode == 0, done.stderr
         (path,) = (tmp_path / name / "output").glob("*/metrics.json")
         metrics = json.loads(path.read_bytes())
@@ -227,7 +227,7 @@ def test_40_objects_of_10_photographs_are_recognised_unless_they_are_groups(
         assert "290 distinct images to fit on, 30 to validate on, 80 to test on" in report
         curve = (path.parent / "learning_curve.csv").read_text().splitlines()
         assert curve[-1].startswith("290,")
-        assert "is there already" in run("train", *flags).stderr
+        assert "is there already" in call("train", *flags).stderr
 
 
 def test_groups_are_in_the_file_and_earlier_files_stay_valid(objects: Path) -> None:

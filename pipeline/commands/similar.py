@@ -61,7 +61,8 @@ def similar(features: FeatureOptions, options: SimilarOptions) -> tuple[str, dic
         )
     weights = features.weights if Path(features.weights).is_file() else None
     with Neighbours(path, spec.taps, data_dir=features.data_dir, weights=weights) as near:
-        images = originals(near.cache, features.data_dir)
+        shown = near.cache.has_members or options.sheet is not None  # else neither names nor pictures are asked for
+        images = originals(near.cache, features.data_dir) if shown else Originals({}, {}, "not asked for")
         asked = [*_rows(near, [match.groups() for match in rows], images)]
         found, faults = _files(near, paths, sheet=options.sheet is not None)
         asked += found
