@@ -193,8 +193,12 @@ def connected(where: str, threads_of_each: int | None) -> Iterator[Client]:
         target: Any = address
         if address.startswith(LOCAL):
             target = stack.enter_context(_local(int(address.removeprefix(LOCAL)), threads_of_each))
+        # Results come straight from the processes here; elsewhere a worker may be reached by the scheduler alone.
+        straight = True if address.startswith(LOCAL) else None
         try:
-            client = stack.enter_context(Client(target, timeout=CONNECT, set_as_default=False))
+            client = stack.enter_context(
+                Client(target, timeout=CONNECT, set_as_default=False, direct_to_workers=straight)
+            )
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             raise UserError(
                 f"No Dask scheduler answered at {address} within {CONNECT:.0f} s ({error}). Start one with 'python -m "
