@@ -33,7 +33,7 @@ from pipeline.data.image_files import ImageFiles
 from pipeline.features import extract, on_workers, parts
 from pipeline.features.options import ComputeOptions
 
-pytestmark = pytest.mark.tensorflow
+pytestmark = [pytest.mark.tensorflow, pytest.mark.alone]
 
 PART_ROWS = 32
 WANTED = {"weights": "random", "precision": "float32", "image_size": (32,), "taps": "block1_conv1.avg,block3_pool.max",

@@ -18,7 +18,7 @@ pytest.importorskip("distributed")
 import clusters
 from clusters import Cluster, until
 
-pytestmark = pytest.mark.tensorflow
+pytestmark = [pytest.mark.tensorflow, pytest.mark.alone]
 
 TAPS = "block1_conv1.avg,block2_conv1.avg"
 FEATURES = ["--dataset", "digits", "--weights", "random", "--precision", "float32", "--image-size", "32"]
