@@ -7,6 +7,7 @@ that whatever becomes of scheduler and workers ends in a result or in a message.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import os
@@ -211,14 +212,20 @@ def connected(where: str, threads_of_each: int | None) -> Iterator[Client]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave it to this module to say what has become of scheduler and workers."""
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    """Leave it to this module to say what has become of scheduler and workers.
+
+    What an interrupt leaves unfinished the event loop reports when it is collected, so that is done in the block.
+    """
+    loggers = [logging.getLogger(name) for name in ("distributed", "tornado", "asyncio", "concurrent.futures")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        gc.collect()
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _local(count: int, threads_of_each: int | None) -> SpecCluster:
