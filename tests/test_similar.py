@@ -6,6 +6,9 @@ import csv
 import io
 import json
 import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +111,16 @@ def test_an_image_a_row_and_a_copy_find_what_is_like_them(call: Run, insects: Pa
     assert_user_error(call("similar", "test:99", *flags(insects)), "no row test:99", "test has 4 rows")
     assert_user_error(call("similar", tmp_path / "nothing.png", *flags(insects)), "no image or folder", "nothing.png")
     assert_user_error(call("similar", *flags(insects)), "images parameter must be given")
+
+
+def test_closing_does_not_wait_for_what_nobody_needs(insects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(self: FeatureRows, progress: Callable[[int], object]) -> FeatureRows:
+        for _ in range(3000):
+            time.sleep(0.01)
+            progress(1)
+        return self
+
+    monkeypatch.setattr(FeatureRows, "in_memory", slow)
+    with pipeline.Neighbours(next((insects / "features").glob("*.h5"))) as near:
+        pass
+    assert isinstance(near._reading.exception(), CancelledError)

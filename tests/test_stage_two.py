@@ -133,7 +133,7 @@ def test_updates_in_pieces_are_scikit_learns_and_leave_no_trace() -> None:
     kept, _ = protocol.refit("mlp", chosen.fitted, data, 0)
     for estimator in (chosen.fitted.model, kept[-1]):
         assert type(estimator).__module__.startswith("sklearn.")
-        assert not hasattr(estimator, "_optimizer"), "what is saved is scikit-learn's alone, a third of the size"
+        assert not hasattr(estimator, "_optimizer"), "what is saved is scikit-learn's alone"
 
 
 def test_what_does_not_converge_says_so() -> None:

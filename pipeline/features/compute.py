@@ -28,7 +28,6 @@ from pipeline.data.dataset import Dataset, Image, RowIds, Skipped, Unusable, few
 from pipeline.features import reuse
 from pipeline.features.options import ComputeOptions
 from pipeline.features.parts import Build, Part, PartContent
-from pipeline.features.spec import FeatureSpec
 from pipeline.network import compile as compiling
 from pipeline.network import device
 from pipeline.network.taps import TAP_COLUMNS, columns_of
@@ -182,7 +181,8 @@ def _fill(
         elif wanted:
             rows = [(part.split, part.start + int(row)) for part, own in wanted.items() for row in own]
             source = stack.enter_context(loader.batches(dataset.splits, rows, spec, batch_size=plan.batch_size))
-            computed = loader.compute_rows(source, _extractor(options, spec, network, plan), progress.update)
+            extractor = compiling.make_extractor(network.layers, **spec.network, plan=plan, threads=options.threads)
+            computed = loader.compute_rows(source, extractor, progress.update)
         leaks = _Leaks(members)
         for part in build.parts:
             if part in there:
@@ -194,18 +194,6 @@ def _fill(
                 writer.submit(build.add, part, dataclasses.replace(content, seconds=time.monotonic() - began))
                 progress.skip(int(known[part].sum()))
         writer.result()  # in the block, so that an interrupt meanwhile is met by all that leaving it does
-
-
-def _extractor(options: ComputeOptions, spec: FeatureSpec, network: VGGWeights, plan: device.Plan) -> Extractor:
-    return compiling.make_extractor(
-        network.layers,
-        spec.taps,
-        image_size=spec.image_size,
-        interpolation=spec.interpolation,
-        view=spec.view,
-        plan=plan,
-        threads=options.threads,
-    )
 
 
 def _assemble(

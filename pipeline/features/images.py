@@ -98,12 +98,7 @@ class ImageFeatures:
         there = self._extractors.get(part.image_size)
         if there is None or there[0] < size:
             extractor = compiling.make_extractor(
-                self.network.layers,
-                part.taps,
-                image_size=part.image_size,
-                interpolation=part.interpolation,
-                view=part.view,
-                plan=dataclasses.replace(self._plan, batch_size=size),
+                self.network.layers, **part.network, plan=dataclasses.replace(self._plan, batch_size=size)
             )
             there = self._extractors[part.image_size] = size, extractor
         return there[1]

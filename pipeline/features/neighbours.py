@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ class Neighbours:
         chosen = spec.taps if taps is None else parse_taps(taps if isinstance(taps, str) else ",".join(taps))
         sides = [self.cache.feature_rows(split, chosen) for split in SPLITS if self.cache.rows[split]]
         pool = ThreadPoolExecutor(1)
-        self._reading = pool.submit(_read, sides)
+        self._closed = threading.Event()
+        self._reading = pool.submit(self._read, sides)
         pool.shutdown(wait=False)
         self.class_names = self.cache.class_names
         self.labels = np.concatenate([self.cache.labels(split) for split in SPLITS])
@@ -92,11 +94,21 @@ class Neighbours:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed.set()
         wait([self._reading])
         self.cache.close()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def _read(self, sides: Sequence[FeatureRows]) -> Index:
+        def told(count: int) -> None:
+            if self._closed.is_set():
+                raise CancelledError
+            progress.update(count)
+
+        with Progress("reading", 0, "B", scale=True) as progress:
+            return Index([side.in_memory(told) for side in sides], told)
 
     @property
     def _index(self) -> Index:
@@ -157,13 +169,16 @@ class Neighbours:
 
 
 class Index:
-    """Rows that can be searched: one after the other, (n, columns) each, standardised by the first of them."""
+    """Rows that can be searched: one after the other, (n, columns) each, standardised by the first of them.
 
-    def __init__(self, sides: Sequence[FeatureRows]) -> None:
-        self._sides, self.scale = list(sides), moments(sides[0])
+    ``progress`` is told the bytes seen.
+    """
+
+    def __init__(self, sides: Sequence[FeatureRows], progress: Callable[[int], object] = lambda count: None) -> None:
+        self._sides, self.scale = list(sides), moments(sides[0], progress)
         self.columns = sides[0].shape[1]
         self._ends = np.cumsum([side.shape[0] for side in sides])
-        self._lengths = np.concatenate([_lengths(side, self.scale) for side in sides])
+        self._lengths = np.concatenate([_lengths(side, self.scale, progress) for side in sides])
 
     def rows(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
         """Features (n, columns) of rows, by their numbers in any order."""
@@ -216,18 +231,14 @@ class Index:
         return np.take_along_axis(distances, nearest, axis=1), nearest
 
 
-def _read(sides: Sequence[FeatureRows]) -> Index:
-    with Progress("reading", sum(side.nbytes for side in sides), "B", scale=True) as progress:
-        return Index([side.in_memory(progress.update) for side in sides])
-
-
-def _lengths(rows: FeatureRows, scale: Scale) -> NDArray[np.float32]:
+def _lengths(rows: FeatureRows, scale: Scale, progress: Callable[[int], object]) -> NDArray[np.float32]:
     """Lengths (n,) of the standardised rows."""
     result = np.empty(rows.shape[0], np.float32)
 
     def visit(here: slice, block: NDArray[np.float32], _: None) -> None:
         scale.standardise(block)
         result[here] = np.sqrt(np.einsum("ij,ij->i", block, block))
+        progress(2 * block.size)
 
     rows.reduce(visit, lambda: None)
     return result

@@ -135,15 +135,7 @@ def prepare(setup: Setup) -> tuple[tuple[Setup, Extractor, int], str]:
         raise UserError(f"its weights have the digest {found[:12]}…; expected {spec.weights_digest[:12]}…")
     plan = compiling.make_plan(spec.precision, image_size=spec.image_size, batch_size=setup.batch_size)
     threads = setup.threads or cluster.threads()
-    extractor = compiling.make_extractor(
-        setup.layers,
-        spec.taps,
-        image_size=spec.image_size,
-        interpolation=spec.interpolation,
-        view=spec.view,
-        plan=plan,
-        threads=threads,
-    )
+    extractor = compiling.make_extractor(setup.layers, **spec.network, plan=plan, threads=threads)
     on_gpu = "" if plan.device.startswith("CPU") else f", {plan.label}"
     return (setup, extractor, threads), f"{device.label(threads)}{on_gpu}"
 

@@ -74,6 +74,11 @@ class FeatureSpec(ImageOptions):
         """Columns of all of them together."""
         return len(self.sizes) * columns_of(self.taps)
 
+    @property
+    def network(self) -> dict[str, Any]:
+        """What of it the network of one cache is compiled by: parameters of `network.compile.make_extractor`."""
+        return {name: getattr(self, name) for name in ("taps", "image_size", "interpolation", "view")}
+
     def key(self) -> str:
         """sha256, in hex, over the canonical JSON of all fields."""
         return digest_of(self.to_dict())

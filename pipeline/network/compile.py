@@ -54,8 +54,8 @@ def make_plan(precision: str, *, image_size: int, batch_size: int | None, elsewh
 
 def make_extractor(
     layers: Mapping[str, Layer],
-    taps: Sequence[str],
     *,
+    taps: Sequence[str],
     image_size: int,
     interpolation: str,
     plan: Plan,

@@ -191,7 +191,7 @@ def history(history: History, title: str, chance: int) -> Figure:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     axes[0].set_ylabel("cross-entropy (nats)")
     highest = max(max(step.train_loss, step.validation_loss) for step in history.steps)
-    axes[0].set_ylim(0, 1.05 * min(np.log(chance) * 1.3, highest))
+    axes[0].set_ylim(0, 1.05 * min(np.log(chance) * 1.3, highest or 1))
     axes[1].set_ylabel("accuracy")
     axes[1].yaxis.set_major_formatter(_PERCENT)
     for axis in axes:
