@@ -1,4 +1,4 @@
-"""The graph against an independent computation of VGG16, in numpy and float64."""
+"""The graph and the network in NumPy, which share no line of computing, against each other."""
 
 from __future__ import annotations
 
@@ -10,72 +10,19 @@ import pytest
 from conftest import WEIGHTS_FILE
 
 from pipeline.common.errors import UserError
+from pipeline.network import by_numpy, weights
 from pipeline.network import device as hardware
-from pipeline.network import weights
 from pipeline.network.device import Gpu
-from pipeline.network.taps import ALL_TAPS, CONV_LAYERS, TAP_COLUMNS
+from pipeline.network.taps import ALL_TAPS, TAP_COLUMNS
 
 pytestmark = pytest.mark.tensorflow
 
 BATCH_SIZE = 4
 
 
-def bicubic_matrix(size: int, target: int) -> np.ndarray:
-    """Keys' cubic convolution with a = -0.5, pixel centres at halves, edges repeated by renormalising."""
-    matrix = np.zeros((target, size))
-    for row in range(target):
-        at = (row + 0.5) * size / target - 0.5
-        left = int(np.floor(at))
-        for neighbour in range(left - 1, left + 3):
-            x = abs(at - neighbour)
-            weight = 1.5 * x**3 - 2.5 * x**2 + 1 if x <= 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
-            if 0 <= neighbour < size:
-                matrix[row, neighbour] += weight
-    return matrix / matrix.sum(axis=1, keepdims=True)
-
-
 def reference(images: np.ndarray, layers: Mapping[str, weights.Layer], size: int) -> dict[str, np.ndarray]:
-    """Every tap of VGG16, by the textbook: float64 (n, columns)."""
-    from pipeline.network import vgg16
-
-    pixels = images.astype(np.float64)
-    if images.shape[1] != size:
-        resize = bicubic_matrix(images.shape[1], size)
-        pixels = np.einsum("ab,nbcd,ec->naed", resize, pixels, resize)
-    maps = pixels[..., ::-1] - np.array([103.939, 116.779, 123.68])
-    taps = {}
-
-    def quadrants(maps: np.ndarray) -> np.ndarray:
-        """By rows and columns that are cut in two halves, which share the middle one where it is odd."""
-        height, width = maps.shape[1:3]
-        halves = [(slice(0, (side + 1) // 2), slice(side // 2, side)) for side in (height, width)]
-        return np.stack([maps[:, rows, columns].mean(axis=(1, 2)) for rows in halves[0] for columns in halves[1]], 1)
-
-    for layer in CONV_LAYERS:
-        kernel, bias = layers[layer]
-        padded = np.pad(maps, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        height, width = maps.shape[1:3]
-        maps = sum(
-            padded[:, row : row + height, column : column + width] @ kernel[row, column].astype(np.float64)
-            for row in range(3)
-            for column in range(3)
-        )
-        maps = np.maximum(maps + bias, 0)
-        taps[f"{layer}.avg"] = maps.mean(axis=(1, 2))
-        taps[f"{layer}.std"] = maps.std(axis=(1, 2))
-        taps[f"{layer}.avg2x2"] = quadrants(maps).reshape(len(maps), -1)
-        projected = maps.reshape(len(maps), -1, maps.shape[-1]) @ vgg16._directions(maps.shape[-1]).astype(np.float64)
-        covariances = np.stack([np.cov(rows, rowvar=False, bias=True)[np.triu_indices(64)] for rows in projected])
-        taps[f"{layer}.cov"] = np.sign(covariances) * np.sqrt(np.abs(covariances))
-        if layer in ("block1_conv2", "block2_conv2", "block3_conv3", "block4_conv3", "block5_conv3"):
-            n, height, width, channels = maps.shape
-            even = maps[:, : height // 2 * 2, : width // 2 * 2]
-            maps = even.reshape(n, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
-            taps[f"{layer[:6]}_pool.max"] = maps.max(axis=(1, 2))
-            taps[f"{layer[:6]}_pool.avg"] = maps.mean(axis=(1, 2))
-            if min(maps.shape[1:3]) > 1:
-                taps[f"{layer[:6]}_pool.avg2x2"] = quadrants(maps).reshape(len(maps), -1)
-    return {tap: taps[tap] for tap in TAP_COLUMNS if tap in taps}
+    """Every tap of VGG16 in NumPy: float64 (n, columns)."""
+    return by_numpy.Network(layers, every_tap(size), image_size=size, precision="float64").raw(images)
 
 
 def every_tap(size: int) -> tuple[str, ...]:
@@ -114,8 +61,8 @@ needs_bfloat16 = pytest.mark.skipif(not hardware.has_bfloat16(), reason="this pr
 # float16 storage rounds each value by up to 2**-11 = 0.05 %, so the graph's own outputs are compared for 1e-4.
 
 
-# Sizes at which TensorFlow's bicubic table, of 1,024 steps between two pixels, is exact.
-@pytest.mark.parametrize("size", [32, 64, 128])
+# The image's own, enlarged, maps of odd sizes, and the layout for large ones.
+@pytest.mark.parametrize("size", [32, 64, 50, 100])
 def test_float32_is_vgg16(size: int) -> None:
     layers = weights.random_weights().layers
     found = extractor(layers, size, "float32", every_tap(size)).raw(images(3))
@@ -178,6 +125,26 @@ def test_layers_above_the_highest_tap_are_not_computed(tap: str, convolutions: i
     network = extractor(weights.random_weights().layers, size, "float32", tuple({"block1_conv1.avg", tap}))
     operations = network._network.get_concrete_function().graph.get_operations()
     assert sum(operation.type in ("Conv2D", "Conv3D") for operation in operations) == convolutions
+
+
+@pytest.mark.parametrize("view", ["plain", "mirror"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
+def test_numpy_computes_what_the_graph_does(precision: str, view: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the precision of the graph, of images of any shape, and whatever part of a map goes through at a time."""
+    layers, taps, pictures = weights.random_weights().layers, every_tap(48), [images(1)[0], images(2)[1][:17, :30]]
+    of_graph = extractor(layers, 48, precision, taps, view)(pictures)
+    network = by_numpy.Network(layers, taps, image_size=48, precision=precision, view=view)
+    found = network(pictures)
+    exact = by_numpy.Network(layers, taps, image_size=48, view=view).raw(pictures)
+    for tap in taps:
+        assert found[tap].dtype == np.float16
+        near = 2**-11 if precision == "float32" else 5e-3
+        assert relative(found[tap], of_graph[tap].astype(float)) < (3 * near if tap.endswith(".cov") else near), tap
+        if precision == "bfloat16":
+            assert relative(network.raw(pictures)[tap], exact[tap]) > 1e-4, f"{tap} is rounded"
+    monkeypatch.setattr(by_numpy, "_BAND", 4000)
+    for tap, values in network(pictures).items():
+        assert relative(values, found[tap].astype(float)) < 1e-3, tap
 
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
@@ -268,8 +235,10 @@ def test_an_overflow_names_its_tap() -> None:
     kernel, bias = layers["block2_conv1"]
     layers["block2_conv1"] = (kernel, bias + 1e5)
     network = extractor(layers, 32, "float32", ("block1_conv2.avg", "block2_conv1.avg"))
-    with pytest.raises(UserError, match=r"block2_conv1\.avg gives a value beyond float16"):
-        network(images(1))
+    in_numpy = by_numpy.Network(layers, ("block1_conv2.avg", "block2_conv1.avg"), image_size=32)
+    for compute in (network, in_numpy):
+        with pytest.raises(UserError, match=r"block2_conv1\.avg gives a value beyond float16"):
+            compute(images(1))
 
 
 def test_gpus_that_tensorflow_sees(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,15 +19,19 @@ from pipeline.common.progress import Progress
 from pipeline.data import loader
 from pipeline.data.dataset import LazyImages, Split, Unusable
 from pipeline.features.spec import FeatureSpec
+from pipeline.network import by_numpy, device
 from pipeline.network import compile as compiling
-from pipeline.network import device
 from pipeline.network.weights import VGGWeights, load_weights, say_untrained
 
 log = logging.getLogger("pipeline")
 
+# Pixels, at the network's size, of images that are few: 64 at 64 px, 5 at 224. Up to that NumPy is done before
+# TensorFlow is loaded.
+FEW_PIXELS = 64 * 64 * 64
+
 
 class ImageFeatures:
-    """Computes features; the network is loaded and compiled when the first image comes.
+    """Computes features, a few by NumPy; for more the network is loaded and compiled when the first image comes.
 
     Parameters
     ----------
@@ -57,6 +61,7 @@ class ImageFeatures:
     ) -> None:
         self.spec, self._owner, self._choice = spec, owner, weights or recorded
         self._data_dir, self._batch_size = data_dir, batch_size
+        self._few: dict[int, by_numpy.Network] = {}
         self._extractors: dict[int, tuple[int, Callable[[Any], loader.Features]]] = {}
 
     def batches(
@@ -71,10 +76,13 @@ class ImageFeatures:
         """
         if not len(images):
             return
-        parts, plan = self.spec.parts, self._plan
-        _ = self.network  # what is wrong with it is said before anything is decoded
+        parts = self.spec.parts
+        few = len(images) * sum(part.image_size**2 for part in parts) <= FEW_PIXELS
         # One image need not pay for a batch; a power of two, so that few shapes are ever compiled.
-        size = min(plan.batch_size, max(4, 1 << (len(images) - 1).bit_length()))
+        size = 1 << (len(images) - 1).bit_length()
+        if not few:
+            size = min(self._plan.batch_size, max(4, size))
+        _ = self.network  # what is wrong with it is said before anything is decoded
         splits = {"images": Split(images, np.zeros(len(images), np.uint8))}
         every = [("images", row) for row in range(len(images))]
         with Progress(title, len(images), "images") as progress, ExitStack() as stack:
@@ -87,11 +95,18 @@ class ImageFeatures:
                 if rows:
                     found = []
                     for part, batch in zip(parts, batches, strict=True):
-                        features = self._compiled(part, size)([image for (_, row), image in batch if row not in faults])
+                        compute = self._by_numpy(part) if few else self._compiled(part, size)
+                        features = compute([image for (_, row), image in batch if row not in faults])
                         found += [features[tap] for tap in part.taps]
                     np.concatenate(found, axis=1, out=columns)
                 yield rows, columns, faults
                 progress.update(len(batches[0]))
+
+    def _by_numpy(self, part: FeatureSpec) -> Callable[[Any], loader.Features]:
+        """The network at the size of a part of the spec, for any number of images."""
+        if part.image_size not in self._few:
+            self._few[part.image_size] = by_numpy.Network(self.network.layers, **part.network, precision=part.precision)
+        return self._few[part.image_size]
 
     def _compiled(self, part: FeatureSpec, size: int) -> Callable[[Any], loader.Features]:
         """The network at the size of a part of the spec, for so many images at a time, or for more if that is there."""

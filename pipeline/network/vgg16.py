@@ -12,7 +12,7 @@ matrix product then has as many rows as the batch has images, and what lies outs
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +26,13 @@ from numpy.typing import NDArray
 from tensorflow.python.client import device_lib  # TensorFlow's public functions do not tell the memory of a GPU
 
 from pipeline.common.errors import UserError
+from pipeline.network import by_numpy
+from pipeline.network.by_numpy import MEAN_RGB, Images
 from pipeline.network.device import Gpu
-from pipeline.network.taps import CONV_LAYERS, DIRECTIONS, TAP_COLUMNS, columns_of
+from pipeline.network.taps import DIRECTIONS, columns_of
 
 if TYPE_CHECKING:
     from pipeline.network.weights import Layer
-
-# Mean red, green and blue of ImageNet, 0 to 255, that VGG16 was trained with: keras.applications' "caffe" mode.
-MEAN_RGB = (123.68, 116.779, 103.939)
 
 # Up to this size, in pixels, the batch goes innermost: measured, that is 1.4 times as fast at 32 pixels and 1.1 times
 # at 64, but no faster at 96, and slower at 128.
@@ -42,8 +41,6 @@ BATCH_INNERMOST_SIZE = 64
 # Relative L2 difference from float32, least and most, that is that precision's own. bfloat16 has 8 bits of
 # significand (rounding by up to 2**-9 = 0.2 %), which 13 layers let grow to about 1 %; float32 has 24.
 _DIFFERENCE = {"float32": (0.0, 1e-4), "bfloat16": (2e-4, 5e-2)}
-
-Images = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 
 
 def use_threads(threads: int) -> None:
@@ -151,20 +148,13 @@ class Extractor:
             pixels = self._pixels(images)
             missing = self.batch_size - len(images)
             pixels = tf.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else pixels
-            return self._seen(pixels, self._network)[: len(images)]
-
-    def _seen(self, pixels: tf.Tensor, network: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
-        """Features of what is seen of images at the network's size."""
-        features = network(pixels)
-        return features if self._view == "plain" else (features + network(tf.reverse(pixels, [2]))) / 2
+            features = self._network(pixels)
+            if self._view == "mirror":
+                features = (features + self._network(tf.reverse(pixels, [2]))) / 2
+            return features[: len(images)]
 
     def _batches(self, images: Images) -> list[Images]:
         return [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
-
-    def _split(self, features: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Columns of all taps side by side, apart."""
-        ends = np.cumsum([TAP_COLUMNS[tap] for tap in self._taps])
-        return dict(zip(self._taps, np.split(features, ends[:-1], axis=1), strict=True))
 
     @contextmanager
     def _memory_errors(self) -> Iterator[None]:
@@ -180,7 +170,8 @@ class Extractor:
 
     def raw(self, images: Images) -> dict[str, NDArray[np.float32]]:
         """Features as the graph gives them: for each tap, float32 (n, columns)."""
-        return self._split(np.concatenate([self._run(batch).numpy() for batch in self._batches(images)]))
+        computed = np.concatenate([self._run(batch).numpy() for batch in self._batches(images)])
+        return by_numpy.split(computed, self._taps)
 
     def __call__(self, images: Images) -> dict[str, NDArray[np.float16]]:
         """Features of images, batch by batch.
@@ -207,23 +198,13 @@ class Extractor:
                 # Cast before it is copied: half the bytes, and numpy casts slower than the graph's library.
                 result[start : start + len(batch)] = tf.cast(self._run(batch), tf.float16).numpy()
             start += len(batch)
-        features = self._split(result)
-        # Infinity and NaN are the numbers whose five bits of exponent are all set; numpy's isfinite takes six times as
-        # long for float16. Once for all taps, and only then each by itself.
-        if ((result.view(np.uint16) & 0x7C00) == 0x7C00).any():
-            tap = next(tap for tap, values in features.items() if not np.isfinite(values).all())
-            raise UserError(
-                f"The tap {tap} gives a value beyond float16's largest, 65504, or no number at all, for an image "
-                f"of this batch. The weights are unlike the ImageNet ones: leave this tap out with --taps, or use "
-                f"other weights."
-            )
-        return features
+        return by_numpy.checked(by_numpy.split(result, self._taps))
 
     def check_precision(self, images: Images) -> None:
         """Prove on a few images, at most a batch, that the graph computes in the precision it was built for.
 
-        The reference is another graph: image by image, one operation after the other, in float32, on the processor.
-        bfloat16 must show as a small difference from that, and float32 must not.
+        The reference is the same network in NumPy, in float32. bfloat16 must show as a small difference from that, and
+        float32 must not.
 
         Raises
         ------
@@ -232,12 +213,10 @@ class Extractor:
         """
         with self._memory_errors():  # the first batch: if any is too large, it is this one
             computed = self.raw(images)
-        with tf.device("CPU:0"):
-            weights = _weights(self._layers, self._taps, tf.float32)
-            reference = self._seen(
-                self._pixels(images), lambda pixels: _network(pixels, weights, self._taps, _ImageByImage)
-            )
-        exact = self._split(reference.numpy())
+        reference = by_numpy.Network(
+            self._layers, self._taps, image_size=self._size, interpolation=self._interpolation, view=self._view
+        )
+        exact = reference.raw(images)
         difference = max(_relative(computed[tap], exact[tap]) for tap in self._taps)
         low, high = _DIFFERENCE[self._precision]
         if not low <= difference <= high:
@@ -260,11 +239,8 @@ Weights = dict[str, tuple[tf.Tensor, tf.Tensor]]
 
 def _weights(layers: Mapping[str, Layer], taps: Sequence[str], dtype: tf.DType) -> Weights:
     """Kernels and biases of the layers up to the highest tap, in the precision they compute in, the first for RGB."""
-    names = {tap.rpartition(".")[0] for tap in taps}
-    # A pooling, such as block3_pool, needs all convolutions of its block.
-    last = max(i for i, layer in enumerate(CONV_LAYERS) if layer in names or f"{layer[:6]}_pool" in names)
     weights: Weights = {}
-    for layer in list(CONV_LAYERS)[: last + 1]:
+    for layer in by_numpy.layers_below(taps):
         kernel, bias = layers[layer]
         if not weights:
             kernel = kernel[:, :, ::-1]  # made for BGR: to turn the kernel costs less than to turn every image
@@ -330,12 +306,6 @@ def _flat(maps: tf.Tensor, layout: Layout) -> tf.Tensor:
     return tf.reshape(found, (found.shape[0], -1))
 
 
-def _directions(channels: int) -> NDArray[np.float32]:
-    """What a map's channels are projected to: orthonormal, float32 (channels, 64), the same for every data set."""
-    drawn = np.random.RandomState(0).standard_normal((channels, DIRECTIONS))
-    return np.linalg.qr(drawn)[0].astype(np.float32)
-
-
 def _average(maps: tf.Tensor, layout: Layout) -> tf.Tensor:
     return _flat(layout.pool(maps, "avg", maps.shape[1:3]), layout)
 
@@ -364,7 +334,7 @@ def _covariance(maps: tf.Tensor, layout: Layout) -> tf.Tensor:
     Second-order pooling with a signed square root, as bilinear pooling has it (Lin, RoyChowdhury & Maji 2015,
     https://arxiv.org/abs/1504.07889); the upper triangle, diagonal included, row by row.
     """
-    directions = tf.constant(_directions(maps.shape[-1])[np.newaxis, np.newaxis], maps.dtype)
+    directions = tf.constant(by_numpy.directions(maps.shape[-1])[np.newaxis, np.newaxis], maps.dtype)
     projected = layout.rows(tf.cast(layout.convolve(maps, directions), tf.float32))
     centred = projected - tf.reduce_mean(projected, axis=1, keepdims=True)
     products = tf.matmul(centred, centred, transpose_a=True) / projected.shape[1]
