@@ -12,6 +12,7 @@ DEV := $(VENV)/.installed-dev
 DOCS := $(VENV)/.installed-docs
 AUDIT := $(VENV)/.installed-audit
 CLUSTERED := $(VENV)/.installed-cluster
+INDEXED := $(VENV)/.installed-index
 PIP := -m pip install --disable-pip-version-check
 BENCH := benchmarks/.venv
 MARK := .made-by-make
@@ -26,7 +27,7 @@ GIVEN := $(sort $(foreach name,$(filter-out PYTHON QUICK BEFORE,$(.VARIABLES)),$
 $(foreach name,$(GIVEN),$(eval export PIPELINE_$(name) := $$(value $(name)))$(eval unexport $(name)))
 given = $(if $(filter $1,$(GIVEN)),$(if $(value $1),"$$PIPELINE_$1"))
 
-.PHONY: help install demo features train sweep report predict audit similar export inspect test docs torture bench \
+.PHONY: help install index demo features train sweep report predict audit similar export inspect test docs torture bench \
   bench-train grid check format lock clean clean-features
 
 help: ## show this list
@@ -58,7 +59,7 @@ $(STAMP) $(BENCH)/.installed: requirements.txt
 	@$(foreach file,$^,$(@D)/bin/python $(PIP) -r $(file) &&) touch $@
 
 # What few targets need joins it there when they are made.
-$(DEV) $(DOCS) $(AUDIT) $(CLUSTERED): $(VENV)/.installed-%: requirements-%.txt $(STAMP)
+$(DEV) $(DOCS) $(AUDIT) $(CLUSTERED) $(INDEXED): $(VENV)/.installed-%: requirements-%.txt $(STAMP)
 	@$(VENV)/bin/python $(PIP) -r $<
 	@touch $@
 
@@ -70,6 +71,7 @@ report: $(STAMP) ## rebuild output/leaderboard.csv and output/index.html from th
 predict: $(STAMP) ## classify images of your own: make predict MODEL=models/RUN.joblib IMAGES=folder
 audit: $(AUDIT) ## look for wrong labels, near duplicates, outliers and dull images (DATASET=folder)
 similar: $(STAMP) ## find what is most like an image of your own: make similar IMAGES=cat.jpg
+index: $(INDEXED) ## install faiss, by which similar searches more than a million rows
 export: $(STAMP) ## write a model in the format for sharing (skops): make export MODEL=models/RUN.joblib
 inspect: $(STAMP) ## tell what a feature file holds and whether it verifies: make inspect FILE=features/….h5
 
@@ -123,7 +125,7 @@ lock: ## pin what pyproject.toml asks for, and what that needs, in the requireme
 	lock() { "$$tools/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --custom-compile-command "make lock" pyproject.toml "$$@"; } && \
 	lock -o requirements.txt && \
-	for extra in dev docs audit cluster; do lock --extra $$extra -c requirements.txt -o requirements-$$extra.txt || exit; done
+	for extra in dev docs audit cluster index; do lock --extra $$extra -c requirements.txt -o requirements-$$extra.txt || exit; done
 
 clean: ## remove .venv and tools' caches, never data, features, models or output
 	@for venv in $(VENV) $(BENCH); do \
@@ -133,4 +135,4 @@ clean: ## remove .venv and tools' caches, never data, features, models or output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-features: ## remove the feature caches (they can be computed again)
-	cd $(or $(call given,FEATURES_DIR),features) && rm -rf -- *-vgg16-*px-*.h5 *-vgg16-*px-*.parts *-vgg16-*px-*.lock
+	cd $(or $(call given,FEATURES_DIR),features) && rm -rf -- *-vgg16-*px-*.h5 *-vgg16-*px-*.parts *-vgg16-*px-*.lock *-vgg16-*px-*.index

@@ -21,7 +21,7 @@ from test_folders import extract
 
 import pipeline
 from pipeline.common.errors import UserError
-from pipeline.features import store
+from pipeline.features import approximate, neighbours, store
 from pipeline.features.neighbours import Index
 from pipeline.features.rows import FeatureRows
 
@@ -54,7 +54,10 @@ def test_the_search_is_exact_in_memory_and_in_a_file(tmp_path: Path) -> None:
         want = 1 - standard @ standard.T
         asked = np.array([3, 59, 3, 0])
         np.testing.assert_allclose(index.rows(asked), everything[asked])
-        for held in (index, Index([FeatureRows([rows.array()]) for rows in in_file])):
+        wide = Index([FeatureRows([rows.array()]) for rows in in_file])
+        wide.widen()
+        assert [side._wide is not None for side in wide._sides] == [True, True]
+        for held in (index, Index([FeatureRows([rows.array()]) for rows in in_file]), wide):
             distances, rows = held.search(everything[asked].astype(np.float32), 7)
             np.testing.assert_allclose(distances, np.sort(want[asked], axis=1)[:, :7], atol=2e-5)
             np.testing.assert_allclose(np.take_along_axis(want[asked], rows, axis=1), distances, atol=2e-5)
@@ -111,6 +114,58 @@ def test_an_image_a_row_and_a_copy_find_what_is_like_them(call: Run, insects: Pa
     assert_user_error(call("similar", "test:99", *flags(insects)), "no row test:99", "test has 4 rows")
     assert_user_error(call("similar", tmp_path / "nothing.png", *flags(insects)), "no image or folder", "nothing.png")
     assert_user_error(call("similar", *flags(insects)), "images parameter must be given")
+
+
+@pytest.mark.tensorflow
+def test_beyond_a_million_rows_an_index_is_built_kept_and_proved(
+    insects: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """What it finds is what a comparison with all rows finds, and no damaged or foreign one is used."""
+    monkeypatch.setattr(neighbours, "MOST_EXACT", 10)
+    cache = tmp_path / "insects.h5"
+    shutil.copy(next((insects / "features").glob("*.h5")), cache)
+    image = insects / "insects" / "bee" / "004.png"
+
+    def found(asked: int, **more: object) -> tuple[np.ndarray, np.ndarray, str]:
+        caplog.clear()
+        with pipeline.Neighbours(cache, **more) as near:  # type: ignore[arg-type]
+            return *near.kneighbors([image], asked), caplog.text
+
+    monkeypatch.setattr(approximate, "is_there", lambda: False)
+    distances, rows, said = found(7)
+    assert "'make index' installs it" in said
+    assert not list(tmp_path.glob("*.index"))
+    monkeypatch.undo()
+    monkeypatch.setattr(neighbours, "MOST_EXACT", 10)
+    assert "building an index of 20 rows" in found(7)[2]
+    (kept,) = tmp_path.glob("insects-*.index")
+    for again in (found(7), found(7)):
+        np.testing.assert_allclose(again[0], distances, atol=1e-5)
+        assert again[1].tolist() == rows.tolist()
+        assert "building" not in again[2]
+    kept.write_bytes(kept.read_bytes()[:-1] + b"!")
+    _, again_rows, said = found(7)
+    assert again_rows.tolist() == rows.tolist()
+    assert "damaged after it was written: it is built again" in said
+    of_one = found(7, taps="block1_conv1.avg")
+    assert "building" in of_one[2], "of other taps it is another"
+    assert len(list(tmp_path.glob("*.index"))) == 2
+
+
+def test_an_index_finds_nearly_all_of_many_rows() -> None:
+    """Of 20,000 rows in clusters, by cells and few axes."""
+    generator = np.random.default_rng(0)
+    centres = generator.standard_normal((400, 600))
+    rows = (centres[generator.integers(0, 400, 20_000)] + 0.5 * generator.standard_normal((20_000, 600))).astype("f2")
+    sides = [FeatureRows([rows[:15_000]]), FeatureRows([rows[15_000:]])]
+    exact, index = Index(sides), approximate.Approximate(sides, *approximate.build(sides, lambda count: None))
+    asked = rows[::500].astype(np.float32) + 0.1
+    want, got = exact.search(asked, 10), index.search(asked, 10)
+    shared = [len(set(one) & set(other)) for one, other in zip(want[1], got[1], strict=True)]
+    assert np.mean(shared) > 9
+    np.testing.assert_allclose(got[0][:, 0], want[0][:, 0], atol=1e-4)
+    want, got = (held.search(asked[:1], 19_000) for held in (exact, index))
+    np.testing.assert_allclose(got[0], want[0], atol=1e-5, err_msg="all rows are compared where cells hold fewer")
 
 
 def test_closing_does_not_wait_for_what_nobody_needs(insects: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
@@ -28,9 +29,12 @@ from pipeline.features.originals import originals
 from pipeline.features.rows import FeatureRows, Scale, moments
 from pipeline.network.taps import parse_taps
 
+MOST_EXACT = 1_000_000  # rows that are all compared
 DISTANCES = 1 << 24  # that are held at a time
 PAIRS = 1024  # rows that are compared with as many others at a time
 TINY = np.finfo(np.float32).tiny
+
+log = logging.getLogger("pipeline")
 
 Found = tuple[NDArray[np.float32], NDArray[np.intp]]
 
@@ -41,7 +45,8 @@ class Neighbours:
     They are read beside what the caller does, until they are searched.
 
     The distance is one minus the cosine between standardised features: 0 for the same picture, about 1 for two
-    that have nothing in common, 2 at most. All rows are compared, in blocks of a matrix product.
+    that have nothing in common, 2 at most. All rows are compared, in blocks of a matrix product; of more than a million
+    those that an index by faiss proposes, where that is installed, which is built once and kept beside the cache.
 
     Parameters
     ----------
@@ -79,7 +84,7 @@ class Neighbours:
         sides = [self.cache.feature_rows(split, chosen) for split in SPLITS if self.cache.rows[split]]
         pool = ThreadPoolExecutor(1)
         self._closed = threading.Event()
-        self._reading = pool.submit(self._read, sides)
+        self._reading = pool.submit(self._read, sides, chosen)
         pool.shutdown(wait=False)
         self.class_names = self.cache.class_names
         self.labels = np.concatenate([self.cache.labels(split) for split in SPLITS])
@@ -101,13 +106,22 @@ class Neighbours:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _read(self, sides: Sequence[FeatureRows]) -> Index:
+    def _read(self, sides: Sequence[FeatureRows], taps: Sequence[str]) -> Index:
         def told(count: int) -> None:
             if self._closed.is_set():
                 raise CancelledError
             progress.update(count)
 
         with Progress("reading", 0, "B", scale=True) as progress:
+            if sum(side.shape[0] for side in sides) > MOST_EXACT:
+                from pipeline.features import approximate  # late: it is built on what is here
+
+                if approximate.is_there():
+                    return approximate.load(self.cache, taps, sides, told)
+                log.info(
+                    "comparing all rows; faiss would build an index of them once and search that: 'make index' "
+                    "installs it; without make, pip install 'vgg16-features[index]'"
+                )
             return Index([side.in_memory(told) for side in sides], told)
 
     @property
@@ -147,6 +161,7 @@ class Neighbours:
         features, faults = self.features(given)
         for row, why in faults.items():
             raise UserError(f"The image {given.ids.names[row]} cannot be used: {why}. Leave it out.")
+        self._index.widen()  # there may be more calls, each a pass over all rows
         return self.search(features, n_neighbors)
 
     def features(self, images: LazyImages) -> tuple[NDArray[np.float32], dict[int, str]]:
@@ -171,14 +186,21 @@ class Neighbours:
 class Index:
     """Rows that can be searched: one after the other, (n, columns) each, standardised by the first of them.
 
-    ``progress`` is told the bytes seen.
+    ``progress`` is told the bytes seen to find their scale and their lengths, if these are not ``known``.
     """
 
-    def __init__(self, sides: Sequence[FeatureRows], progress: Callable[[int], object] = lambda count: None) -> None:
-        self._sides, self.scale = list(sides), moments(sides[0], progress)
-        self.columns = sides[0].shape[1]
+    def __init__(
+        self,
+        sides: Sequence[FeatureRows],
+        progress: Callable[[int], object] = lambda count: None,
+        known: tuple[Scale, NDArray[np.float32]] | None = None,
+    ) -> None:
+        self._sides, self.columns = list(sides), sides[0].shape[1]
         self._ends = np.cumsum([side.shape[0] for side in sides])
-        self._lengths = np.concatenate([_lengths(side, self.scale, progress) for side in sides])
+        if known is None:
+            scale = moments(sides[0], progress)
+            known = scale, np.concatenate([_lengths(side, scale, progress) for side in sides])
+        self.scale, self._lengths = known
 
     def rows(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
         """Features (n, columns) of rows, by their numbers in any order."""
@@ -189,6 +211,10 @@ class Index:
             mine = (once >= end - side.shape[0]) & (once < end)
             result[mine] = side.read(once[mine] - (end - side.shape[0]), as_they_are)
         return result[places]
+
+    def widen(self) -> None:
+        """Take twice the memory, if there is so much, and search several times faster."""
+        self._sides = [side.widened() for side in self._sides]
 
     def distances(self, one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArray[np.float32]:
         """Distances (n,) between rows and other rows (n,)."""
@@ -217,12 +243,7 @@ class Index:
         weights = np.ascontiguousarray((asked * self.scale.gain.astype(np.float32)).T)
         products = np.empty((len(self._lengths), len(features)), np.float32)
         for side, end in zip(self._sides, self._ends, strict=True):
-            own = products[end - side.shape[0] : end]
-
-            def visit(rows: slice, block: NDArray[np.float32], _: None, own: NDArray[np.float32] = own) -> None:
-                np.matmul(block, weights, out=own[rows])
-
-            side.reduce(visit, lambda: None)
+            side.multiply(weights, products[end - side.shape[0] : end])
         products -= self.scale.mean.astype(np.float32) @ weights
         distances = np.clip(1 - products / np.maximum(self._lengths[:, None] * lengths, TINY), 0, 2).T
         nearest = np.argpartition(distances, count - 1, axis=1)[:, :count]
