@@ -27,8 +27,8 @@ GIVEN := $(sort $(foreach name,$(filter-out PYTHON QUICK BEFORE,$(.VARIABLES)),$
 $(foreach name,$(GIVEN),$(eval export PIPELINE_$(name) := $$(value $(name)))$(eval unexport $(name)))
 given = $(if $(filter $1,$(GIVEN)),$(if $(value $1),"$$PIPELINE_$1"))
 
-.PHONY: help install index demo features train sweep report predict audit similar export inspect test docs torture bench \
-  bench-train grid check format lock clean clean-features
+.PHONY: help install index demo features train sweep ensemble report predict audit similar export inspect test docs \
+  torture bench bench-train grid check format lock clean clean-features
 
 help: ## show this list
 	@echo "Usage: make TARGET [VARIABLE=value …]"
@@ -67,6 +67,7 @@ demo: $(STAMP) ## both stages on scikit-learn's digits, in about a minute
 features: $(STAMP) ## stage one: push all images through VGG16 once, into features/
 train: $(STAMP) ## stage two: train a classifier on the features (makes them when missing)
 sweep: $(STAMP) ## stage two, many times: compare candidates on validation, train the best (FILE=experiments.toml)
+ensemble: $(STAMP) ## join runs into one, weighed on validation: make ensemble RUNS="RUN RUN"
 report: $(STAMP) ## rebuild output/leaderboard.csv and output/index.html from the runs that are there
 predict: $(STAMP) ## classify images of your own: make predict MODEL=models/RUN.joblib IMAGES=folder
 audit: $(AUDIT) ## look for wrong labels, near duplicates, outliers and dull images (DATASET=folder)
@@ -77,7 +78,7 @@ inspect: $(STAMP) ## tell what a feature file holds and whether it verifies: mak
 
 demo features train sweep: $(if $(filter CLUSTER,$(GIVEN)),$(CLUSTERED))
 
-demo features report predict similar export inspect:
+demo features ensemble report predict similar export inspect:
 	@$(RUN) $@
 
 train sweep audit:

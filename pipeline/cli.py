@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pipeline import __version__
 from pipeline.commands.options import (
     AuditOptions,
+    EnsembleOptions,
     ExportOptions,
     InspectOptions,
     MessageOptions,
@@ -132,6 +133,15 @@ def sweep(given: argparse.Namespace) -> Answer:
     return f"{sweep.summary(result)}\n{text}", {**summary, "candidates": str(result.path)}
 
 
+@_command("cifar10-mlp-1a2b3c4d cifar10-logistic-5e6f7a8b", EnsembleOptions)
+def ensemble(given: argparse.Namespace) -> Answer:
+    """Join runs into one: the mean of what their models say, weighed on validation."""
+    from pipeline.commands import ensemble
+
+    options = EnsembleOptions.of(given)
+    return _finished(options, options, ensemble.ensemble(options))
+
+
 @_command("--dataset digits", ReportOptions)
 def report(given: argparse.Namespace) -> Answer:
     """Rebuild leaderboard and page from the runs that are there."""
@@ -220,7 +230,9 @@ def _train(asked: FeatureOptions, training: TrainOptions) -> Answer:
     return _finished(asked, training, train.train(asked, training))
 
 
-def _finished(asked: FeatureOptions, training: TrainOptions, place: RunFolder) -> Answer:
+def _finished(
+    asked: FeatureOptions | EnsembleOptions, training: TrainOptions | EnsembleOptions, place: RunFolder
+) -> Answer:
     """A run's results, what to do with them, and where all runs are: leaderboard and page are brought up to date."""
     from pipeline.output import leaderboard, report
 

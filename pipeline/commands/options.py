@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.options import Options, option
@@ -85,6 +86,26 @@ class AuditOptions(Options):
     )
     seed: int = option(0, "of folds, samples and the map", least=0, most=MAX_SEED)
     force: bool = option(False, "make an audit again that is there")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleOptions(Options):
+    """What `ensemble` is asked for; all that is not a flag follows from the runs, or is what `train` lets choose."""
+
+    runs: tuple[str, ...] = option(MISSING, "the runs, by their names", metavar="RUN", positional=True)
+    data_dir: Path = option(Path("data"), "data sets, for their images", metavar="DIR")
+    features_dir: Path = option(Path("features"), "feature caches", metavar="DIR")
+    models_dir: Path = option(Path("models"), "fitted classifiers", metavar="DIR")
+    output_dir: Path = option(Path("output"), "reports and figures", metavar="DIR")
+    force: bool = option(False, "compute an ensemble again that is there")
+    figures: str = option("svg", "figures besides PNG: svg, or pdf as well", metavar="NAME", choices=("svg", "pdf"))
+    classifier: str = "ensemble"
+    preset: None = None
+    seed: int = 0
+
+    def keyed(self) -> dict[str, Any]:
+        """All that changes its result, besides features, seed and protocol."""
+        return {"runs": sorted(self.runs)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.commands.options import EnsembleOptions
 from pipeline.common.errors import file_errors
 from pipeline.common.text import printable, to_csv, to_json
 from pipeline.features import arrays, compute, store
@@ -94,7 +95,7 @@ def make(
     cache: store.Cache,
     asked: FeatureSpec,
     place: RunFolder,
-    options: TrainOptions,
+    options: TrainOptions | EnsembleOptions,
     grouping: copies.Grouping,
     clock: Clock,
     compute: Callable[[], Outcome],
@@ -122,7 +123,7 @@ def make(
         place.save(contents, model, description, model_card.render(metrics, description, cache))
 
 
-def is_there(place: RunFolder, options: TrainOptions) -> bool:
+def is_there(place: RunFolder, options: TrainOptions | EnsembleOptions) -> bool:
     """Whether a run need not be computed, which is said."""
     there = not options.force and place.load() is not None
     if options.figures == "pdf":  # a run from before they were asked for has none
@@ -133,7 +134,10 @@ def is_there(place: RunFolder, options: TrainOptions) -> bool:
 
 
 def place_of(
-    asked: FeatureSpec, options: TrainOptions, images: copies.Images, among: Mapping[str, Any] | None = None
+    asked: FeatureSpec,
+    options: TrainOptions | EnsembleOptions,
+    images: copies.Images,
+    among: Mapping[str, Any] | None = None,
 ) -> RunFolder:
     """Where the results of a run are, or will be; ``among`` says what else they depend on."""
     keyed = {**options.keyed(), **(among or {})}
@@ -163,6 +167,8 @@ class Outcome:
         Their features.
     cross_validation, left_out : dict
         What ``metrics.json`` says of them; empty without.
+    probabilities : dict of ndarray
+        Of rows to fit on and of validation, for `ensemble`; empty where it has no use for them.
     """
 
     selection: Selection
@@ -176,6 +182,7 @@ class Outcome:
     scored: FeatureRows
     cross_validation: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, Any] = field(default_factory=dict)
+    probabilities: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def _compute(
@@ -212,6 +219,7 @@ def _compute(
         "chosen on validation: %s (accuracy %.2f %%, log loss %.4f)",
         classifiers.describe(chosen.params), 100 * chosen.validation[1], chosen.validation[0],
     )  # fmt: skip
+    kept = protocol.probabilities(chosen, rows, without.kept({"train": len(labels)}))
     clock.lap("search")
     sides = {**protocol.sizes_of_sides(rows), **protocol.class_sizes(data, classes)}
     elsewhere = None
@@ -244,7 +252,7 @@ def _compute(
     clock.lap("evaluate")
     return Outcome(
         selection, curve, scores, model, reason or chosen.not_converged, sides, tested, test_labels[tested],
-        test_features.take(tested), left_out=told,
+        test_features.take(tested), left_out=told, probabilities=kept,
     )  # fmt: skip
 
 
@@ -255,8 +263,8 @@ def left_out_of(without: LeftOut, excluded: int, duplicates: int = 0, accuracy: 
 
 
 def _contents(
-    cache: store.Cache, asked: FeatureSpec, place: RunFolder, options: TrainOptions, grouping: copies.Grouping,
-    outcome: Outcome, clock: Clock,
+    cache: store.Cache, asked: FeatureSpec, place: RunFolder, options: TrainOptions | EnsembleOptions,
+    grouping: copies.Grouping, outcome: Outcome, clock: Clock,
 ) -> tuple[dict[str, bytes], bytes, dict[str, Any]]:  # fmt: skip
     """Return the run folder's files, the model file and its description."""
     import joblib
@@ -332,6 +340,9 @@ def _contents(
         "predictions.csv": _predictions(cache, outcome),
         **{stem + suffix: content for stem, files in pictures.items() for suffix, content in files.items()},
     }
+    if outcome.probabilities:
+        np.savez_compressed(packed := io.BytesIO(), allow_pickle=False, **outcome.probabilities)
+        contents[run_folder.PROBABILITIES] = packed.getvalue()
     if cache.has_members:
         contents["skipped.csv"] = to_csv(
             ("file", "reason"), [(printable(each.file), each.reason) for each in cache.skipped]

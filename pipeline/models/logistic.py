@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 from sklearn.utils.extmath import randomized_svd
 
 from pipeline.features.rows import FeatureRows, Scale
@@ -46,6 +47,14 @@ class LinearModel:
 
     coef: Floats
     intercept: Floats
+
+    def predict_proba(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Probabilities (n, classes) of standardised rows."""
+        scores = features @ self.coef.T + self.intercept
+        if scores.shape[1] == 1:
+            scores = np.hstack([np.zeros_like(scores), scores])
+        found: NDArray[np.float64] = softmax(scores, axis=1)
+        return found
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def history(history: History, title: str, chance: int) -> Figure:
     unit, kept, steps = history.unit, history.kept, [step.step for step in history.steps]
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 5.4), sharex=True)
     marker = "o" if len(steps) <= 12 else None
-    in_time = unit in ("iteration", "epoch")
+    in_time = unit in ("iteration", "epoch", "runs")
     for axis, what in zip(axes, ("loss", "accuracy"), strict=True):
         for split, label, colour, line, _ in SPLITS:
             values = [getattr(step, f"{split}_{what}") for step in history.steps]

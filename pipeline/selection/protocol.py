@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 from pipeline.common.progress import Progress
 from pipeline.common.text import percent, to_csv
 from pipeline.features.rows import FeatureRows, Scale, moments
-from pipeline.models import classifiers
+from pipeline.models import classifiers, history
 from pipeline.models import fit as fitting
 from pipeline.models.fit import Fitted, Job, Watch, fit_side_by_side
 from pipeline.models.history import FitAndValidation, History, Samples, Step
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.common.bar import Bar
 
 LEARNING_CURVE_SIZES = 5
+FITTED_ROWS = 10_000  # of those fitted on, whose probabilities are kept beside those of validation
 TOGETHER = 5  # values of C that are fitted side by side: the best is most often among the first five
 
 
@@ -168,6 +169,19 @@ def trial(fitted: Fitted, searched: str) -> dict[str, Any]:
         "accuracy": accuracy,
         "converged": not fitted.not_converged,
     }
+
+
+def probabilities(chosen: Fitted, rows: FitAndValidation, numbers: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
+    """What a fitted candidate says of its validation rows, and of the first that it learnt from: float16 (n, classes).
+
+    Beside each the rows' numbers, int (n,), where ``numbers`` are those of all rows in their split.
+    """
+    found: dict[str, NDArray[Any]] = {}
+    for name, side in (("fit", rows.fit[:FITTED_ROWS]), ("validation", rows.held_out)):
+        own = np.sort(side)
+        said = history.predict(chosen.model, rows.data.features.take(own), rows.scale)
+        found |= {f"{name}_rows": numbers[own], name: said.astype(np.float16)}
+    return found
 
 
 def _noting(progress: Bar, names: Sequence[str]) -> Watch:

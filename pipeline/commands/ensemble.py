@@ -1,0 +1,188 @@
+"""A run out of runs: the weighted mean of what their models say.
+
+python -m pipeline ensemble RUN RUN…
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.commands.options import EnsembleOptions
+from pipeline.commands.train import Clock, Outcome, is_there, make, place_of
+from pipeline.common.errors import UserError, file_errors
+from pipeline.features import arrays, store
+from pipeline.features.find import find_specs
+from pipeline.features.spec import FeatureSpec
+from pipeline.models import persistence
+from pipeline.models.persistence import Model
+from pipeline.network.taps import describe_taps, order_taps
+from pipeline.output.results import RunResults, load_run
+from pipeline.output.run_folder import PROBABILITIES, RunFolder
+from pipeline.selection import copies
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Arrays = Mapping[str, NDArray[Any]]
+
+
+def ensemble(options: EnsembleOptions) -> RunFolder:
+    """Make sure that the ensemble asked for is there, and return where.
+
+    Raises
+    ------
+    UserError
+        When a run is not there, they are not of the same rows, or no cache has the columns of all.
+    """
+    start = time.monotonic()
+    if len(set(options.runs)) < max(2, len(options.runs)):
+        raise UserError(
+            f"The runs parameter must name two runs or more, each once. Got {', '.join(options.runs)} instead. "
+            f"pipeline.runs() and the page of runs list what there is."
+        )
+    runs = [load_run(name, options.output_dir) for name in sorted(options.runs)]
+    for run in runs:
+        _check(run, runs[0])
+    options = dataclasses.replace(options, seed=runs[0].metrics["seed"])
+    models = {
+        run.name: persistence.load_model(RunFolder(run.name, options.output_dir, options.models_dir).model)
+        for run in runs
+    }
+    asked = _joined({name: model.spec for name, model in models.items()})
+    with store.open_all(_caches(options, asked), asked) as cache:
+        grouping, clock = copies.group(cache, [asked.taps]), Clock(start)
+        place = place_of(asked, options, copies.count(grouping))
+        if not is_there(place, options):
+            make(
+                cache, asked, place, options, grouping, clock, lambda: _compute(cache, asked, runs, models, clock)
+            )  # fmt: skip
+    return place
+
+
+def _check(run: RunResults, first: RunResults) -> None:
+    """Refuse a run that cannot be judged by the same rows as another."""
+    if run.metrics.get("cross_validation"):
+        raise UserError(
+            f"The run {run.name} is cross-validated: an ensemble is chosen on one validation split. Train it without "
+            f"--cv."
+        )
+    if not (run.folder / PROBABILITIES).is_file():
+        raise UserError(
+            f"The run {run.name} has no {PROBABILITIES}, by which an ensemble is chosen: it was made by an earlier "
+            f"version, or is an ensemble itself. Train it again with --force, or name another."
+        )
+    for what, mine, theirs in (
+        ("data set", run.metrics["dataset"]["digest"], first.metrics["dataset"]["digest"]),
+        ("limit", run.metrics["features"].get("limit"), first.metrics["features"].get("limit")),
+        ("seed", run.metrics["seed"], first.metrics["seed"]),
+        ("rows left out", run.metrics.get("left_out"), first.metrics.get("left_out")),
+    ):
+        if mine != theirs:
+            raise UserError(
+                f"The runs {first.name} and {run.name} are not of the same rows: their {what} differ"
+                f"{'' if what.startswith('rows') else 's'} ({str(theirs)[:12]} and {str(mine)[:12]}), so that nothing "
+                f"can be chosen between them. Name runs on the same data with the same --seed."
+            )
+
+
+def _joined(specs: Mapping[str, FeatureSpec]) -> FeatureSpec:
+    """A spec that has the columns of all."""
+    (name, first), *others = specs.items()
+    sizes = tuple(dict.fromkeys(size for spec in specs.values() for size in spec.sizes))
+    taps = order_taps(tap for spec in specs.values() for tap in spec.taps)
+    fields: Any = {"image_size": sizes[0], "more_sizes": sizes[1:], "taps": taps}
+    joined = dataclasses.replace(first, **fields)
+    for other, spec in others:
+        differences = joined.differences(dataclasses.replace(spec, **fields))
+        if differences:
+            raise UserError(
+                f"The runs {name} and {other} are of features that cannot stand side by side: "
+                f"{'; '.join(differences)}. The runs of an ensemble may differ in sizes, taps and classifiers."
+            )
+    return joined
+
+
+def _caches(options: EnsembleOptions, asked: FeatureSpec) -> list[Any]:
+    found = [find_specs(options.features_dir, [part]) for part in asked.parts]
+    missing = [size for size, held in zip(asked.sizes, found, strict=True) if not held]
+    if missing:
+        raise UserError(
+            f"There is no feature cache in {options.features_dir} of {asked.dataset} at "
+            f"{' and '.join(map(str, missing))} px with all taps of these runs, {describe_taps(asked.taps)}. Make it "
+            f"with 'python -m pipeline features', the flags of these runs and --taps {','.join(asked.taps)}."
+        )
+    return [held[0][0] for held in found]
+
+
+def _compute(
+    cache: store.Cache, asked: FeatureSpec, runs: Sequence[RunResults], models: Mapping[str, Model], clock: Clock
+) -> Outcome:
+    """Weigh the runs on validation, then score the mean of their models, fitted on all of train, on test once."""
+    from pipeline.models import history, vote
+    from pipeline.models.fit import Fitted
+    from pipeline.output.metrics import score
+    from pipeline.selection.protocol import LearningCurve, Selection
+
+    labels, kept = cache.labels("train"), [_read(run) for run in runs]
+    for run, each in zip(runs, kept, strict=True):
+        for side in ("fit", "validation"):
+            if not np.array_equal(each[f"{side}_rows"], kept[0][f"{side}_rows"]):
+                raise UserError(
+                    f"The runs {runs[0].name} and {run.name} were not validated on the same rows, as other copies of "
+                    f"images are found by other taps. Name runs on the same taps."
+                )
+    # Best first, so that the history says what each adds to those before it.
+    order = sorted(range(len(runs)), key=lambda at: runs[at].metrics["log_loss"]["validation"])
+    sides = {
+        side: (np.stack([kept[at][side] for at in order]).astype(np.float32), labels[kept[0][f"{side}_rows"]])
+        for side in ("fit", "validation")
+    }
+    steps = []
+    for count in range(1, len(runs) + 1):
+        weights = vote.weigh(sides["validation"][0][:count], sides["validation"][1]).round(4)
+        weights /= weights.sum()
+        ends = [history.scores_of(np.tensordot(weights, each[:count], 1), own) for each, own in sides.values()]
+        steps.append(history.Step(count, *ends[0], *ends[1]))
+    shares = {runs[at].name: round(float(weight), 4) for at, weight in zip(order, weights, strict=True)}
+    clock.lap("search")
+    estimator = vote.voters(models, shares, asked)
+    clock.lap("fit")
+    features, test_labels = arrays.load_split(cache, "test", asked.taps)
+    tested = runs[0].predictions["index"]
+    clock.lap("load")
+    scored = features.take(tested)
+    scores = score(history.predict(estimator, scored)[None], test_labels[tested], cache.class_names)
+    clock.lap("evaluate")
+    train, validation = ends
+    images = runs[0].metrics["images"]
+    return Outcome(
+        Selection(
+            Fitted(shares, history.History("runs", steps, len(runs)), train, validation, None, None, validation[0]),
+            [
+                {
+                    "run": runs[at].name,
+                    "log_loss": runs[at].metrics["log_loss"]["validation"],
+                    "accuracy": runs[at].metrics["accuracy"]["validation"],
+                    "converged": runs[at].metrics["converged"],
+                }
+                for at in order
+            ],
+        ),
+        LearningCurve([images["fit"]], np.array([[train[1]]]), np.array([[validation[1]]])),
+        scores, estimator, None,
+        {name: images[name] for name in ("fit", "validation", "groups_of_sides", "smallest", "largest")},
+        tested, test_labels[tested], scored, left_out=runs[0].metrics.get("left_out", {}),
+    )  # fmt: skip
+
+
+def _read(run: RunResults) -> Arrays:
+    path = run.folder / PROBABILITIES
+    with file_errors("read the run", path):
+        return dict(np.load(io.BytesIO(path.read_bytes()), allow_pickle=False))
