@@ -42,7 +42,7 @@ def test_runs_and_sweeps_are_weighted(call: Run, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(Path(__file__).parent / "earlier", tmp_path / "earlier"))
     shutil.rmtree(folder / "output")
     refused = call("train", *POSTERS, "--class-weight", "balanced", "--classifier", "knn", cwd=folder)
-    assert_user_error(refused, "knn cannot weigh classes", "logistic, mlp, svm, ridge")
+    assert_user_error(refused, "knn cannot weigh classes", "logistic, mlp, svm, ridge, kernel")
     swept = call("sweep", *POSTERS, "--class-weight", "balanced", "--grid", "C=0.01,0.1", cwd=folder)
     assert swept.returncode == 0, swept.stderr
     (path,) = (folder / "output").glob("*/metrics.json")

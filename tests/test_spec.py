@@ -177,7 +177,7 @@ def test_run_key_covers_every_input() -> None:
 
 def test_classifier_options_are_checked() -> None:
     for classifier, given_options, message in [
-        ("forest", {}, "one of logistic, mlp, svm, ridge, knn"),
+        ("forest", {}, "one of logistic, mlp, svm, ridge, kernel, knn"),
         ("logistic", {"alpha": 1.0}, "--alpha option is not one of the classifier logistic"),
         ("logistic", {"C": 0.0}, "--C option must be"),
         ("logistic", {"C": float("nan")}, "--C option must be"),

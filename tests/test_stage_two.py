@@ -49,6 +49,7 @@ FAST: dict[str, dict[str, object]] = {
     "mlp": {"hidden_layer_sizes": (8,), "max_epochs": 12, "learning_rate_init": 0.01},
     "svm": {"max_epochs": 12},
     "ridge": {},
+    "kernel": {"n_landmarks": 50},
     "knn": {},
 }
 EVERY = pytest.mark.parametrize("name", list(classifiers.REGISTRY))
@@ -77,7 +78,8 @@ def test_selection_uses_validation_alone(name: str) -> None:
 def test_history_holds_both_splits_for_every_step(name: str) -> None:
     chosen = select(name, blobs(300)).fitted
     rows = list(csv.DictReader(io.StringIO(chosen.history.to_csv().decode())))
-    unit = {"logistic": "iteration", "mlp": "epoch", "svm": "epoch", "ridge": "alpha", "knn": "n_neighbors"}[name]
+    units = {"logistic": "iteration", "mlp": "epoch", "svm": "epoch", "ridge": "alpha", "kernel": "alpha"}
+    unit = units.get(name, "n_neighbors")
     assert list(rows[0]) == [unit, "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
     numbers = [float(row[unit]) for row in rows]
     if unit in ("iteration", "epoch"):

@@ -465,9 +465,20 @@ def _estimators(name: str, params: Sequence[Mapping[str, Any]], rows: FitAndVali
     classifier, train = classifiers.get(name), rows.train
     estimators = [classifier.make(each, seed, train.features.shape) for each in params]
     if classifier.solver_kind == "products":
-        ridge.fit(train.features, train.labels, row_weights(params[0], train.labels), rows.scale, estimators)
-        yield from estimators
+        weights, before = row_weights(params[0], train.labels), None
+        if isinstance(estimators[0], Pipeline):
+            before = estimators[0][:-1]
+            drawn = np.random.RandomState(seed).permutation(len(train.labels))[: classifiers.SAMPLED_ROWS]
+            before.fit(train.features.read(drawn, rows.scale))
+        ends = [each if before is None else each[-1] for each in estimators]
+        ridge.fit(train.features, train.labels, weights, rows.scale, ends, before)
+        yield from ends if before is None else (Pipeline([*before.steps, ("ridge", end)]) for end in ends)
         return
+    ridge.check_memory(
+        name,
+        f"{len(train.labels):,} rows of {train.features.shape[1]:,} columns",
+        2 * 4 * math.prod(train.features.shape),
+    )
     features = train.features.read(np.arange(len(train.labels)), rows.scale)  # all of them: memory grows with rows
     for each, estimator in zip(params, estimators, strict=True):
         with _overflow_as_user_error(name, each):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, lstsq
 from scipy.linalg.blas import dsyrk
 from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import LabelBinarizer
 
 from pipeline.common.errors import UserError
@@ -20,12 +21,24 @@ from pipeline.features.rows import FeatureRows, Scale
 GRAM_ROWS = 512  # that are multiplied together
 
 
+def check_memory(name: str, what: str, needed: int) -> None:
+    """Raise UserError when a classifier needs more bytes than are free."""
+    free = free_memory()
+    if free is not None and needed > free:
+        raise UserError(
+            f"The classifier {name} needs {format_bytes(needed)} for {what}, and {format_bytes(free)} are free. Choose "
+            f"fewer --taps (those that end in .cov have most columns, then .avg2x2), fewer sizes, or --classifier "
+            f"logistic or mlp, whose memory does not grow like that."
+        )
+
+
 def fit(
     rows: FeatureRows,
     labels: NDArray[Any],
     weights: NDArray[np.float64],
     scale: Scale,
     estimators: Sequence[RidgeClassifier],
+    before: Pipeline | None = None,
 ) -> None:
     """Fit scikit-learn's estimators, of which only ``alpha`` differs, all in one pass.
 
@@ -39,25 +52,23 @@ def fit(
     scale : Scale
         What standardises the columns.
     estimators : sequence of RidgeClassifier
+    before : Pipeline, optional
+        What is fitted already and makes of standardised rows the columns to fit on.
 
     Raises
     ------
     UserError
         When there are so many columns that their products do not fit into memory.
     """
-    columns = rows.shape[1]
-    needed, free = 2 * 8 * columns**2, free_memory()
-    if free is not None and needed > free:
-        raise UserError(
-            f"The classifier ridge needs {format_bytes(needed)} for the products of {columns:,} columns, and "
-            f"{format_bytes(free)} are free. Choose fewer --taps, or --classifier logistic, which needs no such matrix."
-        )
+    columns = rows.shape[1] if before is None else len(before.get_feature_names_out())
+    check_memory("ridge", f"the products of {columns:,} columns", 2 * 8 * columns**2)
     binarizer = LabelBinarizer(neg_label=-1).fit(labels)
     targets = binarizer.transform(labels).astype(np.float64)
     gram = np.zeros((columns, columns), order="F")  # its lower half
     moments, right = np.zeros(columns), np.zeros((columns, targets.shape[1]))
     for here, block in rows.blocks(GRAM_ROWS):
-        wide = scale.standardise(block).astype(np.float64)
+        wide = scale.standardise(block)
+        wide = (wide if before is None else before.transform(wide)).astype(np.float64)
         own = weights[here]
         right += wide.T @ (own[:, None] * targets[here])
         moments += own @ wide
