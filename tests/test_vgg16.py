@@ -185,11 +185,11 @@ def test_images_of_many_sizes_go_together() -> None:
 
 def test_both_layouts_agree_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """At sizes that do not halve evenly too: 50 pixels become 25, 12, 6, 3 and 1."""
-    from pipeline.network import vgg16
+    from pipeline.network import layouts
 
     layers = weights.random_weights().layers
     one = extractor(layers, 50, "float32", every_tap(50)).raw(images(2))
-    monkeypatch.setattr(vgg16, "BATCH_INNERMOST_SIZE", 0)
+    monkeypatch.setattr(layouts, "BATCH_INNERMOST_SIZE", 0)
     other = extractor(layers, 50, "float32", every_tap(50)).raw(images(2))
     for tap in every_tap(50):
         assert relative(one[tap], other[tap]) < (1e-3 if tap.endswith(".cov") else 1e-5), tap

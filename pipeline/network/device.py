@@ -20,6 +20,8 @@ CPUINFO = Path("/proc/cpuinfo")
 NVIDIA = Path("/proc/driver/nvidia/version")
 WSL = Path("/dev/dxg")  # the GPUs of Windows, seen from its Subsystem for Linux, which has no NVIDIA driver of its own
 
+AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}  # what OpenBLAS needs of it
+
 # Compute capability from which NVIDIA's tensor cores multiply bfloat16 (Ampere):
 # https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications.
 BFLOAT16_CAPABILITY = (8, 0)
@@ -140,7 +142,12 @@ def has_bfloat16() -> bool:
     Only Linux on x86 says so in a way that needs no native code; elsewhere the answer is no, and
     float32 is right everywhere.
     """
-    return bool({"amx_bf16", "avx512_bf16"} & set(proc_fields(CPUINFO).get("flags", "").split()))
+    return bool({"amx_bf16", "avx512_bf16"} & flags())
+
+
+def flags() -> set[str]:
+    """What the processor can do, in the words of Linux on x86; nothing elsewhere."""
+    return set(proc_fields(CPUINFO).get("flags", "").split())
 
 
 def is_faster_in_bfloat16() -> bool:
@@ -149,8 +156,7 @@ def is_faster_in_bfloat16() -> bool:
     Having the instructions is not enough: Intel's AVX512-BF16, without AMX, was measured at 0.55 times the speed of
     float32, both in the network and in plain matrix products, where AMD's has twice the speed.
     """
-    fields = proc_fields(CPUINFO)
-    slow = fields.get("vendor_id") == "GenuineIntel" and "amx_bf16" not in fields.get("flags", "").split()
+    slow = proc_fields(CPUINFO).get("vendor_id") == "GenuineIntel" and "amx_bf16" not in flags()
     return has_bfloat16() and not slow
 
 
@@ -172,8 +178,7 @@ def prefer_avx512() -> None:
     show one, whatever it can do; its large products then run at a third of the speed. A choice that the user has
     made in the environment stands.
     """
-    needed = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
-    if needed <= set(proc_fields(CPUINFO).get("flags", "").split()):
+    if flags() >= AVX512:
         os.environ.setdefault("OPENBLAS_CORETYPE", "SkylakeX")
 
 
