@@ -54,7 +54,7 @@ def test_the_search_is_exact_in_memory_and_in_a_file(tmp_path: Path) -> None:
         want = 1 - standard @ standard.T
         asked = np.array([3, 59, 3, 0])
         np.testing.assert_allclose(index.rows(asked), everything[asked])
-        wide = Index([FeatureRows([rows.array()]) for rows in in_file])
+        wide = Index(in_file)
         wide.widen()
         assert [side._wide is not None for side in wide._sides] == [True, True]
         for held in (index, Index([FeatureRows([rows.array()]) for rows in in_file]), wide):
@@ -169,13 +169,12 @@ def test_an_index_finds_nearly_all_of_many_rows() -> None:
 
 
 def test_closing_does_not_wait_for_what_nobody_needs(insects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(self: FeatureRows, progress: Callable[[int], object]) -> FeatureRows:
+    def slow(rows: FeatureRows, progress: Callable[[int], object]) -> None:
         for _ in range(3000):
             time.sleep(0.01)
             progress(1)
-        return self
 
-    monkeypatch.setattr(FeatureRows, "in_memory", slow)
+    monkeypatch.setattr(neighbours, "moments", slow)
     with pipeline.Neighbours(next((insects / "features").glob("*.h5"))) as near:
         pass
     assert isinstance(near._reading.exception(), CancelledError)

@@ -39,6 +39,9 @@ class Approximate(Index):
         super().__init__(sides, known=(scale, lengths))
         self._found = found
 
+    def widen(self) -> None:
+        """Few rows are read for each search."""
+
     def _search(self, features: NDArray[np.float32], count: int) -> Found:
         asked = self.scale.standardise(features.copy())
         asked /= np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), TINY)

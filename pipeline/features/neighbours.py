@@ -122,7 +122,7 @@ class Neighbours:
                     "comparing all rows; faiss would build an index of them once and search that: 'make index' "
                     "installs it; without make, pip install 'vgg16-features[index]'"
                 )
-            return Index([side.in_memory(told) for side in sides], told)
+            return Index(sides, told)  # in the file, which was just hashed: for one search a copy takes longer
 
     @property
     def _index(self) -> Index:
@@ -161,7 +161,7 @@ class Neighbours:
         features, faults = self.features(given)
         for row, why in faults.items():
             raise UserError(f"The image {given.ids.names[row]} cannot be used: {why}. Leave it out.")
-        self._index.widen()  # there may be more calls, each a pass over all rows
+        self._index.widen()  # there may be more calls
         return self.search(features, n_neighbors)
 
     def features(self, images: LazyImages) -> tuple[NDArray[np.float32], dict[int, str]]:
@@ -213,7 +213,7 @@ class Index:
         return result[places]
 
     def widen(self) -> None:
-        """Take twice the memory, if there is so much, and search several times faster."""
+        """Have all rows in memory, if there is so much, and search several times faster."""
         self._sides = [side.widened() for side in self._sides]
 
     def distances(self, one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArray[np.float32]:

@@ -102,9 +102,9 @@ class FeatureRows:
         return result
 
     def widened(self) -> FeatureRows:
-        """The same rows of one array in memory as float32, several times faster to multiply, if there is room."""
+        """The same rows as one float32 array in memory, several times faster to multiply, if there is room."""
         free = free_memory()
-        if self._on_disk or self._wide is not None or (free is not None and 2 * self.nbytes > free // 2):
+        if self._wide is not None or (free is not None and 2 * self.nbytes > free // 2):
             return self
         result = np.empty(self.shape, np.float32)
         self.reduce(lambda rows, block, _: np.copyto(result[rows], block), lambda: None)
