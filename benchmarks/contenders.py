@@ -125,15 +125,11 @@ def torch_cpu(layers: dict[str, weights.Layer], size: int, precision: str) -> Bu
 def openvino_cpu(layers: dict[str, weights.Layer], size: int, precision: str) -> Build:
     """OpenVINO, throughput mode: as many requests in flight as it asks for."""
     import openvino
-    import torch
-
-    module = _torch_module(layers, "float32")
 
     def build(batch: int) -> Forward:
-        example = torch.zeros((batch, size, size, 3), dtype=torch.uint8)
-        model = openvino.convert_model(module, example_input=example, input=[(batch, size, size, 3)])
-        compiled = openvino.Core().compile_model(
-            model,
+        core = openvino.Core()
+        compiled = core.compile_model(
+            core.read_model(_onnx(layers, size, batch), b""),
             "CPU",
             {
                 "PERFORMANCE_HINT": "THROUGHPUT",
@@ -146,7 +142,7 @@ def openvino_cpu(layers: dict[str, weights.Layer], size: int, precision: str) ->
             result = np.empty((len(images), 512), np.float32)
 
             def put(request: Any, start: int) -> None:
-                result[start : start + batch] = request.get_output_tensor().data
+                result[start : start + batch] = request.get_output_tensor().data.reshape(batch, 512)
 
             queue.set_callback(put)
             for start in range(0, len(images), batch):
@@ -156,6 +152,87 @@ def openvino_cpu(layers: dict[str, weights.Layer], size: int, precision: str) ->
 
         forward.at_once = 2 * len(queue)  # type: ignore[attr-defined]
         return forward
+
+    return build
+
+
+def _onnx(layers: dict[str, weights.Layer], size: int, batch: int) -> bytes:
+    """The network as an ONNX file, written here: nothing of another library is between."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes: list[Any] = []
+    constants = [("mean", np.array(MEAN_BGR, np.float32).reshape(1, 3, 1, 1)), ("bgr", np.array([2, 1, 0]))]
+
+    def node(kind: str, *inputs: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [f"n{len(nodes)}"], **attributes))
+        return f"n{len(nodes) - 1}"
+
+    pixels = node("Transpose", node("Cast", "images", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
+    maps = node("Sub", node("Gather", pixels, "bgr", axis=1), "mean")
+    for layer, following in zip(layers, [*list(layers)[1:], ""], strict=True):
+        kernel, bias = layers[layer]
+        constants += [(f"{layer}.kernel", kernel.transpose(3, 2, 0, 1)), (f"{layer}.bias", bias)]
+        maps = node("Relu", node("Conv", maps, f"{layer}.kernel", f"{layer}.bias", pads=[1, 1, 1, 1]))
+        if following[:6] != layer[:6]:
+            maps = node("MaxPool", maps, kernel_shape=[2, 2], strides=[2, 2])
+    graph = helper.make_graph(
+        nodes,
+        "vgg16",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, (batch, size, size, 3))],
+        [helper.make_tensor_value_info(node("GlobalAveragePool", maps), TensorProto.FLOAT, (batch, 512, 1, 1))],
+        [numpy_helper.from_array(np.ascontiguousarray(values), name) for name, values in constants],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def onnxruntime_cpu(layers: dict[str, weights.Layer], size: int) -> Build:
+    """ONNX Runtime."""
+    import onnxruntime
+
+    def build(batch: int) -> Forward:
+        session = onnxruntime.InferenceSession(_onnx(layers, size, batch), providers=["CPUExecutionProvider"])
+        return lambda images: session.run(None, {"images": images})[0].reshape(batch, 512)
+
+    return build
+
+
+def ncnn_cpu(layers: dict[str, weights.Layer], size: int) -> Build:
+    """ncnn, which has Winograd's convolutions: it takes image by image, so there is one for each core at a time."""
+    import tempfile
+    from concurrent.futures import ThreadPoolExecutor
+
+    import ncnn
+
+    def build(batch: int) -> Forward:
+        lines, arrays, blob = ["Input images 0 1 b0"], list[NDArray[Any]](), 0
+        for layer, following in zip(layers, [*list(layers)[1:], "block6"], strict=True):  # 9=1: with ReLU
+            kernel, bias = layers[layer]
+            lines.append(f"Convolution {layer} 1 1 b{blob} b{blob + 1} 0={len(bias)} 1=3 4=1 5=1 6={kernel.size} 9=1")
+            arrays += [np.zeros(1, np.uint32), kernel.transpose(3, 2, 0, 1), bias]  # 0 says that it is float32
+            blob += 1
+            if following[:6] != layer[:6]:
+                lines.append(f"Pooling {layer}_pool 1 1 b{blob} b{blob + 1} 0=0 1=2 2=2 5=1")
+                blob += 1
+        lines.append(f"Pooling all 1 1 b{blob} features 0=1 4=1")
+        net = ncnn.Net()
+        net.opt.num_threads = 1
+        with tempfile.TemporaryDirectory() as folder:
+            param, model = Path(folder) / "vgg16.param", Path(folder) / "vgg16.bin"
+            param.write_text("\n".join(["7767517", f"{len(lines)} {blob + 2}", *lines, ""]), encoding="ascii")
+            model.write_bytes(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
+            if net.load_param(str(param)) or net.load_model(str(model)):
+                raise SystemExit("ncnn does not read its model")
+
+        def one(image: Images) -> NDArray[Any]:
+            pixels = np.ascontiguousarray((image[..., ::-1] - np.array(MEAN_BGR, np.float32)).transpose(2, 0, 1))
+            with net.create_extractor() as extractor:
+                extractor.input("b0", ncnn.Mat(pixels).clone())
+                return np.array(extractor.extract("features")[1])
+
+        pool = ThreadPoolExecutor(device.cores())
+        return lambda images: np.stack(list(pool.map(one, images)))
 
     return build
 
@@ -203,6 +280,8 @@ NAMES = {
     "tf.function, float32": (tf_function, [32, 128, 256]),
     "PyTorch, float32": (lambda w, s: torch_cpu(w, s, "float32"), [16, 32, 64, 128, 256]),
     "PyTorch, bfloat16": (lambda w, s: torch_cpu(w, s, "bfloat16"), [16, 32, 64, 128, 256]),
+    "ONNX Runtime, float32": (onnxruntime_cpu, [1, 8, 32, 64]),
+    "ncnn, float32": (ncnn_cpu, [32]),
     "OpenVINO, float32": (lambda w, s: openvino_cpu(w, s, "float32"), [1, 8, 32, 64]),
     "OpenVINO, bfloat16": (lambda w, s: openvino_cpu(w, s, "bfloat16"), [1, 8, 32, 64]),
     "ours, top, float32": (lambda w, s: ours(w, s, "float32", TOP_TAPS), []),
