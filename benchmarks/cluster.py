@@ -37,17 +37,9 @@ def rates(data_dir: Path, rows: int, size: int, pairs: int) -> None:
         found = {}
         for way, flags in WAYS.items():
             with tempfile.TemporaryDirectory() as folder:
-                command = [
-                    sys.executable,
-                    "-m",
-                    "pipeline",
-                    "features",
-                    "--data-dir",
-                    str(data_dir),
-                    "--limit",
-                    str(rows),
-                ]
-                command += ["--precision", "float32", "--image-size", str(size), "--features-dir", folder, *flags]
+                command = [sys.executable, "-m", "pipeline", "features", *flags, "--features-dir", folder]
+                command += ["--data-dir", str(data_dir), "--limit", str(rows), "--image-size", str(size)]
+                command += ["--precision", "float32"]
                 began = time.monotonic()
                 done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
                 seconds = time.monotonic() - began

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -29,15 +29,24 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
+def kept(features: Path) -> int:
+    """How many parts of a cache are there."""
+    return len(list(features.glob("*.parts/t*.h5")))
+
+
 class Cluster:
     """A scheduler, and the workers that were started for it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, certificate: Path | None = None) -> None:
         self.folder, self.file = folder, folder / "scheduler.json"
+        self._tls: list[str] = []
+        if certificate is not None:  # which holds its key, too, and is the authority for itself
+            self._tls = [f"--tls-{name}={certificate}" for name in ("ca-file", "cert", "key")]
         self.workers: list[subprocess.Popen[bytes]] = []
         self.scheduler = self._start(
             "scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0",
-            "--scheduler-file", str(self.file), DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=f"{TTL}s",
+            "--scheduler-file", str(self.file), *self._tls, *(["--protocol", "tls"] if certificate else ()),
+            DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=f"{TTL}s",
         )  # fmt: skip
         until(lambda: self.file.exists() and self.file.read_text(encoding="utf-8").rstrip().endswith("}"))
         self.address = json.loads(self.file.read_bytes())["address"]
@@ -56,7 +65,7 @@ class Cluster:
         preload = ["--preload", __file__] if fault else []
         worker = self._start(
             "worker", self.address, "--nthreads", str(threads), "--memory-limit", "0", "--no-dashboard",
-            "--local-directory", str(self.folder), *preload, PIPELINE_FAULT=fault, **env,
+            "--local-directory", str(self.folder), *self._tls, *preload, PIPELINE_FAULT=fault, **env,
         )  # fmt: skip
         self.workers.append(worker)
         return worker
@@ -65,18 +74,21 @@ class Cluster:
         """Processes that compute: each is the child of a nanny, which starts another when it dies."""
         found = []
         for nanny in self.workers:
-            if nanny.poll() is None:
-                children = psutil.Process(nanny.pid).children()
-                found += [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+            for child in psutil.Process(nanny.pid).children() if nanny.poll() is None else ():
+                with suppress(psutil.Error):  # it was killed just now
+                    found += [child.pid] if "spawn_main" in " ".join(child.cmdline()) else []
         return found
 
-    def kill_at_random(self, kills: int, ended: threading.Event, within: float = 3) -> int:
-        """SIGKILL one process at a time, at random moments, until there were so many kills or the run has ended."""
-        killed = 0
-        while killed < kills and not ended.wait(random.uniform(0, within)):
-            if pids := self.pids():
+    def kill_at_random(self, kills: int, ended: threading.Event, features: Path) -> int:
+        """SIGKILL one process at a time while they compute, until there were so many kills or the run has ended.
+
+        Each time at a random moment after a part has come to the folder of ``features`` since the kill before.
+        """
+        killed = seen = 0
+        while killed < kills and not ended.wait(0.02):
+            if kept(features) > seen and not ended.wait(random.uniform(0, 0.5)) and (pids := self.pids()):
                 os.kill(random.choice(pids), signal.SIGKILL)
-                killed += 1
+                killed, seen = killed + 1, kept(features)
         return killed
 
     def stop(self, *processes: subprocess.Popen[bytes]) -> None:
@@ -89,9 +101,9 @@ class Cluster:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[Cluster]:
-    """A scheduler without workers, for the block."""
-    cluster = Cluster(folder)
+def started(folder: Path, certificate: Path | None = None) -> Iterator[Cluster]:
+    """A scheduler without workers, for the block; with TLS if there is a certificate."""
+    cluster = Cluster(folder, certificate)
     try:
         yield cluster
     finally:

@@ -23,11 +23,11 @@ from conftest import ROOT, Run, assert_user_error
 pytest.importorskip("distributed")
 
 import clusters
-from clusters import Cluster, until
+from clusters import Cluster, kept, until
 
 from pipeline import cli
 from pipeline.common import cluster as clustering
-from pipeline.common import cluster_options
+from pipeline.common import cluster_options, cluster_reach
 from pipeline.common.errors import UserError
 from pipeline.data.image_files import ImageFiles
 from pipeline.features import extract, on_workers, parts
@@ -78,10 +78,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]
     return faults.arrays(folder)
 
 
-def kept(folder: Path) -> int:
-    return len(list(folder.glob("*.parts/t*.h5")))
-
-
 def meanwhile(work: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -118,7 +114,7 @@ def test_killed_workers_cost_nothing_but_time(
     for attempt in range(20):
         ended, folder = threading.Event(), tmp_path / str(attempt)
         with ThreadPoolExecutor(1) as aside:
-            kills = aside.submit(cluster.kill_at_random, 5 - killed, ended)
+            kills = aside.submit(cluster.kill_at_random, 5 - killed, ended, folder)
             compute(folder, cluster.address)
             ended.set()
         killed += kills.result()
@@ -258,6 +254,33 @@ def test_a_worker_may_have_its_folder_elsewhere(tmp_path: Path, monkeypatch: pyt
     assert on_workers._here(sent, tmp_path / "photos")._paths == images._paths
     (tmp_path / "photos").mkdir()
     assert on_workers._here(sent, tmp_path / "photos")._paths == sent._paths, "the same path comes first"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on this machine")
+def test_certificates_of_dasks_configuration_are_used(
+    run: Run, reference: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    own, features = tmp_path / "cert.pem", tmp_path / "features"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=cluster"]
+    subprocess.run([*make, "-out", own.name, "-keyout", own.name], cwd=tmp_path, check=True, capture_output=True)
+
+    def with_certificate(path: Path) -> dict[str, str]:
+        return {
+            f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(path) for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY")
+        }
+
+    (tmp_path / "cluster").mkdir()
+    with clusters.started(tmp_path / "cluster", own) as there:
+        assert there.address.startswith("tls://")
+        there.start_worker()
+        arguments = [*command(features)[3:], "--cluster", there.address]
+        assert_user_error(run(*arguments), "DASK_DISTRIBUTED__COMM__TLS__CA_FILE", "has no ca-file or no client.cert")
+        absent = run(*arguments, env=with_certificate(tmp_path / "absent.pem"))
+        assert_user_error(absent, str(tmp_path / "absent.pem"), "No such file")
+        done = run(*arguments, env=with_certificate(own))
+    assert done.returncode == 0, done.stderr
+    assert "the worker tls://127.0.0.1:" in done.stderr
+    assert faults.same(faults.arrays(features), reference)
 
 
 # --- what becomes of a run --------------------------------------------------------------------------
@@ -401,11 +424,11 @@ def test_dask_is_loaded_for_a_cluster_alone(tmp_path: Path) -> None:
 
 def test_each_process_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(clustering, "GPUS", tmp_path / "gpus")
-    assert clustering._pinned(0) == {}
+    monkeypatch.setattr(cluster_reach, "GPUS", tmp_path / "gpus")
+    assert cluster_reach._pinned(0) == {}
     for name in ("0000:01:00.0", "0000:02:00.0"):
         (tmp_path / "gpus" / name).mkdir(parents=True)
-    assert [clustering._pinned(number)["CUDA_VISIBLE_DEVICES"] for number in range(3)] == ["0", "1", "0"]
+    assert [cluster_reach._pinned(number)["CUDA_VISIBLE_DEVICES"] for number in range(3)] == ["0", "1", "0"]
 
 
 def test_the_transformer_computes_on_a_cluster(cluster: Cluster, tmp_path: Path) -> None:

@@ -32,9 +32,10 @@ from pipeline.features import parts
 from pipeline.network import device
 
 REAL_ROWS = 120  # of each split
+CLUSTER_ROWS = 1442  # of train; computed in some seconds, so that there is time for kills
 REAL_PART_ROWS = 8
 REAL = ["--dataset", "digits", "--weights", "random", "--precision", "float32", "--image-size", "32"]
-REAL += ["--limit", str(REAL_ROWS), "--batch-size", str(REAL_PART_ROWS)]
+REAL += ["--batch-size", str(REAL_PART_ROWS)]
 
 
 @dataclass
@@ -50,7 +51,8 @@ class Tally:
 
     def compare(self, folder: Path, reference: dict[str, np.ndarray], before: Path | None = None) -> None:
         """Count rows of a finished cache that are missing or differ."""
-        found = faults.arrays(folder, before)
+        made = [path for path in folder.glob("*.h5") if before is None or path.name != before.name]
+        found = faults.arrays_in(*made) if made else {}
         for name, expected in reference.items():
             have = found.get(name, expected[:0])
             self.lost += len(expected) - len(have)
@@ -59,8 +61,12 @@ class Tally:
 
     def said(self, outcome: faults.Outcome, allowed: tuple[int, ...]) -> None:
         """Count tracebacks, and endings that are neither success nor a clear error."""
-        self.tracebacks += "Traceback" in outcome.said
-        self.unclear += outcome.status not in allowed or (outcome.status == 2 and not outcome.is_user_error)
+        traceback = "Traceback" in outcome.said
+        unclear = outcome.status not in allowed or (outcome.status == 2 and not outcome.is_user_error)
+        self.tracebacks += traceback
+        self.unclear += unclear
+        if traceback or unclear:
+            print(f"exit status {outcome.status}: {outcome.said}", flush=True)
 
     @property
     def clean(self) -> bool:
@@ -184,9 +190,9 @@ def random_kills(folder: Path, kills: int) -> Iterator[Tally]:
     yield tally
 
 
-def _real(place: Path, kill_after: float | None, *more: str) -> tuple[faults.Outcome, float]:
+def _real(place: Path, kill_after: float | None, *more: str, rows: int = REAL_ROWS) -> tuple[faults.Outcome, float]:
     """Run the real stage one; kill it so many seconds after it has begun to compute. Says how long that took."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", str(place), *more]
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", str(place), "--limit", str(rows), *more]
     with tempfile.TemporaryFile() as spool:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=spool)
         if child.stdout is None:
@@ -224,7 +230,7 @@ def cluster_kills(folder: Path, kills: int) -> Iterator[Tally]:
     """SIGKILL to workers of a real cluster at random times, while they compute."""
     tally = Tally("workers of a cluster killed at random times")
     undisturbed = folder / "undisturbed"
-    _real(undisturbed, None)
+    tally.said(_real(undisturbed, None, rows=CLUSTER_ROWS)[0], (0,))
     reference = faults.arrays(undisturbed)
     (folder / "cluster").mkdir()
     with clusters.started(folder / "cluster") as cluster, ThreadPoolExecutor(1) as aside:
@@ -234,8 +240,8 @@ def cluster_kills(folder: Path, kills: int) -> Iterator[Tally]:
         while tally.faults < kills:
             place, ended = folder / f"round {number}", threading.Event()
             number += 1
-            killing = aside.submit(cluster.kill_at_random, kills - tally.faults, ended)
-            outcome, _ = _real(place, None, "--cluster", cluster.address)
+            killing = aside.submit(cluster.kill_at_random, kills - tally.faults, ended, place)
+            outcome, _ = _real(place, None, "--cluster", cluster.address, rows=CLUSTER_ROWS)
             ended.set()
             tally.faults += killing.result()
             tally.said(outcome, (0,))
@@ -284,7 +290,7 @@ def _damage(content: bytes, generator: np.random.Generator) -> bytes:
 
 def main() -> int:
     """Run the attacks and print their counts."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)  # what it does not know is a child's
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--flips", type=int, default=400)
     parser.add_argument("--pairs", type=int, default=20)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.common import cluster
+from pipeline.common import cluster, cluster_reach
 from pipeline.common.bar import Bar
 from pipeline.common.errors import UserError
 from pipeline.data import loader
@@ -99,7 +99,7 @@ def compute_parts(
     folder = Path(dataset.source).absolute() if Path(dataset.source).is_dir() else None
     setup = Setup(network.layers, spec, batch_size, options.threads, folder)
     tasks = ((part, (_travelling(dataset.splits[part.split], part.start + own),)) for part, own in rows.items())
-    with cluster.connected(where, options.threads) as client:
+    with cluster_reach.connected(where, options.threads) as client:
         workers = cluster.Workers(client, where, PACKAGES, prepare, setup)
         running = workers.run(compute, tasks, lambda part: len(rows[part]), "images", progress.note)
         for part, computed, label, seconds in running:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipeline.common import cluster
+from pipeline.common import cluster, cluster_reach
 from pipeline.common.bar import Bar
 from pipeline.common.errors import UserError
 from pipeline.features import arrays, store
@@ -88,7 +88,7 @@ def workers(
         tuple(each.path.absolute() for each in files), tuple(each.proof for each in files), spec, taps, kept,
         data.labels, data.groups, data.images, open_cache.class_names,
     )  # fmt: skip
-    with cluster.connected(where, None) as client:
+    with cluster_reach.connected(where, None) as client:
         yield cluster.Workers(
             client, where, PACKAGES, prepare, rows, lambda: replace(rows, features=data.features.array())
         )

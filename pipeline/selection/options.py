@@ -31,7 +31,9 @@ class TrainOptions(ClusterOptions):
     seed: int = option(0, SEED.help, least=0, most=classifiers.MAX_SEED)
     force: bool = option(False, "compute a run again that is there")
     cv: int | None = option(
-        None, "cross-validate in N folds instead of holding out validation and test: for few images", least=2
+        None,
+        "cross-validate in N folds in place of holding out validation and test: for few images; never on a cluster",
+        least=2,
     )
     repeats: int = option(1, "how often to cross-validate, each time in other folds", least=1)
     class_weight: str | None = option(
