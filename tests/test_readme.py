@@ -136,7 +136,8 @@ def test_every_flag_is_documented_and_every_documented_flag_exists() -> None:
     flags = {item.flag for item in FLAGS if not item.positional}
     named = {flag for code in _code() for flag in re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", code)}
     assert flags - named == set(), "not documented"
-    of_dask = {"--host", "--memory-limit", "--nthreads"}
+    of_dask = {"--host", "--memory-limit", "--nthreads", "--no-dashboard", "--protocol"}
+    of_dask |= {"--tls-ca-file", "--tls-cert", "--tls-key"}
     assert named - flags - of_dask - {"--kills", "--help"} == set(), "documented, but no flag"
 
 
