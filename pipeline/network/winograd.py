@@ -152,8 +152,9 @@ class Convolution:
         height, width, images, channels = maps.shape
         across, results, memory = result.shape[1] // TILE, result.shape[3], self._workers.memory
         rows = lines * across * images
+        # What a step makes, the next one takes, and then its memory is free for what that one's successor makes.
         # Bᵀ d, along the height; what is left and right of a map is 0, and what is above and below is left out.
-        tall = memory("tall", SPAN, lines, TILE * across + 2, images * channels)
+        tall = memory("odd", SPAN, lines, TILE * across + 2, images * channels)
         tall[:, :, 0] = tall[:, :, width + 1 :] = 0
         for i in range(lines):
             top = TILE * (line + i) - 1
@@ -165,16 +166,16 @@ class Convolution:
         tiles = as_strided(
             tall, (SPAN, lines, across, SPAN, images * channels), (place, down, TILE * pixel, pixel, number)
         )
-        pixels = memory("pixels", SPAN, SPAN, rows, channels)
+        pixels = memory("even", SPAN, SPAN, rows, channels)
         apart = pixels.reshape(SPAN, SPAN, lines, across, -1)
         np.matmul(_INPUT, tiles, out=np.moveaxis(apart, 1, 3))
         # All channels, at each place by itself, and the bias.
-        sums = memory("sums", SPAN, SPAN, rows, results)
+        sums = memory("odd", SPAN, SPAN, rows, results)
         np.matmul(pixels, self._kernels, out=sums)
         sums[_ONES] += self._bias
         # Aᵀ m, then (Aᵀ m) A, which is put where it belongs, and ReLU.
         apart = sums.reshape(SPAN, SPAN, lines, across, -1)
-        wide = memory("wide", TILE, SPAN, lines, across, images * results)
+        wide = memory("even", TILE, SPAN, lines, across, images * results)
         np.matmul(_OUTPUT, np.moveaxis(apart, 0, 3), out=np.moveaxis(wide, 0, 3))
         for i in range(lines):
             top = TILE * (line + i)
