@@ -316,7 +316,9 @@ def test_train(features_dir: Path, tmp_path: Path, classifier: str, run: Run) ->
 
     (folder,) = (path.parent for path in (tmp_path / "output").glob("*/metrics.json"))
     assert folder.name.startswith(f"digits-{classifier}-")
-    assert sorted(path.name for path in folder.iterdir()) == sorted((*run_folder.RUN_FILES, *run_folder.DRAWINGS))
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        (*run_folder.RUN_FILES, *run_folder.DRAWINGS, run_folder.PROBABILITIES)
+    )
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics) >= {
         "run", "created", "dataset", "features", "classifier", "seed", "accuracy", "log_loss", "per_class", "seconds",

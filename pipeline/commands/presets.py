@@ -73,5 +73,5 @@ class Preset:
 PRESETS = {
     "fast": Preset("fast", {"image_size": (32,), "taps": "rich"}, "mlp"),
     "default": Preset("default", {"taps": "rich"}, "mlp"),
-    "best": Preset("best", {"image_size": (64, 96), "views": "mirror", "taps": "rich"}, "mlp"),
+    "best": Preset("best", {"image_size": (32, 64), "views": "mirror", "taps": "rich"}, "mlp"),
 }
