@@ -17,7 +17,7 @@ from pipeline.models import vote
 
 pytestmark = pytest.mark.tensorflow
 
-DIGITS = ["--dataset", "digits", "--weights", "random", "--precision", "float32"]
+DIGITS = ["--dataset", "digits", "--limit", "400", "--weights", "random", "--precision", "float32"]
 QUICK = ["--no-learning-curve"]
 MEMBERS = [  # another size, other taps, another classifier; of decision values, too
     ["--image-size", "32", "--taps", "top", "--C", "0.1"],
