@@ -119,6 +119,12 @@ def _without_its_probabilities(home: Path, names: list[str], call: Run) -> list[
     return names
 
 
+def _with_damaged_probabilities(home: Path, names: list[str], call: Run) -> list[str]:
+    path = home / "o" / names[0] / "probabilities.npz"
+    path.write_bytes(path.read_bytes()[:-200])
+    return names
+
+
 def _without_a_cache(home: Path, names: list[str], call: Run) -> list[str]:
     next((home / "f").glob("*40px*")).unlink()
     return names
@@ -140,6 +146,7 @@ def _with_another(*words: str) -> Callable[[Path, list[str], Run], list[str]]:
         (lambda home, names, call: [names[0], names[0]], ["each once"]),
         (lambda home, names, call: [names[0], names[1][:-1]], ["There is no run", "Did you mean"]),
         (_without_its_probabilities, ["probabilities.npz", "--force"]),
+        (_with_damaged_probabilities, ["probabilities.npz is damaged", "--force"]),
         (_without_a_cache, ["no feature cache", "40 px", "--taps"]),
         (_with_another("--cv", "2"), ["cross-validated", "--cv"]),
         (_with_another("--seed", "1"), ["seed", "not of the same rows"]),
@@ -152,5 +159,5 @@ def test_what_cannot_be_joined_is_said(
     shutil.copytree(home, tmp_path / "home")
     before = {path.name for path in (home / "o").glob("*ensemble*")}
     chosen = change(tmp_path / "home", names, call)
-    assert_user_error(call("ensemble", *chosen, *_places(tmp_path / "home")), *words)
+    assert_user_error(call("ensemble", *chosen, *_places(tmp_path / "home"), "--force"), *words)
     assert {path.name for path in (tmp_path / "home" / "o").glob("*ensemble*")} == before

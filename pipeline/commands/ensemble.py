@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import time
+import zipfile
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -185,4 +187,9 @@ def _compute(
 def _read(run: RunResults) -> Arrays:
     path = run.folder / PROBABILITIES
     with file_errors("read the run", path):
-        return dict(np.load(io.BytesIO(path.read_bytes()), allow_pickle=False))
+        content = path.read_bytes()
+    try:
+        found = dict(np.load(io.BytesIO(content), allow_pickle=False))
+        return {name: found[name] for name in ("fit_rows", "fit", "validation_rows", "validation")}
+    except (ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged: {error}. Train the run {run.name} again with --force.") from error

@@ -61,7 +61,7 @@ def fit(
         When there are so many columns that their products do not fit into memory.
     """
     columns = rows.shape[1] if before is None else len(before.get_feature_names_out())
-    check_memory("ridge", f"the products of {columns:,} columns", 2 * 8 * columns**2)
+    check_memory("ridge" if before is None else "kernel", f"the products of {columns:,} columns", 2 * 8 * columns**2)
     binarizer = LabelBinarizer(neg_label=-1).fit(labels)
     targets = binarizer.transform(labels).astype(np.float64)
     gram = np.zeros((columns, columns), order="F")  # its lower half

@@ -59,7 +59,7 @@ class Network:
         view: str = "plain",
     ) -> None:
         if interpolation != "bicubic":
-            raise NotImplementedError(interpolation)
+            raise ValueError(f"the interpolation must be bicubic, not {interpolation}")
         self._taps, self._size, self._view = tuple(taps), image_size, view
         self._dtype = np.float64 if precision == "float64" else np.float32
         self._narrow: Callable[[Array], Array] = _as_bfloat16 if precision == "bfloat16" else lambda values: values
@@ -94,7 +94,9 @@ class Network:
         maps, found = self._narrow(pixels[..., ::-1] - np.array(MEAN_RGB[::-1], self._dtype)), {}
 
         def keep(name: str) -> None:
-            found.update({tap: pool(maps, self._narrow) for tap, pool in _poolings(name) if tap in self._taps})
+            for how, pool in _POOLINGS.items():
+                if (tap := f"{name}.{how}") in self._taps:
+                    found[tap] = pool(maps, self._narrow)
 
         for layer, following in itertools.pairwise([*self._layers, ""]):
             kernel, bias = self._layers[layer]
@@ -232,7 +234,3 @@ _POOLINGS: Mapping[str, Pooling] = {
     "avg2x2": _quadrants,
     "cov": _covariance,
 }
-
-
-def _poolings(layer: str) -> list[tuple[str, Pooling]]:
-    return [(f"{layer}.{how}", pool) for how, pool in _POOLINGS.items()]
