@@ -1,16 +1,17 @@
 """What sizes, views, taps and classifiers are worth on CIFAR-10: the grid of docs/accuracy.md.
 
-    .venv/bin/python benchmarks/accuracy.py --data-dir DATA --sizes 32,64
+    .venv/bin/python benchmarks/accuracy.py --data-dir DATA --rows "32 plain,64 plain all"
 
 `make grid`. Every row is a run like any other, made by the command line in a process of its own: those that are there
 are not made again, so a grid that was stopped goes on. For each size and view there is one cache with all the taps that
-any row wants. Nothing is chosen by what test says.
+any of its rows wants. Nothing is chosen by what test says.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -27,10 +28,11 @@ from pipeline.network.taps import ALL_TAPS, RICH_TAPS, TOP_TAPS  # which loads n
 
 GRID = """## The grid
 
-Best on validation first; test is scored once for each row and nothing is chosen by it. *First* and *second* are the
-seconds of the two stages, on one cache with all taps of the grid; memory is the larger peak of both.
+Best on validation first; test is scored once for each row and nothing is chosen by it. *First* and *second* are what
+the two stages took of the processor, in minutes of one core: on two cores that do nothing else, half as long by the
+clock. Features of one size and view are computed once, with all taps that any row wants. Memory is the larger peak.
 
-![Validation accuracy against seconds, with the frontier](images/accuracy.png)
+![Validation accuracy against processor time, with the frontier](images/accuracy.png)
 """
 STD = tuple(tap for tap in RICH_TAPS if tap.endswith(".std"))
 QUADRANTS = ("block3_pool.avg2x2", "block4_pool.avg2x2", "block5_conv1.avg2x2", "block5_conv3.avg2x2")
@@ -44,15 +46,22 @@ TAPS = {
     "all of these": (*ALL_TAPS, *STD, *QUADRANTS, *COVARIANCES),
     "rich": RICH_TAPS,
 }
-ROWS = [
-    *(("plain", taps, "logistic") for taps in TAPS),
-    *(("mirror", taps, "logistic") for taps in ("all", "rich")),
-    *((views, taps, "mlp") for taps in ("all", "rich") for views in ("plain", "mirror")),
+ROWS = [  # each pooling and view by itself where images are small and cheap; where they are larger, what was worth it
+    *(("32", "plain", taps, "logistic") for taps in TAPS),
+    *(("32", "mirror", taps, "logistic") for taps in ("all", "rich")),
+    *(("32", views, taps, "mlp") for taps in ("all", "rich") for views in ("plain", "mirror")),
+    ("32", "plain", "all", "kernel"),
+    *(("64", "plain", "all", classifier) for classifier in ("logistic", "mlp")),
+    *(("64", views, "rich", "mlp") for views in ("plain", "mirror")),
+    ("32+64", "mirror", "rich", "mlp"),
 ]
 
 
 def run(arguments: list[str], records: Path) -> dict[str, Any]:
-    """Give a command to this program; what it says as JSON, with the peak bytes of when it was computed, if known."""
+    """Give a command to this program; what it says as JSON, and what making it took, if that is known.
+
+    That are ``peak``, in bytes, and ``minutes`` of the processor. They are kept in a file, for when a row is there.
+    """
     began = time.time()
     command = [sys.executable, "-m", "pipeline", *arguments, "--json"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -63,11 +72,13 @@ def run(arguments: list[str], records: Path) -> dict[str, Any]:
         raise SystemExit(status)
     found: dict[str, Any] = json.loads(said)
     known = json.loads(records.read_text()) if records.exists() else {}
-    files = [found["folder"]] if "folder" in found else [each["file"] for each in found.get("caches", [found])]
-    if max(os.stat(file).st_mtime for file in files) >= began:  # else it was there already
-        known[files[-1]] = usage.ru_maxrss * 1024
+    made = [found["folder"]] if "folder" in found else [each["file"] for each in found.get("caches", [found])]
+    if len(made) == 1 and os.stat(made[0]).st_mtime >= began:  # else it was there already
+        minutes = (usage.ru_utime + usage.ru_stime) / 60
+        known[Path(made[0]).name] = {"peak": usage.ru_maxrss * 1024, "minutes": minutes}
         records.write_text(json.dumps(known, indent=1))
-    return {**found, "peak": known.get(files[-1])}
+    each = [known.get(Path(one).name, {"peak": math.nan, "minutes": math.nan}) for one in made]
+    return {**found, "peak": max(one["peak"] for one in each), "minutes": sum(one["minutes"] for one in each)}
 
 
 def frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -87,21 +98,26 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in sorted(rows, key=lambda row: -row["validation"]):
         low, high = row["interval"]
+        costs = [
+            "" if math.isnan(value) else text.format(value)
+            for text, value in (("{:.1f}", row["one"]), ("{:.1f}", row["two"]), ("{:.1f} GB", row["peak"] / 1e9))
+        ]
         lines.append(
             f"| {row['size']} | {row['views']} | {row['taps']} | {row['classifier']} | {row['columns']:,} "
-            f"| {row['validation']:.2%} | {row['test']:.2%} ({low:.2%} to {high:.2%}) | {row['one']:,.0f} s "
-            f"| {row['two']:,.0f} s | {row['peak']} |".replace("%", " %")
+            f"| {row['validation']:.2%} | {row['test']:.2%} ({100 * low:.2f} to {100 * high:.2f}) "
+            f"| {' | '.join(costs)} |".replace("%", " %")
         )
     return "\n".join(lines) + "\n"
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
-    """Validation accuracy against seconds of both stages, with the frontier."""
+    """Validation accuracy against processor time of both stages, with the frontier."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    rows = [{**row, "cost": row["one"] + row["two"]} for row in rows if not math.isnan(row["one"] + row["two"])]
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for size in sorted({row["size"] for row in rows}):
         own = [row for row in rows if row["size"] == size]
@@ -116,7 +132,9 @@ def draw(rows: list[dict[str, Any]]) -> None:
             axes.annotate(
                 text, (row["cost"], 100 * row["validation"]), fontsize=7, xytext=(4, -9), textcoords="offset points"
             )
-    axes.set(xscale="log", xlabel="seconds of both stages", ylabel="validation accuracy (%)")
+    axes.set(xscale="log", xlabel="processor time of both stages (minutes of one core)")
+    axes.set_ylabel("validation accuracy (%)")
+    axes.margins(x=0.15)
     axes.legend()
     figure.savefig(PICTURE, dpi=120)
 
@@ -124,51 +142,32 @@ def draw(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Make what is missing of the grid, then its table and its picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="32,64", help="image sizes; several at once as 64+96 (default: 32,64)")
-    parser.add_argument("--rows", help="only rows in which one of these texts is, as in 'plain rich,mirror rich'")
-    parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--features-dir", default="features")
-    parser.add_argument("--output-dir", default="output")
-    parser.add_argument("--models-dir", default="models")
+    parser.add_argument("--rows", default="", help="only rows that begin so, as in '32 plain,64 plain all'")
+    for name in ("data", "features", "output", "models"):
+        parser.add_argument(f"--{name}-dir", default=name)
     chosen = parser.parse_args()
     records = Path(chosen.output_dir) / "grid.json"
     records.parent.mkdir(parents=True, exist_ok=True)
     places = ["--data-dir", chosen.data_dir, "--features-dir", chosen.features_dir]
+    folders = ["--output-dir", chosen.output_dir, "--models-dir", chosen.models_dir]
+    wanted = [row for row in ROWS if " ".join(row).startswith(tuple(chosen.rows.split(",")))]
     found = []
-    for size in chosen.sizes.split(","):
-        texts = (chosen.rows or "").split(",")
-        wanted = [row for row in ROWS if any(text in " ".join(row) for text in texts)]
-        for views, taps, classifier in wanted:
-            union = sorted({tap for view, each, _ in wanted if view == views for tap in TAPS[each]})
-            asked = ["--image-size", size.replace("+", ","), "--views", views, *places]
-            made = run(["features", *asked, "--taps", ",".join(union)], records)
-            folders = ["--output-dir", chosen.output_dir, "--models-dir", chosen.models_dir]
-            metrics = run(
-                [
-                    "train", *asked, "--taps", ",".join(TAPS[taps]), "--classifier", classifier, *folders,
-                    "--no-learning-curve",
-                ],
-                records,
-            )  # fmt: skip
-            peaks = [peak for peak in (made["peak"], metrics["peak"]) if peak]
-            from pipeline.features import store
-
-            one = 0.0
-            for file in [made] if "file" in made else made["caches"]:
-                with store.open(Path(file["file"])) as cache:
-                    one += sum(cache.rows.values()) / cache.images_per_second
-            two = metrics["seconds"]["total"]
-            found.append({
-                "size": size.replace("+", " and "), "views": views, "taps": taps, "classifier": classifier,
-                "columns": metrics["features"]["columns"], "validation": metrics["accuracy"]["validation"],
-                "test": metrics["accuracy"]["test"], "interval": metrics["interval"]["test"],
-                "one": one, "two": two, "cost": one + two,
-                "peak": f"{max(peaks) / 1e9:.1f} GB" if len(peaks) == 2 else "",
-            })  # fmt: skip
-            text = PAGE.read_text(encoding="utf-8")
-            head, _, rest = text.partition(BEGIN)
-            PAGE.write_text(f"{head}{BEGIN}\n{GRID}\n{table(found)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
-            draw(found)
+    for size, views, taps, classifier in wanted:
+        union = sorted({tap for row in wanted if row[:2] == (size, views) for tap in TAPS[row[2]]})
+        asked = ["--image-size", size.replace("+", ","), "--views", views, *places]
+        made = run(["features", *asked, "--taps", ",".join(union)], records)
+        of_run = ["--taps", ",".join(TAPS[taps]), "--classifier", classifier, "--no-learning-curve", *folders]
+        metrics = run(["train", *asked, *of_run], records)
+        found.append({
+            "size": size.replace("+", " and "), "views": views, "taps": taps, "classifier": classifier,
+            "columns": metrics["features"]["columns"], "validation": metrics["accuracy"]["validation"],
+            "test": metrics["accuracy"]["test"], "interval": metrics["interval"]["test"],
+            "one": made["minutes"], "two": metrics["minutes"], "peak": max(made["peak"], metrics["peak"]),
+        })  # fmt: skip
+        text = PAGE.read_text(encoding="utf-8")
+        head, _, rest = text.partition(BEGIN)
+        PAGE.write_text(f"{head}{BEGIN}\n{GRID}\n{table(found)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        draw(found)
 
 
 if __name__ == "__main__":
