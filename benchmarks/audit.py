@@ -39,14 +39,13 @@ def labels(path: Path, share: float, seed: int) -> None:
     with store.open(path) as cache:
         rows, truth = arrays.load_all(cache, cache.spec.taps)
         grouping = copies.group(cache, [cache.spec.taps])
-        groups, images = (np.concatenate(list(each.values())) for each in (grouping.groups, grouping.images))
         train, classes = cache.rows["train"], cache.class_names
     generator = np.random.default_rng(seed)
     flipped = np.zeros(len(truth), bool)
     flipped[generator.choice(train, round(share * train), replace=False)] = True
     given = np.where(flipped, (truth + generator.integers(1, len(classes), len(truth))) % len(classes), truth)
     began = time.monotonic()
-    found = out_of_fold.probabilities(Samples(rows, given, groups, images), classes, folds=5, seed=0)
+    found = out_of_fold.probabilities(Samples(rows, given, grouping.groups, grouping.images), classes, folds=5, seed=0)
     seconds = time.monotonic() - began
     listed, quality = out_of_fold.mislabelled(given, found)
     most = min(LISTED, int(flipped.sum()) if share else LISTED)

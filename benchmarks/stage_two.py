@@ -41,8 +41,9 @@ from sklearn.preprocessing import StandardScaler
 
 from pipeline.features import store
 from pipeline.features.rows import FeatureRows, FilePart
-from pipeline.models.fit import Job, fit_side_by_side
+from pipeline.models.fit import fit_side_by_side
 from pipeline.models.history import Samples
+from pipeline.models.jobs import Job
 from pipeline.network.taps import columns_of
 from pipeline.selection import protocol
 

@@ -248,16 +248,15 @@ def test_pairs_are_all_that_there_are_and_outliers_are_alone() -> None:
 
 
 def test_near_duplicates_are_joined_as_copies_are() -> None:
-    each = {"train": np.arange(6), "test": np.arange(6, 10)}
-    grouping = copies.Grouping(each, each, own=False)
+    grouping = copies.Grouping(np.arange(10), np.arange(10), own=False, train=6)
     found = left_out.LeftOut(
         frozenset({("train", 2), ("test", 0), ("train", 99)}),
         [(("train", 0), ("train", 5)), (("train", 5), ("test", 3)), (("train", 99), ("test", 1))],
         {"near_duplicates": "x"},
     )
     joined = found.joined(grouping).images
-    assert joined["train"][0] == joined["train"][5] == joined["test"][3]
-    assert len(np.unique(np.r_[joined["train"], joined["test"]])) == 8
+    assert joined[0] == joined[5] == joined[6 + 3]
+    assert len(np.unique(joined)) == 8
     assert found.kept({"train": 6}).tolist() == [0, 1, 3, 4, 5]
     assert found.kept({"train": 6, "test": 4}).tolist() == [0, 1, 3, 4, 5, 7, 8, 9]
     assert list(found.keyed()) == ["near_duplicates"]

@@ -18,9 +18,10 @@ from sklearn.preprocessing import StandardScaler
 
 from pipeline.common.errors import UserError
 from pipeline.features.rows import FeatureRows
-from pipeline.models import classifiers, fit
-from pipeline.models.fit import Job, fit_side_by_side
+from pipeline.models import classifiers, epochs, fit
+from pipeline.models.fit import fit_side_by_side
 from pipeline.models.history import Samples
+from pipeline.models.jobs import Job
 from pipeline.output import metrics, run_folder
 from pipeline.selection import protocol
 
@@ -124,7 +125,7 @@ def test_updates_in_pieces_are_scikit_learns_and_leave_no_trace() -> None:
     made = options("mlp", **{**FAST["mlp"], "hidden_layer_sizes": (400,)})
     features, labels = array(data) / array(data).std(axis=0), data.labels
     plain, pieces = (classifiers.get("mlp").make({**made, "alpha": 1.0}, 0, data.features.shape) for _ in range(2))
-    pieces._optimizer = fit._AdamInPieces()
+    pieces._optimizer = epochs._AdamInPieces()
     pieces._optimizer.learning_rate_init = 0.01
     for _ in range(3):
         for each in (plain, pieces):

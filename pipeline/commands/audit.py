@@ -109,8 +109,7 @@ def _contents(
         log.warning("warning: %s Blank and tiny ones are not looked for", images.absent)
     grouping = copies.group(cache, [asked.taps])
     rows, labels = arrays.load_all(cache, asked.taps)
-    groups, same = (np.concatenate([each[split] for split in SPLITS]) for each in (grouping.groups, grouping.images))
-    data = Samples(rows, labels, groups, same)
+    data = Samples(rows, labels, grouping.groups, grouping.images)
     probabilities = out_of_fold.probabilities(data, classes, folds=options.cv, seed=options.seed)
     wrong, quality = out_of_fold.mislabelled(labels, probabilities)
     with Progress("neighbours", 0, "steps"):

@@ -7,17 +7,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from pipeline.commands.train import Clock, Outcome, is_there, left_out_of, make, place_of
 from pipeline.common.keys import digest_of
 from pipeline.common.progress import Progress
 from pipeline.features import arrays, store
-from pipeline.features.layout import SPLITS
 from pipeline.features.spec import FeatureSpec
-from pipeline.models import classifiers
 from pipeline.models.history import Samples
 from pipeline.output.metrics import score
 from pipeline.output.run_folder import RunFolder
@@ -26,7 +21,7 @@ from pipeline.selection.crossval import CrossValidation, Table
 from pipeline.selection.left_out import LeftOut
 from pipeline.selection.options import SweepOptions, TrainOptions
 from pipeline.selection.protocol import Selection
-from pipeline.selection.trials import Trial, TrialResult
+from pipeline.selection.trials import Trial
 
 
 @contextmanager
@@ -45,10 +40,7 @@ def loaded(
     UserError
         When a class has too few images for the folds.
     """
-    data = Samples(
-        *arrays.load_all(cache, taps),
-        *(np.concatenate([each[split] for split in SPLITS]) for each in (grouping.groups, grouping.images)),
-    )
+    data = Samples(*arrays.load_all(cache, taps), grouping.groups, grouping.images)
     if without.rows:
         data = data.taken(without.kept(cache.rows))
     with Progress("cross-validation", 0, "fits") as progress:
@@ -83,7 +75,11 @@ def compute(
         train=(result.train_log_loss, result.train_accuracy),
         validation=(result.log_loss, result.accuracy),
     )
-    selection = Selection(fitted, [_described(*each) for each in table])
+    listed = [
+        protocol.described(each.classifier, each.params, mean.log_loss, mean.accuracy, mean.reason)
+        for each, mean in table
+    ]
+    selection = Selection(fitted, listed)
     scores = score(probabilities, data.labels[rows], class_names, options.cv)
     clock.lap("evaluate")
     right = probabilities.argmax(axis=2) == data.labels[rows]
@@ -124,14 +120,3 @@ def sweep(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tupl
                 lambda: compute(cache, data, folds, table, training, without, clock),
             )  # fmt: skip
     return table, target, place
-
-
-def _described(trial: Trial, result: TrialResult) -> dict[str, Any]:
-    """A candidate as a run lists it."""
-    tuned = classifiers.get(trial.classifier).tuned_option
-    return {
-        tuned: trial.params[tuned],
-        "log_loss": result.log_loss,
-        "accuracy": result.accuracy,
-        "converged": not result.reason,
-    }

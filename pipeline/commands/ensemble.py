@@ -128,7 +128,7 @@ def _compute(
 ) -> Outcome:
     """Weigh the runs on validation, then score the mean of their models, fitted on all of train, on test once."""
     from pipeline.models import history, vote
-    from pipeline.models.fit import Fitted
+    from pipeline.models.jobs import Fitted
     from pipeline.output.metrics import score
     from pipeline.selection.protocol import LearningCurve, Selection
 

@@ -206,7 +206,7 @@ def _compute(
 
     name, classes, taps = options.classifier, cache.class_names, asked.taps
     features, labels = arrays.load_split(cache, "train", taps)
-    data = history.Samples(features, labels, grouping.groups["train"], grouping.images["train"])
+    data = history.Samples(features, labels, grouping.groups[: len(labels)], grouping.images[: len(labels)])
     if without.rows:
         data = data.taken(without.kept({"train": len(labels)}))
     excluded = len(labels) - len(data.labels)
@@ -238,13 +238,12 @@ def _compute(
     clock.lap("fit")
     test_features, test_labels = arrays.load_split(cache, "test", taps)
     clock.lap("load")
-    tested = splits.one_of_each(
-        grouping.images["test"]
-    )  # a copy tells nothing new: each image is counted and listed once
+    images = grouping.images[grouping.train :]
+    tested = splits.one_of_each(images)  # a copy tells nothing new: each image is counted and listed once
     probabilities = history.predict(model, test_features.take(tested))
     told = left_out_of(without, excluded)
     if without.pairs:
-        new = ~np.isin(grouping.images["test"][tested], learnt)
+        new = ~np.isin(images[tested], learnt)
         everything = score(probabilities[None], test_labels[tested], classes).accuracy
         told = left_out_of(without, excluded, len(tested) - int(new.sum()), everything)
         tested, probabilities = tested[new], probabilities[new]

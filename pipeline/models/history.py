@@ -54,24 +54,15 @@ class Samples:
 
 @dataclass(frozen=True)
 class FitAndValidation:
-    """Which rows to fit on, which to validate on, and what standardises both.
+    """Which rows to fit on, which to validate on, int (rows,) numbers both, and what standardises them."""
 
-    Attributes
-    ----------
-    data : Samples
-        All of them.
-    fit, held_out : ndarray, int (rows,)
-        Row numbers. The beginning of ``fit`` is a stratified subset, however many images are taken.
-    ends : ndarray, int (images,)
-        How many rows of ``fit`` its first groups have: images and their copies, where there are no other groups.
-    scale : Scale
-    """
-
-    data: Samples
+    data: Samples  # all rows
     fit: NDArray[np.intp]
     held_out: NDArray[np.intp]
-    ends: NDArray[np.intp]
     scale: Scale
+    # (groups,): how many rows of ``fit`` its first groups have, images and their copies where there are no others.
+    # However many groups are taken, they are a stratified subset. Empty where no subset is wanted.
+    ends: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
 
     @property
     def train(self) -> Samples:
@@ -107,20 +98,11 @@ class Step:
 
 @dataclass
 class History:
-    """All steps of a fit.
+    """All steps of a fit."""
 
-    Attributes
-    ----------
-    unit : str
-        ``iteration``, ``epoch``, or the name of the parameter searched.
-    steps : list of Step
-    kept : float
-        The ``step`` of the one whose model was kept.
-    """
-
-    unit: str
+    unit: str  # ``iteration``, ``epoch``, or the name of the parameter searched
     steps: list[Step] = field(default_factory=list)
-    kept: float = 0
+    kept: float = 0  # the ``step`` of the one whose model was kept
 
     def to_csv(self) -> bytes:
         """The steps as CSV, the first column named after the unit."""

@@ -59,46 +59,28 @@ class LinearModel:
 
 @dataclass(frozen=True)
 class Problem:
-    """One fit among those in lockstep.
+    """One fit among those in lockstep."""
 
-    Attributes
-    ----------
-    C : float
-        Inverse of the L2 strength.
-    weights : ndarray, float (n,)
-        Of the rows; those of weight 0 are held out: only scored.
-    start : LinearModel or None
-        Where to begin; at zeros when None. The objective is strictly convex: it changes the way, not the end.
-    """
-
-    C: float
-    weights: Floats
+    C: float  # inverse of the L2 strength
+    weights: Floats  # (n,), of the rows; those of weight 0 are held out: only scored
+    # Where to begin; at zeros when None. The objective is strictly convex: it changes the way, not the end.
     start: LinearModel | None = None
 
 
 @dataclass
 class Fit:
-    """Where a fit ended.
-
-    Attributes
-    ----------
-    model : LinearModel
-    steps : list of Step
-        Loss and accuracy on the rows learnt from and on those held out (NaN where there are none), without weights,
-        after each iteration; of the start alone where that was the optimum already.
-    iterations : int
-    not_converged : str or None
-        Why it ended before the tolerance was met; None when it was met.
-    """
+    """Where a fit ended."""
 
     model: LinearModel
+    # Loss and accuracy on the rows learnt from and on those held out (NaN where there are none), without weights, after
+    # each iteration; of the start alone where that was the optimum already.
     steps: list[Step] = field(default_factory=list)
     iterations: int = 0
-    not_converged: str | None = None
+    not_converged: str | None = None  # why it ended before the tolerance was met; None when it was met
 
 
-# Which problem, how far it is, and whether it has ended; text that it returns is why to give that one up.
-Watch = Callable[[int, Fit, bool], object]
+# Told which problem, and how far it is; text that it returns is why to give that one up.
+Watch = Callable[[int, Fit], object]
 
 
 def fit(
@@ -109,7 +91,7 @@ def fit(
     *,
     tol: float,
     max_iter: int,
-    watch: Watch = lambda number, fit, ended: None,
+    watch: Watch = lambda number, fit: None,
 ) -> list[Fit]:
     """Fit all problems.
 
@@ -152,8 +134,8 @@ def fit(
             # From zeros the first step is Newton's, as far as the preconditioner tells.
             solvers.append(_Solver(strength, point, inverse, 1.0 if problem.start else 0.5))
 
-        def shifted(number: int, found: Fit, ended: bool, first: int = first) -> object:
-            return watch(first + number, found, ended)
+        def shifted(number: int, found: Fit, first: int = first) -> object:
+            return watch(first + number, found)
 
         own = weights[:, first : first + size]
         fits += _lockstep(rows, labels, scale, solvers, own, dtype, tol, max_iter, turn, shifted)
@@ -195,7 +177,7 @@ def _lockstep(
                 if ended:
                     found.not_converged = f"the solver stopped early: no step made the loss smaller at tol={tol:g}"
             if solver.backtracks == 0 or ended:
-                given_up = watch(number, found, ended)
+                given_up = watch(number, found)
                 if isinstance(given_up, str) and not ended:
                     ended, found.not_converged = True, given_up
             if ended:

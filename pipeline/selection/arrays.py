@@ -102,9 +102,6 @@ def _rows(cache: store.Cache, split: str, taps: str | Sequence[str] | None, seed
     if split == ROWS[split]:
         return slice(None)
     grouping = copies.group(cache, [_taps(cache, taps)])
-    parts = splits.split(cache.labels("train"), grouping.groups["train"], seed, cache.class_names)
-    if split == "fit":
-        return np.sort(parts.fit)
-    return np.sort(
-        parts.held_out[splits.one_of_each(grouping.images["train"][parts.held_out])]
-    )  # a copy tells nothing new
+    groups, images = grouping.groups[: grouping.train], grouping.images[: grouping.train]
+    parts = splits.split(cache.labels("train"), groups, seed, cache.class_names, images)
+    return np.sort(parts.fit if split == "fit" else parts.held_out)

@@ -21,7 +21,7 @@ from pipeline.features import store
 from pipeline.features.layout import SPLITS
 from pipeline.network.taps import TAP_COLUMNS
 
-Groups = dict[str, NDArray[np.intp]]  # of each split, (n,)
+Rows = NDArray[np.intp]
 
 FOLDER = "copies"
 BLOCK_ROWS = 16384  # that are read together: memory does not grow with rows
@@ -32,11 +32,12 @@ PROTOCOL, PROTOCOL_WITH_COPIES = 2, 3
 
 @dataclass(frozen=True)
 class Grouping:
-    """Which rows of both splits belong together: those with equal numbers."""
+    """Which rows, those of train first, belong together: those with equal numbers (n,)."""
 
-    images: Groups  # they are copies of one image, of which one is scored
-    groups: Groups  # a split must not part them: copies, and groups of one's own
+    images: Rows  # they are copies of one image, of which one is scored
+    groups: Rows  # a split must not part them: copies, and groups of one's own
     own: bool  # whether there are groups of one's own
+    train: int  # how many rows are of train
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,11 @@ def group(cache: store.Cache, choices: Sequence[tuple[str, ...]]) -> Grouping:
         labelings.append(np.unique(digests.view((np.void, digests.shape[1])).ravel(), return_inverse=True)[1])
         named = [name for who in members for name in who.groups]
 
-    def parted(joined: NDArray[np.intp]) -> Groups:
-        return dict(zip(SPLITS, np.split(joined, [cache.rows["train"]]), strict=True))
-
     images = joined = join_groups(*labelings)
     if named:
         numbers = {name: number for number, name in enumerate(named) if name}
         joined = join_groups(images, np.array([numbers.get(name, -1 - row) for row, name in enumerate(named)]))
-    return Grouping(parted(images), parted(joined), own=bool(named))
+    return Grouping(images, joined, own=bool(named), train=cache.rows["train"])
 
 
 def _alike(cache: store.Cache, taps: tuple[str, ...]) -> NDArray[np.int64]:
@@ -110,12 +108,16 @@ def _alike(cache: store.Cache, taps: tuple[str, ...]) -> NDArray[np.int64]:
 
 def count(grouping: Grouping) -> Images:
     """Count what `group` found."""
-    distinct = {split: np.unique(each) for split, each in grouping.images.items()}
+
+    def parted(numbers: Rows) -> dict[str, Rows]:
+        return dict(zip(SPLITS, np.split(numbers, [grouping.train]), strict=True))
+
+    distinct = {split: np.unique(each) for split, each in parted(grouping.images).items()}
     return Images(
-        {split: len(each) for split, each in grouping.images.items()},
+        {split: len(each) for split, each in parted(grouping.images).items()},
         {split: len(each) for split, each in distinct.items()},
         len(np.intersect1d(distinct["train"], distinct["test"])),
-        {split: len(np.unique(each)) for split, each in grouping.groups.items()} if grouping.own else None,
+        {split: len(np.unique(each)) for split, each in parted(grouping.groups).items()} if grouping.own else None,
     )
 
 

@@ -27,23 +27,8 @@ Table = list[tuple[Trial, TrialResult]]
 class CrossValidation:
     """Chooses among candidates, fits the chosen one, and says how well what is so made does.
 
-    Parameters
-    ----------
-    candidates : sequence of Trial
-        None with an option left to choose.
-    data : Samples
-        All rows.
-    taps : tuple of str
-        What their columns are.
-    class_names : sequence of str
-    folds, repeats, seed : int
-    progress : Bar
-        Counts fits.
-
-    Raises
-    ------
-    UserError
-        When a class has too few images for the folds.
+    ``data`` are all rows, whose columns are ``taps``; ``progress`` counts fits. Raises UserError when a class has too
+    few images for the folds.
     """
 
     def __init__(

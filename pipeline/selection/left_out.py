@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.keys import digest_of
 from pipeline.features.layout import SPLITS
-from pipeline.selection.copies import Grouping, Groups
+from pipeline.selection.copies import Grouping
 from pipeline.selection.options import TrainOptions
 
 Row = tuple[str, int]  # a split, and a number in it
@@ -36,21 +36,11 @@ def mark(dataset_digest: str) -> str:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """What a run does without.
+    """What a run does without."""
 
-    Attributes
-    ----------
-    rows : frozenset of (split, row)
-        Not fitted on, nor validated on.
-    pairs : list of (row, row)
-        Near duplicates: never on two sides.
-    source : dict
-        Which tables say so.
-    """
-
-    rows: frozenset[Row] = frozenset()
-    pairs: list[tuple[Row, Row]] = field(default_factory=list)
-    source: Mapping[str, str] = field(default_factory=dict)
+    rows: frozenset[Row] = frozenset()  # neither fitted nor validated on
+    pairs: list[tuple[Row, Row]] = field(default_factory=list)  # near duplicates: never on two sides
+    source: Mapping[str, str] = field(default_factory=dict)  # which tables say so
 
     def keyed(self) -> dict[str, Any]:
         """What of it changes a run's result; nothing where nothing is left out."""
@@ -71,23 +61,16 @@ class LeftOut:
             return grouping
         from pipeline.selection.splits import join_groups  # late: it loads scikit-learn
 
-        sizes = {split: len(grouping.images[split]) for split in SPLITS}
-        first = {SPLITS[0]: 0, SPLITS[1]: sizes[SPLITS[0]]}
+        first = {"train": 0, "test": grouping.train}
+        sizes = {"train": grouping.train, "test": len(grouping.images) - grouping.train}
         places = [
-            tuple(first[split] + row for split, row in pair)
+            [first[split] + row for split, row in pair]
             for pair in self.pairs
             if all(row < sizes[split] for split, row in pair)
         ]
-
-        def joined(groups: Groups) -> NDArray[np.intp]:
-            every = np.concatenate([groups[split] for split in SPLITS])
-            return join_groups(every, linked=np.array(places, np.intp).reshape(-1, 2))
-
-        parted = [
-            dict(zip(SPLITS, np.split(joined(each), [sizes[SPLITS[0]]]), strict=True))
-            for each in (grouping.images, grouping.groups)
-        ]
-        return dataclasses.replace(grouping, images=parted[0], groups=parted[1])
+        linked = np.array(places, np.intp).reshape(-1, 2)
+        images, groups = (join_groups(each, linked=linked) for each in (grouping.images, grouping.groups))
+        return dataclasses.replace(grouping, images=images, groups=groups)
 
 
 NOTHING = LeftOut()
@@ -96,10 +79,7 @@ NOTHING = LeftOut()
 def read(options: TrainOptions, dataset_digest: str) -> LeftOut:
     """Read what is asked for.
 
-    Raises
-    ------
-    UserError
-        When the table is none, is of another data set, or no audit of the data set is there.
+    Raises UserError when the table is none, is of another data set, or no audit of the data set is there.
     """
     rows: frozenset[Row] = frozenset()
     pairs: list[tuple[Row, Row]] = []

@@ -32,36 +32,18 @@ PACKAGES = ("scikit-learn", "scipy", "numpy")  # whose versions decide on what i
 
 @dataclass(frozen=True)
 class Rows:
-    """What a worker is sent once: training rows, or where they are.
+    """What a worker is sent once: training rows, or where they are."""
 
-    Attributes
-    ----------
-    paths : tuple of Path
-        Of the feature files whose columns stand side by side.
-    proofs : tuple of bytes
-        `Cache.proof` of each.
-    spec : FeatureSpec
-        What they must hold.
-    taps : tuple of str
-        Which columns are needed.
-    kept : ndarray, int (n,)
-        The rows of train that are used.
-    labels, groups, images : ndarray, (n,)
-        As `Samples` has them.
-    class_names : tuple of str
-    features : ndarray, float16 (n, columns), optional
-        The rows themselves, for a worker that does not reach the files.
-    """
-
-    paths: tuple[Path, ...]
-    proofs: tuple[bytes, ...]
-    spec: FeatureSpec
-    taps: tuple[str, ...]
-    kept: NDArray[np.intp]
-    labels: NDArray[Any]
+    paths: tuple[Path, ...]  # of the feature files whose columns stand side by side
+    proofs: tuple[bytes, ...]  # `Cache.proof` of each
+    spec: FeatureSpec  # what they must hold
+    taps: tuple[str, ...]  # which columns are needed
+    kept: NDArray[np.intp]  # (n,), the rows of train that are used
+    labels: NDArray[Any]  # (n,), as are the next two, which `Samples` has
     groups: NDArray[np.intp] | None
     images: NDArray[np.intp] | None
     class_names: tuple[str, ...]
+    # float16 (n, columns): the rows themselves, for a worker that does not reach the files.
     features: NDArray[np.float16] | None = None
 
 
@@ -71,17 +53,8 @@ def workers(
 ) -> Iterator[cluster.Workers]:
     """The workers of a cluster, for the block, each to be prepared with training rows.
 
-    Parameters
-    ----------
-    where : str
-        As ``--cluster`` has it.
-    open_cache : Cache
-    spec : FeatureSpec
-        What is asked of it.
-    taps : tuple of str
-        What the columns of ``data`` are.
-    data : Samples
-        The rows of train that are ``kept``, int (n,).
+    They are ``data``, whose columns are ``taps``: the rows of train that are ``kept``, int (n,), of an open cache of
+    which ``spec`` is asked.
     """
     files = open_cache.parts
     rows = Rows(
@@ -102,29 +75,31 @@ def fit_groups(
     Yields each group when it is done: trials, their parameters with what was found besides, and results. Raises
     UserError when one of them cannot be fitted.
     """
-    tasks = ((together, (together, rows)) for together in groups)
-    for together, done, _, _ in there.run(fit_group, tasks, len, "candidates", note):
-        if isinstance(done, str):
-            raise UserError(done)
+    tasks = ((together, (fit_group, together, rows)) for together in groups)
+    for together, done, _, _ in there.run(attempt, tasks, len, "candidates", note):
+        if isinstance(done, UserError):
+            raise done
         yield [(trial, *found) for trial, found in zip(together, done, strict=True)]
 
 
 def follower(
     where: str, open_cache: store.Cache, spec: FeatureSpec, data: Samples, kept: NDArray[np.intp]
-) -> Callable[[protocol.Curve, Bar], NDArray[np.float64]]:
+) -> Callable[[Sequence[protocol.Curve], Bar], list[NDArray[np.float64]]]:
     """Make what does as `protocol.follow`, on the workers of a cluster, each seed by itself; see `workers`."""
 
-    def follow(whole: protocol.Curve, progress: Bar) -> NDArray[np.float64]:
-        curves, found = whole.of_seeds, {}
-        tasks = ((number, (curve,)) for number, curve in enumerate(curves))
+    def follow(curves: Sequence[protocol.Curve], progress: Bar) -> list[NDArray[np.float64]]:
+        def images(number: int) -> int:
+            return sum(curves[number].sizes)
+
+        found = {}
+        tasks = ((number, (follow_curve, curve)) for number, curve in enumerate(curves))
         with workers(where, open_cache, spec, spec.taps, data, kept) as there:
-            running = there.run(follow_curve, tasks, lambda number: curves[number].fitted, "images", progress.note)
-            for number, scores, _, _ in running:
-                if isinstance(scores, str):
-                    raise UserError(scores)
-                progress.update(curves[number].fitted)
+            for number, scores, _, _ in there.run(attempt, tasks, images, "images", progress.note):
+                if isinstance(scores, UserError):
+                    raise scores
+                progress.update(images(number))
                 found[number] = scores
-        return np.concatenate([found[number] for number in range(len(curves))], axis=2)
+        return [found[number] for number in range(len(curves))]
 
     return follow
 
@@ -152,10 +127,7 @@ class Prepared:
 def prepare(rows: Rows) -> tuple[Prepared, str]:
     """Read the rows, once for all fits of a process, and say what fits.
 
-    Raises
-    ------
-    Lacking
-        When their files are not here, or others.
+    Raises `cluster.Lacking` when their files are not here, or others.
     """
     threads = cluster.threads()
     os.environ["OMP_NUM_THREADS"] = str(threads)  # which `rows.cores` goes by; Dask sets 1
@@ -178,20 +150,20 @@ def prepare(rows: Rows) -> tuple[Prepared, str]:
     return Prepared(data, rows.taps, rows.class_names, cache), device.label(threads)
 
 
-def fit_group(prepared: Prepared, together: list[Trial], rows: int) -> list[tuple[Any, TrialResult]] | str:
-    """Fit trials side by side; or say why they cannot be, which is none of the worker's faults."""
+def attempt(prepared: Prepared, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Do some work; why it cannot be done is its result, for that is none of the worker's faults."""
+    try:
+        return work(prepared, *arguments)
+    except UserError as error:
+        return UserError(str(error))
+
+
+def fit_group(prepared: Prepared, together: list[Trial], rows: int) -> list[tuple[Any, TrialResult]]:
+    """Fit trials side by side."""
     sides = prepared.sides(together[0].seed).first(rows)
-    try:
-        return [
-            (fitted.params, result) for _, fitted, result in side_by_side.fit_together(together, sides, prepared.taps)
-        ]
-    except UserError as error:
-        return str(error)
+    return [(fitted.params, result) for _, fitted, result in side_by_side.fit_together(together, sides, prepared.taps)]
 
 
-def follow_curve(prepared: Prepared, curve: protocol.Curve) -> NDArray[np.float64] | str:
-    """Follow a learning curve; or say why it cannot be."""
-    try:
-        return protocol.follow(prepared.data, curve)
-    except UserError as error:
-        return str(error)
+def follow_curve(prepared: Prepared, curve: protocol.Curve) -> NDArray[np.float64]:
+    """Follow a learning curve."""
+    return protocol.follow(prepared.data, [curve])[0]

@@ -13,41 +13,24 @@ from scipy.special import expit, softmax
 from pipeline.common.errors import UserError
 from pipeline.common.progress import Progress
 from pipeline.models import classifiers
-from pipeline.models.fit import Job, fit_side_by_side
+from pipeline.models.fit import fit_side_by_side
 from pipeline.models.history import SCORED_TOGETHER, FitAndValidation, Samples
+from pipeline.models.jobs import Job
 from pipeline.selection import protocol, splits
 
 RANKED_BY = "self_confidence"  # the probability of the label given
 
 
 def probabilities(data: Samples, class_names: Sequence[str], *, folds: int, seed: int) -> NDArray[np.float32]:
-    """Logistic regressions, one for each fold, of the regularisation that is best on validation.
+    """By logistic regressions, one for each fold, of the regularisation that is best on validation: (n, classes).
 
-    Parameters
-    ----------
-    data : Samples
-        All rows.
-    class_names : sequence of str
-    folds, seed : int
-
-    Returns
-    -------
-    ndarray, float32 (n, classes)
-
-    Raises
-    ------
-    UserError
-        When a class has too few images for the folds.
+    Raises UserError when a class has too few images for the folds.
     """
     parts = splits.folds(data.labels, data.grouping, folds, seed, class_names)
     rows = protocol.prepare(data, seed, class_names)
     chosen = protocol.select("logistic", classifiers.resolve("logistic", {}), rows, seed).fitted
     scale = rows.scale  # needs no labels, so that of all folds may be one
-    ends = [np.arange(1, len(fit) + 1) for fit, _ in parts]
-    jobs = [
-        Job(chosen.params, FitAndValidation(data, fit, held_out, end, scale), seed)
-        for (fit, held_out), end in zip(parts, ends, strict=True)
-    ]
+    jobs = [Job(chosen.params, FitAndValidation(data, *sides, scale), seed) for sides in parts]
     result = np.full((len(data.labels), len(class_names)), np.nan, np.float32)
     with Progress(f"fit {folds} folds", 0, "steps") as progress:
         found = fit_side_by_side("logistic", jobs, brief=True, watch=lambda *_: progress.update(1))
@@ -72,21 +55,10 @@ def check_installed() -> None:
 
 
 def mislabelled(labels: NDArray[Any], found: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Rows whose label is likely wrong, by confident learning, the likeliest first.
+    """Rows (m,) whose label is likely wrong, the likeliest first, and the quality (n,) of all labels, from 0 to 1.
 
-    Source: Northcutt, Jiang & Chuang 2021, Confident Learning, https://doi.org/10.1613/jair.1.12125; by cleanlab.
-
-    Parameters
-    ----------
-    labels : ndarray, int (n,)
-    found : ndarray, float (n, classes)
-        Probabilities by classifiers that did not see the row.
-
-    Returns
-    -------
-    rows : ndarray, int (m,)
-    quality : ndarray, float (n,)
-        Of all labels, 0 to 1: low ones are likely wrong.
+    By confident learning, from probabilities (n, classes) by classifiers that did not see the row. Source: Northcutt,
+    Jiang & Chuang 2021, Confident Learning, https://doi.org/10.1613/jair.1.12125; by cleanlab.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,9 @@ from pipeline.common.text import percent, to_csv
 from pipeline.features.rows import FeatureRows, Scale, moments
 from pipeline.models import classifiers, history
 from pipeline.models import fit as fitting
-from pipeline.models.fit import Fitted, Job, Watch, fit_side_by_side
+from pipeline.models.fit import fit_side_by_side
 from pipeline.models.history import FitAndValidation, History, Samples, Step
+from pipeline.models.jobs import Fitted, Job, Watch
 from pipeline.selection import splits
 from pipeline.selection.options import DEFAULT_CURVE_SEEDS
 from pipeline.selection.splits import Rows, Split
@@ -37,34 +38,18 @@ TOGETHER = 5  # values of C that are fitted side by side: the best is most often
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen on validation.
+    """What was chosen on validation."""
 
-    Attributes
-    ----------
-    fitted : Fitted
-        The chosen candidate as it was fitted on the 90 %; its history is over all candidates where a single one
-        has none.
-    trials : list of dict
-        Every candidate with its validation loss and accuracy.
-    """
-
+    # The chosen candidate as it was fitted on the 90 %; its history is over all candidates where a single one has none.
     fitted: Fitted
-    trials: list[dict[str, Any]]
+    trials: list[dict[str, Any]]  # every candidate with its validation loss and accuracy, as the report lists it
 
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Accuracies against training-set size.
+    """Accuracies, float (sizes, seeds), against training-set size."""
 
-    Attributes
-    ----------
-    sizes : list of int
-        Distinct training images; where there are groups, of the first seed.
-    train, validation : ndarray, float (sizes, seeds)
-        Accuracies.
-    """
-
-    sizes: list[int]
+    sizes: list[int]  # distinct training images; where there are groups, of the first seed
     train: NDArray[np.float64]
     validation: NDArray[np.float64]
 
@@ -79,9 +64,8 @@ class LearningCurve:
 
 
 def split(data: Samples, seed: int, class_names: Sequence[str]) -> Split:
-    """The rows to fit on, and those to validate on, of which each image has one: a copy tells nothing new."""
-    parts = splits.split(data.labels, data.grouping, seed, class_names)
-    return parts._replace(held_out=parts.held_out[splits.one_of_each(data.distinct[parts.held_out])])
+    """The rows to fit on, and those to validate on, of which each image has one."""
+    return splits.split(data.labels, data.grouping, seed, class_names, data.distinct)
 
 
 def sizes_of_sides(rows: FitAndValidation) -> dict[str, Any]:
@@ -100,23 +84,13 @@ def class_sizes(data: Samples, class_names: Sequence[str]) -> dict[str, tuple[st
 
 
 def prepare(data: Samples, seed: int, class_names: Sequence[str]) -> FitAndValidation:
-    """Split all training rows, and see what standardises those to fit on.
-
-    Parameters
-    ----------
-    data : Samples
-        All training rows.
-    seed : int
-    class_names : sequence of str
-    """
-    parts = split(data, seed, class_names)
-    return sides(data, parts.fit, parts.held_out, parts.ends)
+    """Split all training rows, and see what standardises those to fit on."""
+    return sides(data, *split(data, seed, class_names))
 
 
-def sides(data: Samples, fit: Rows, held_out: Rows, ends: Rows | None = None) -> FitAndValidation:
+def sides(data: Samples, fit: Rows, held_out: Rows, *ends: Rows) -> FitAndValidation:
     """Some rows to fit on and to validate on, and what standardises both, by the former."""
-    ends = np.arange(1, len(fit) + 1) if ends is None else ends
-    return FitAndValidation(data, fit, held_out, ends, _moments(data.features.take(np.sort(fit))))
+    return FitAndValidation(data, fit, held_out, _moments(data.features.take(np.sort(fit))), *ends)
 
 
 def _moments(features: FeatureRows) -> Scale:
@@ -125,17 +99,7 @@ def _moments(features: FeatureRows) -> Scale:
 
 
 def select(name: str, options: Mapping[str, Any], rows: FitAndValidation, seed: int) -> Selection:
-    """Choose a classifier's parameters on validation.
-
-    Parameters
-    ----------
-    name : str
-        The classifier's.
-    options : mapping
-        As `classifiers.resolve` gives them.
-    rows : FitAndValidation
-    seed : int
-    """
+    """Choose a classifier's parameters on validation, of ``options`` as `classifiers.resolve` gives them."""
     classifier = classifiers.get(name)
     tuned = classifier.tuned_option
     candidates = classifiers.candidates(name, options, rows.data.features.shape[1])
@@ -157,18 +121,15 @@ def select(name: str, options: Mapping[str, Any], rows: FitAndValidation, seed: 
     if len(best.history.steps) == 1 and best.history.unit == tuned:
         steps = sorted((step for fitted in found for step in fitted.history.steps), key=lambda step: step.step)
         best = dataclasses.replace(best, history=History(best.history.unit, steps, best.history.kept))
-    return Selection(best, [trial(fitted, tuned) for fitted in found])
+    return Selection(best, [described(name, fit.params, *fit.validation, fit.not_converged) for fit in found])
 
 
-def trial(fitted: Fitted, searched: str) -> dict[str, Any]:
-    """A candidate as the report lists it."""
-    loss, accuracy = fitted.validation
-    return {
-        searched: fitted.params[searched],
-        "log_loss": loss,
-        "accuracy": accuracy,
-        "converged": not fitted.not_converged,
-    }
+def described(
+    name: str, params: Mapping[str, Any], loss: float, accuracy: float, not_converged: str | None
+) -> dict[str, Any]:
+    """A candidate as a run lists it."""
+    tuned = classifiers.get(name).tuned_option
+    return {tuned: params[tuned], "log_loss": loss, "accuracy": accuracy, "converged": not not_converged}
 
 
 def probabilities(chosen: Fitted, rows: FitAndValidation, numbers: NDArray[np.intp]) -> dict[str, NDArray[Any]]:
@@ -185,8 +146,7 @@ def probabilities(chosen: Fitted, rows: FitAndValidation, numbers: NDArray[np.in
 
 
 def _noting(progress: Bar, names: Sequence[str]) -> Watch:
-    def watch(number: int, step: Step, ended: bool) -> None:
-        del ended
+    def watch(number: int, step: Step) -> None:
         progress.note(f"{names[number]}, step {step.step:g}, validation accuracy {percent(step.validation_accuracy)}")
         progress.update(1)
 
@@ -209,7 +169,7 @@ def learning_curve(
     class_names: Sequence[str],
     *,
     seeds: int = DEFAULT_CURVE_SEEDS,
-    elsewhere: Callable[[Curve, Bar], NDArray[np.float64]] | None = None,
+    elsewhere: Callable[[Sequence[Curve], Bar], list[NDArray[np.float64]]] | None = None,
 ) -> LearningCurve:
     """Accuracy of the chosen parameters against training-set size, over several seeds.
 
@@ -219,14 +179,10 @@ def learning_curve(
 
     Parameters
     ----------
-    name : str
-        The classifier's.
     chosen : Fitted
         By `select`, on ``rows``.
     rows : FitAndValidation
         Of ``seed``.
-    seed : int
-    class_names : sequence of str
     seeds : int
         How many; with none only what is known already, the score of the largest subset.
     elsewhere : callable, optional
@@ -237,85 +193,52 @@ def learning_curve(
     parts = [split(data, each, class_names) for each in drawn]
     least = max(splits.groups_with_every_class(data.labels, each) for each in parts)
     sizes = [size for size in curve_sizes(len(rows.ends), len(class_names)) if size >= least][0 if seeds else -1 :]
-    whole = Curve(name, params, rows.scale, sizes, drawn, parts, (chosen.train[1], chosen.validation[1]))
-    with Progress("learning curve", whole.fitted, "images") as progress:
-        scores = follow(data, whole, progress.update) if elsewhere is None else elsewhere(whole, progress)
+    curves = [
+        # The first seed's largest subset is fitted already.
+        Curve(name, params, rows.scale, sizes if number else sizes[:-1], each, part)
+        for number, (each, part) in enumerate(zip(drawn, parts, strict=True))
+    ]
+    with Progress("learning curve", sum(sum(curve.sizes) for curve in curves), "images") as progress:
+        found = follow(data, curves, progress.update) if elsewhere is None else elsewhere(curves, progress)
+    found[0] = np.vstack([found[0], [chosen.train[1], chosen.validation[1]]])
+    train, validation = np.stack(found, axis=2).swapaxes(0, 1)
     shown = [len(np.unique(data.distinct[rows.fit[: rows.ends[size - 1]]])) for size in sizes]
-    return LearningCurve(shown, *scores)
+    return LearningCurve(shown, train, validation)
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Fits of a learning curve.
+class Curve(NamedTuple):
+    """Fits of a learning curve with one seed."""
 
-    Attributes
-    ----------
-    name : str
-        The classifier's.
-    params : dict
-    scale : Scale
-    sizes : list of int
-        Groups to fit on, ascending.
-    drawn : list of int
-        Seeds.
-    parts : list of Split
-        Of each seed.
-    known : tuple of float, optional
-        Accuracies on train and on validation of the first seed's largest size, which was fitted already.
-    """
-
-    name: str
+    name: str  # the classifier's
     params: Mapping[str, Any]
     scale: Scale
-    sizes: list[int]
-    drawn: list[int]
-    parts: list[Split]
-    known: tuple[float, float] | None = None
-
-    @property
-    def fitted(self) -> int:
-        """Images of all fits together."""
-        return sum(self.sizes) * len(self.drawn) - (self.sizes[-1] if self.known else 0)
-
-    @property
-    def of_seeds(self) -> list[Curve]:
-        """A curve for each seed."""
-        return [
-            dataclasses.replace(self, drawn=[seed], parts=[part], known=None if number else self.known)
-            for number, (seed, part) in enumerate(zip(self.drawn, self.parts, strict=True))
-        ]
+    sizes: list[int]  # groups to fit on, ascending
+    seed: int
+    parts: Split
 
 
-def follow(data: Samples, curve: Curve, progress: Callable[[int], object] = lambda images: None) -> NDArray[np.float64]:
-    """Accuracies of a curve, float64 (train and validation, sizes, seeds); ``progress`` is told the images fitted."""
-    scores = np.full((2, len(curve.sizes), len(curve.drawn)), np.nan)
-    if curve.known is not None:
-        scores[:, -1, 0] = curve.known
+def follow(
+    data: Samples, curves: Sequence[Curve], progress: Callable[[int], object] = lambda images: None
+) -> list[NDArray[np.float64]]:
+    """Accuracies of curves, float64 (sizes, train and validation) each; ``progress`` is told the images fitted."""
+    scores: list[list[tuple[float, float]]] = [[] for _ in curves]
     starts: dict[int, Any] = {}  # a solver starts where it ended on fewer rows
-    for index, size in enumerate(curve.sizes):
-        numbers = np.flatnonzero(np.isnan(scores[0, index])).tolist()
+    for index in range(max(len(curve.sizes) for curve in curves)):
+        going = {number: curve for number, curve in enumerate(curves) if index < len(curve.sizes)}
         jobs = []
-        for number in numbers:
-            subset = FitAndValidation(data, *curve.parts[number], curve.scale).first(size)
-            jobs.append(Job(curve.params, subset, curve.drawn[number], starts.get(number)))
-        done = fit_side_by_side(curve.name, jobs, brief=True) if jobs else []
-        for number, fitted in zip(numbers, done, strict=True):
-            scores[:, index, number] = fitted.train[1], fitted.validation[1]
+        for number, curve in going.items():
+            fit, held_out, ends = curve.parts
+            subset = FitAndValidation(data, fit, held_out, curve.scale, ends).first(curve.sizes[index])
+            jobs.append(Job(curve.params, subset, curve.seed, starts.get(number)))
+        for number, fitted in zip(going, fit_side_by_side(curves[0].name, jobs, brief=True), strict=True):
+            scores[number].append((fitted.train[1], fitted.validation[1]))
             starts[number] = fitted.model
-        progress(size * len(jobs))
-    return scores
+        progress(sum(curve.sizes[index] for curve in going.values()))
+    return [np.array(each, float).reshape(-1, 2) for each in scores]
 
 
 def refit(name: str, chosen: Fitted, data: Samples, seed: int) -> tuple[Pipeline, str | None]:
-    """Fit the chosen parameters on all training rows, ``data``.
-
-    Returns
-    -------
-    model : Pipeline
-        From raw features to labels and probabilities.
-    reason : str or None
-        Why it did not converge; None when it did.
-    """
+    """Fit the chosen parameters on all training rows, ``data``: see `fit.refit`."""
     scale = _moments(data.features)
     with Progress("refit on all rows", chosen.params.get("epochs", 0), "steps") as progress:
         return fitting.refit(name, data, scale, seed, chosen, lambda: progress.update(1))

@@ -53,15 +53,7 @@ ROWS_OF_A_CLASS = 10  # that the smallest round must have on average: fewer say 
 def expand_candidates(options: SweepOptions, cache: store.Cache) -> list[Trial]:
     """All candidates that were asked for.
 
-    Parameters
-    ----------
-    options : SweepOptions
-    cache : Cache
-
-    Raises
-    ------
-    UserError
-        When a grid is empty, very large, or does not fit its classifier, or the cache lacks a tap.
+    Raises UserError when a grid is empty, very large, or does not fit its classifier, or the cache lacks a tap.
     """
     training, held = options.training, cache.taps
     choices = [parse_taps(text) for text in options.taps]
@@ -86,21 +78,8 @@ def compare(
 ) -> tuple[Table, Path]:
     """Score all candidates on validation; what is recorded already is not fitted again.
 
-    Parameters
-    ----------
-    cache : Cache
-        Open.
-    asked : FeatureSpec
-        What is asked of it; each candidate has taps of its own.
-    options : SweepOptions
-    without : LeftOut
-
-    Returns
-    -------
-    table : list of (Trial, TrialResult)
-        Every candidate with its last result, best first.
-    path : Path
-        The same table, as CSV.
+    Of what is ``asked`` of the cache each candidate has taps of its own. Returns every candidate with its last result,
+    best first, and the path of the same table as CSV.
     """
     training = options.training
     candidates = expand_candidates(options, cache)
@@ -152,7 +131,7 @@ class _Runner:
         self._cache, self._asked, self._records = cache, asked, records
         self._workers: Callable[[], Workers] | None = None
         self._kept = without.kept({"train": cache.rows["train"]})
-        self._groups, self._images = grouping.groups["train"][self._kept], grouping.images["train"][self._kept]
+        self._groups, self._images = grouping.groups[self._kept], grouping.images[self._kept]
         self._data: Samples | None = None
         self._taps: tuple[str, ...] = ()  # whose columns these are
         self._asked_for: set[Path] = set()

@@ -9,8 +9,9 @@ from typing import Any
 
 from pipeline.common.text import percent
 from pipeline.models import classifiers
-from pipeline.models.fit import Fitted, Job, fit_side_by_side
+from pipeline.models.fit import fit_side_by_side
 from pipeline.models.history import FitAndValidation, Step
+from pipeline.models.jobs import Fitted, Job
 from pipeline.network.taps import TAP_COLUMNS, columns_of
 from pipeline.selection.trials import Trial, TrialResult
 
@@ -38,20 +39,12 @@ def fit_together(
     taps: tuple[str, ...],
     on_step: Callable[[str], object] = lambda what: None,
 ) -> list[tuple[Trial, Fitted, TrialResult]]:
-    """Fit trials as `arrange` puts them together.
+    """Fit trials as `arrange` puts them together; ``taps``, what the columns of ``rows`` are, has at least theirs.
 
-    Parameters
-    ----------
-    trials : sequence of Trial
-    rows : FitAndValidation
-    taps : tuple of str
-        What the columns of ``rows`` are; at least those of the trials.
-    on_step : callable
-        Told what is being done.
+    ``on_step`` is told what is being done.
     """
 
-    def watch(number: int, step: Step, ended: bool) -> None:
-        del ended
+    def watch(number: int, step: Step) -> None:
         on_step(f"{trials[number].describe()}: step {step.step:g}, {percent(step.validation_accuracy)}")
 
     began = time.monotonic()

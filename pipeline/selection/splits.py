@@ -90,10 +90,13 @@ def validation_rows(rows: int, classes: int) -> int:
     return max(round(VALIDATION_SHARE * rows), classes)
 
 
-def split(labels: NDArray[Any], groups: Rows, seed: int, class_names: Sequence[str]) -> Split:
+def split(
+    labels: NDArray[Any], groups: Rows, seed: int, class_names: Sequence[str], images: Rows | None = None
+) -> Split:
     """Part the training rows into those to fit on and those to validate on, by their labels and groups, int (n,).
 
-    Raises UserError when a class has fewer than two groups.
+    Of rows with equal ``images`` one validates: a copy tells nothing new. Raises UserError when a class has fewer than
+    two groups.
     """
     grouped = _Grouped(labels, groups)
     grouped.need(2, "one to learn from and one to validate on", "Add images, or leave out --limit.", class_names)
@@ -111,6 +114,8 @@ def split(labels: NDArray[Any], groups: Rows, seed: int, class_names: Sequence[s
     fit = fit[np.argsort(places, kind="stable")]
     chosen = Split(grouped.rows(fit), grouped.rows(held_out), np.cumsum(grouped.sizes[fit]))
     _check_classes(every, chosen.fit, class_names)
+    if images is not None:
+        chosen = chosen._replace(held_out=chosen.held_out[one_of_each(images[chosen.held_out])])
     return chosen
 
 

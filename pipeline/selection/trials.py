@@ -30,25 +30,13 @@ FOLDER = "candidates"
 
 @dataclass(frozen=True)
 class Trial:
-    """One set of everything that is varied.
-
-    Attributes
-    ----------
-    classifier : str
-    taps : tuple of str
-        In network order.
-    params : mapping
-        Every option of the classifier, none left to choose.
-    seed : int
-    rows : int
-        How many distinct images to fit on, from the beginning; 0 until that is known.
-    """
+    """One set of everything that is varied."""
 
     classifier: str
-    taps: tuple[str, ...]
-    params: Mapping[str, Any]
+    taps: tuple[str, ...]  # in network order
+    params: Mapping[str, Any]  # every option of the classifier, none left to choose
     seed: int
-    rows: int = 0
+    rows: int = 0  # how many distinct images to fit on, from the beginning; 0 until that is known
 
     def describe(self) -> str:
         """The trial in a few words, for progress."""
@@ -58,42 +46,25 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """Outcome of a trial.
+    """Outcome of a trial."""
 
-    Attributes
-    ----------
-    log_loss, accuracy : float
-        On validation; nats, and between 0 and 1.
-    train_log_loss, train_accuracy : float
-        On the rows it was fitted on.
-    reason : str or None
-        Why it did not converge; None when it did.
-    seconds : float
-        That the fit took.
-    criterion : float
-        What the best is chosen by: the validation loss, with classes weighed as they are in fitting.
-    """
-
-    log_loss: float
+    log_loss: float  # on validation, in nats
     accuracy: float
-    train_log_loss: float
+    train_log_loss: float  # on the rows it was fitted on
     train_accuracy: float
-    reason: str | None
-    seconds: float
-    criterion: float
+    reason: str | None  # why it did not converge; None when it did
+    seconds: float  # that the fit took
+    criterion: float  # what the best is chosen by: the validation loss, with classes weighed as they are in fitting
 
 
 @dataclass(frozen=True)
 class TrialRecords:
-    """The records of trials on the features of one data set, whatever their taps, under one protocol.
-
-    ``among`` says what else an outcome depends on.
-    """
+    """The records of trials on the features of one data set, whatever their taps, under one protocol."""
 
     output_dir: Path
     features: FeatureSpec
     protocol: int
-    among: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    among: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what else an outcome depends on
 
     def path(self, trial: Trial) -> Path:
         """Where the record of a trial is or will be."""
@@ -131,30 +102,14 @@ class TrialRecords:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Every input that changes a stage-two result.
+    """Every input that changes a stage-two result."""
 
-    Attributes
-    ----------
-    features : str
-        `FeatureSpec.key` of the features used (of exactly the taps used, whatever the file holds besides).
-    dataset : str
-        The data set's name.
-    classifier : str
-        The classifier's name.
-    options : dict
-        As `classifiers.resolve` gives them.
-    seed : int
-        Seed of the split, of the initial weights and of the shuffling.
-    protocol : int
-        Version of the selection protocol; another number means that the same inputs give another result.
-    """
-
-    features: str
+    features: str  # `FeatureSpec.key` of exactly the taps used, whatever the file holds besides
     dataset: str
     classifier: str
-    options: Mapping[str, Any]
-    seed: int
-    protocol: int
+    options: Mapping[str, Any]  # as `classifiers.resolve` gives them
+    seed: int  # of the split, of the initial weights and of the shuffling
+    protocol: int  # version of the selection; another number means that the same inputs give another result
 
     def key(self) -> str:
         """sha256, in hex, over the canonical JSON of all fields."""
