@@ -60,29 +60,43 @@ def fit(
     UserError
         When there are so many columns that their products do not fit into memory.
     """
-    columns = rows.shape[1] if before is None else len(before.get_feature_names_out())
-    check_memory("ridge" if before is None else "kernel", f"the products of {columns:,} columns", 2 * 8 * columns**2)
+    count, columns = len(labels), rows.shape[1] if before is None else len(before.get_feature_names_out())
+    few = count < columns  # then products of rows with each other are fewer, and tell the same
+    needed = 8 * count * (count + columns) if few else 2 * 8 * columns**2
+    check_memory("ridge" if before is None else "kernel", f"the products of {columns:,} columns", needed)
     binarizer = LabelBinarizer(neg_label=-1).fit(labels)
     targets = binarizer.transform(labels).astype(np.float64)
-    gram = np.zeros((columns, columns), order="F")  # its lower half
+    total, means = weights.sum(), weights @ targets / weights.sum()
+    targets = np.sqrt(weights)[:, None] * (targets - means)
+    everything = np.empty((count if few else 0, columns))
+    products = np.zeros((0 if few else columns,) * 2, order="F")  # its lower half
     moments, right = np.zeros(columns), np.zeros((columns, targets.shape[1]))
     for here, block in rows.blocks(GRAM_ROWS):
         wide = scale.standardise(block)
         wide = (wide if before is None else before.transform(wide)).astype(np.float64)
-        own = weights[here]
-        right += wide.T @ (own[:, None] * targets[here])
-        moments += own @ wide
-        gram = dsyrk(1.0, (np.sqrt(own)[:, None] * wide).T, beta=1.0, c=gram, lower=1, overwrite_c=1)
-    total, means = weights.sum(), weights @ targets / weights.sum()
-    gram = dsyrk(-1 / total, moments[:, None], beta=1.0, c=gram, lower=1, overwrite_c=1)
-    right -= np.outer(moments, means)
+        moments += weights[here] @ wide
+        wide *= np.sqrt(weights[here])[:, None]
+        if few:
+            everything[here] = wide
+            continue
+        right += wide.T @ targets[here]
+        products = dsyrk(1.0, wide.T, beta=1.0, c=products, lower=1, overwrite_c=1)
+    if few:
+        root = np.sqrt(weights)
+        everything -= np.outer(root, moments / total)
+        # Centring took a direction away, without which there is no inverse. Targets have nothing of it either, so that
+        # it may be anything.
+        products, right = dsyrk(1.0, everything, lower=1) + np.outer(root, root), targets
+    else:
+        products = dsyrk(-1 / total, moments[:, None], beta=1.0, c=products, lower=1, overwrite_c=1)
     for estimator in estimators:
-        strengthened = gram.copy(order="F")
-        strengthened[np.diag_indices(columns)] += estimator.alpha
+        strengthened = products.copy(order="F")
+        strengthened[np.diag_indices(len(products))] += estimator.alpha
         try:
             coef = cho_solve(cho_factor(strengthened, lower=True, overwrite_a=True, check_finite=False), right)
         except LinAlgError:  # alpha is 0, and some column follows from others
-            coef = lstsq(np.tril(gram) + np.tril(gram, -1).T, right)[0]
+            coef = lstsq(np.tril(products) + np.tril(products, -1).T, right)[0]
+        coef = everything.T @ coef if few else coef
         intercept = (means - moments @ coef / total).astype(np.float32)
         # Of two classes scikit-learn keeps one vector and one number.
         estimator.coef_ = (coef[:, 0] if coef.shape[1] == 1 else coef.T).astype(np.float32)
