@@ -242,9 +242,7 @@ def ours(layers: dict[str, weights.Layer], size: int, precision: str, taps: tupl
     from pipeline.network import vgg16
 
     def build(batch: int) -> Forward:
-        extractor = vgg16.Extractor(
-            layers, taps, image_size=size, interpolation="bicubic", precision=precision, batch_size=batch
-        )
+        extractor = vgg16.Extractor(layers, taps, image_size=size, precision=precision, batch_size=batch)
 
         def forward(images: Images) -> NDArray[Any]:
             return extractor(images)["block5_pool.avg"]

@@ -57,7 +57,8 @@ def measure(
     labels = np.repeat(np.arange(len(counts)), counts)
     order = random.permutation(len(labels))
     inside = np.concatenate([own[:count] for own, count in zip(rows, counts, strict=True)])
-    data = Samples(FeatureRows([features[inside[order]]]), labels[order])
+    each = np.arange(len(labels))
+    data = Samples(FeatureRows([features[inside[order]]]), labels[order], each, each)
     params = classifiers.candidates("logistic", classifiers.resolve("logistic", {}), columns_of(TOP_TAPS))
     candidates = [Trial("logistic", TOP_TAPS, each, 0) for each in params]
     with Progress(f"set {seed}", 0, "fits") as progress:

@@ -92,9 +92,8 @@ def path(cache_path: Path, taps: str, rows: int | None, repeats: int) -> None:
 
     with store.open(cache_path) as cache:
         chosen = np.arange(cache.rows["train"])[:rows]
-        data = Samples(
-            cache.feature_rows("train", parse_taps(taps)).take(chosen).in_memory(), cache.labels("train")[chosen]
-        )
+        features = cache.feature_rows("train", parse_taps(taps)).take(chosen).in_memory()
+        data = Samples(features, cache.labels("train")[chosen], chosen, chosen)
     print(f"{len(data.labels):,} rows, {data.features.shape[1]:,} columns, C from {VALUES[0]:g} to {VALUES[-1]:g}")
     ratios = []
     for _ in range(repeats):
@@ -113,16 +112,16 @@ def fit(files: list[Path], grown: Path | None) -> None:
         if grown is not None:
             columns = columns_of(taps)
             shape = (grown.stat().st_size // (2 * columns), columns)
-            data = Samples(
-                FeatureRows([FilePart(os.open(grown, os.O_RDONLY), 0, shape)]), np.tile(labels, shape[0] // len(labels))
-            )
+            features = FeatureRows([FilePart(os.open(grown, os.O_RDONLY), 0, shape)])
+            labels = np.tile(labels, shape[0] // len(labels))
         else:
             arrays = [cache.feature_rows("train", taps).array()]
             for file in files[1:]:
                 with store.open(file) as other:
                     arrays.append(other.feature_rows("train", other.spec.taps).array())
-            data = Samples(FeatureRows(arrays), labels)
-        seconds, scores, unfinished = ours(data, classes)
+            features = FeatureRows(arrays)
+        each = np.arange(len(labels))
+        seconds, scores, unfinished = ours(Samples(features, labels, each, each), classes)
     print(json.dumps({"fit": seconds, "best": max(scores), "unfinished": unfinished}), file=sys.stderr)
 
 

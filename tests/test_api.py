@@ -71,7 +71,8 @@ def test_the_version_is_the_one_that_is_cited() -> None:
 def test_validation_rows_are_those_that_a_run_chooses_by(cache: Path, run_results: RunResults) -> None:
     every, labels = pipeline.load_features(cache, "train")
     with store.open(cache) as file:
-        data = protocol.Samples(every, labels, copies.group(file, [file.spec.taps]).groups[: len(labels)])
+        found = copies.group(file, [file.spec.taps])
+        data = protocol.Samples(every, labels, found.groups[: len(labels)], found.images[: len(labels)])
         parts = protocol.split(data, 0, file.class_names)
     for split, rows in (("validation", parts.held_out), ("fit", parts.fit)):
         features, found = pipeline.load_features(cache, split)

@@ -192,7 +192,8 @@ def noisy(seed: int, classes: int, share: float, spread: float = 1) -> tuple[Sam
     features = (np.eye(classes, 40)[truth] * 4 + spread * generator.standard_normal((600, 40))).astype(np.float16)
     flipped = generator.random(600) < share
     labels = np.where(flipped, (truth + generator.integers(1, classes, 600)) % classes, truth)
-    return Samples(FeatureRows([features]), labels.astype(np.uint8)), flipped, features
+    each = np.arange(600)
+    return Samples(FeatureRows([features]), labels.astype(np.uint8), each, each), flipped, features
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -212,9 +213,9 @@ def test_probabilities_are_of_those_that_saw_no_row_of_the_group() -> None:
     groups = np.repeat(np.arange(60), 10)
     features = generator.standard_normal((60, 80)).astype(np.float16)[groups]
     labels = generator.integers(0, 2, 60).astype(np.uint8)[groups]
-    rows = FeatureRows([features])
-    alone = out_of_fold.probabilities(Samples(rows, labels), ("a", "b"), folds=5, seed=0)
-    together = out_of_fold.probabilities(Samples(rows, labels, groups), ("a", "b"), folds=5, seed=0)
+    rows, each = FeatureRows([features]), np.arange(600)
+    alone = out_of_fold.probabilities(Samples(rows, labels, each, each), ("a", "b"), folds=5, seed=0)
+    together = out_of_fold.probabilities(Samples(rows, labels, groups, groups), ("a", "b"), folds=5, seed=0)
     assert (alone.argmax(axis=1) == labels).mean() > 0.95
     assert (together.argmax(axis=1) == labels).mean() < 0.75
 

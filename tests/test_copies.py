@@ -43,7 +43,7 @@ def test_noise_is_not_learned_however_often_it_is_copied(name: str) -> None:
         generator = np.random.default_rng(seed)
         groups = splits.join_groups(generator.permutation(np.repeat(np.arange(400), 6)))
         features = generator.standard_normal((400, 192)).astype(np.float32)[groups]
-        data = history.Samples(FeatureRows([features]), generator.integers(0, 2, 400)[groups], groups)
+        data = history.Samples(FeatureRows([features]), generator.integers(0, 2, 400)[groups], groups, groups)
         chosen = protocol.select(
             name, classifiers.resolve(name, {}), protocol.prepare(data, seed, ("a", "b")), seed
         ).fitted

@@ -303,7 +303,7 @@ def test_every_classifier_can_be_shared(classifier: str, tmp_path: Path) -> None
     labels = (np.arange(120) % 3).astype(np.uint8)
     features = (generator.standard_normal((120, 8)) + 3 * np.eye(3, 8)[labels]).astype(np.float32)
 
-    data = history.Samples(FeatureRows([features]), labels)
+    data = history.Samples(FeatureRows([features]), labels, np.arange(120), np.arange(120))
     rows = protocol.prepare(data, 0, ("a", "b", "c"))
     few = {"max_epochs": 5} if classifier in ("mlp", "svm") else {}
     chosen = protocol.select(classifier, classifiers.resolve(classifier, few), rows, 0).fitted

@@ -34,7 +34,8 @@ def blobs(rows: int | tuple[int, ...], seed: int = 0, columns: int = 12) -> Samp
     labels = np.arange(rows) % 3 if isinstance(rows, int) else np.repeat(np.arange(len(rows)), rows)
     centres = np.random.default_rng(99).standard_normal((labels.max() + 1, columns))
     features = centres[labels] + 1.5 * generator.standard_normal((len(labels), columns))
-    return Samples(FeatureRows([(features * np.logspace(-2, 3, columns)).astype(np.float32)]), labels.astype(np.uint8))
+    features, each = (features * np.logspace(-2, 3, columns)).astype(np.float32), np.arange(len(labels))
+    return Samples(FeatureRows([features]), labels.astype(np.uint8), each, each)
 
 
 def array(data: Samples) -> NDArray[np.float32]:

@@ -67,7 +67,7 @@ def test_rows_are_those_of_the_network_in_order(tmp_path: Path) -> None:
     from pipeline.network import vgg16, weights
 
     network = vgg16.Extractor(
-        weights.random_weights().layers, (TAP,), image_size=32, interpolation="bicubic", precision="float32", batch_size=16
+        weights.random_weights().layers, (TAP,), image_size=32, precision="float32", batch_size=16
     )  # fmt: skip
     expected = network(IMAGES)[TAP].astype(np.float32)
     one = features(tmp_path).fit(IMAGES[:5])

@@ -47,9 +47,7 @@ def extractor(  # type: ignore[no-untyped-def]
 ):
     from pipeline.network import vgg16
 
-    return vgg16.Extractor(
-        layers, taps, image_size=size, interpolation="bicubic", precision=precision, batch_size=BATCH_SIZE, view=view
-    )
+    return vgg16.Extractor(layers, taps, image_size=size, precision=precision, batch_size=BATCH_SIZE, view=view)
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:

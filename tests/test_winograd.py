@@ -60,9 +60,7 @@ def test_an_image_is_the_same_anywhere(height: int, width: int, channels: int) -
 def extractor(layers, size, batch_size, taps=ALL_TAPS, view="plain"):  # type: ignore[no-untyped-def]
     from pipeline.network import vgg16
 
-    return vgg16.Extractor(
-        layers, taps, image_size=size, interpolation="bicubic", precision="float32", batch_size=batch_size, view=view
-    )
+    return vgg16.Extractor(layers, taps, image_size=size, precision="float32", batch_size=batch_size, view=view)
 
 
 @pytest.fixture

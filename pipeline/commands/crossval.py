@@ -107,7 +107,7 @@ def sweep(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tupl
     asked_for = digest_of([sorted(map(repr, candidates)), training.cv, training.repeats, training.seed])
     with loaded(cache, taps, candidates, training, grouping, without) as (data, folds):
         clock.lap("load")
-        count = len(splits.one_of_each(data.distinct))
+        count = len(splits.one_of_each(data.images))
         table = [(dataclasses.replace(trial, rows=count), result) for trial, result in folds.choose(data)]
         target = search.write_table(table, training.output_dir, asked, asked_for[:12])
         best = table[0][0]

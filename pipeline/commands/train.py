@@ -233,7 +233,7 @@ def _compute(
     del rows
     clock.lap("evaluate")
     model, reason = protocol.refit(name, chosen, data, options.seed)
-    learnt = np.unique(data.distinct)
+    learnt = np.unique(data.images)
     del data, features
     clock.lap("fit")
     test_features, test_labels = arrays.load_split(cache, "test", taps)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.keys import digest_of
-from pipeline.features.neighbours import TINY, Found, Index
+from pipeline.features.neighbours import TINY, Found, Index, unit
 from pipeline.features.rows import FeatureRows, Scale, moments
 from pipeline.features.store import Cache
 
@@ -43,8 +43,7 @@ class Approximate(Index):
         """Few rows are read for each search."""
 
     def _search(self, features: NDArray[np.float32], count: int) -> Found:
-        asked = self.scale.standardise(features.copy())
-        asked /= np.maximum(np.linalg.norm(asked, axis=1, keepdims=True), TINY)
+        asked, _ = unit(self.scale.standardise(features.copy()))
         _, candidates = self._found.search(asked, min(CANDIDATES * max(count, 10), len(self._lengths)))
         if (np.sum(candidates >= 0, axis=1) < count).any():
             return super()._search(features, count)
@@ -111,23 +110,16 @@ def build(sides: Sequence[FeatureRows], progress: Callable[[int], object]) -> tu
     generator = np.random.default_rng(0)
     sample = np.sort(generator.permutation(first.shape[0])[: max(FOR_AXES, FOR_A_CELL * cells)])
     axes = faiss.PCAMatrix(first.shape[1], min(AXES, first.shape[1], len(sample)))
-    axes.train(_unit(first.read(generator.permutation(sample)[:FOR_AXES], scale))[0])
+    axes.train(unit(first.read(generator.permutation(sample)[:FOR_AXES], scale))[0])
     index: Any = faiss.index_factory(axes.d_out, f"IVF{cells},SQ8")
     index.nprobe = LOOKED_INTO
     blocks = (scale.standardise(block) for _, block in first.take(sample).blocks(BLOCK))
-    index.train(np.concatenate([axes.apply(_unit(block)[0]) for block in blocks]))
+    index.train(np.concatenate([axes.apply(unit(block)[0]) for block in blocks]))
     found = faiss.IndexPreTransform(axes, index)
     for side in sides:
         for _, block in side.blocks(BLOCK):
-            unit, length = _unit(scale.standardise(block))
+            directions, length = unit(scale.standardise(block))
             lengths.append(length)
-            found.add(unit)
+            found.add(directions)
             progress(2 * block.size)
     return scale, np.concatenate(lengths), found
-
-
-def _unit(block: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Rows of length one, in place, and what their lengths were."""
-    lengths = np.linalg.norm(block, axis=1)
-    block /= np.maximum(lengths, TINY)[:, None]
-    return block, lengths

@@ -82,12 +82,7 @@ def make_plan(options: ComputeOptions, image_size: int) -> device.Plan:
 def compute(options: ComputeOptions, dataset: Dataset, build: Build, plan: device.Plan) -> str:
     """Fill a build, whose lock is held, part by part, and finish it; return what was done, in one line for people.
 
-    Raises
-    ------
-    UserError
-        When no image of train can be used.
-    Interrupted
-        On SIGINT or SIGTERM.
+    Raises UserError when no image of train can be used, and Interrupted on SIGINT or SIGTERM.
     """
     network, spec = load_weights(options.weights, options.data_dir), build.spec
     if network.digest != spec.weights_digest:
@@ -155,7 +150,7 @@ def _fill(
     with ExitStack() as stack:
         # bool (rows of the part,): which of them another cache has
         known: dict[Part, NDArray[np.bool_]] = {part: np.zeros(len(part), bool) for part in todo}
-        others = None
+        others = reuse.KnownRows({})
         if members is not None and todo:
             others = stack.enter_context(reuse.known_rows(build.folder, spec, _digests(members)))
             known = {part: others.has(members[part.split].digests[part.start : part.stop]) for part in todo}
@@ -201,7 +196,7 @@ def _assemble(
     part: Part,
     computed: Iterator[loader.Features | str],
     known: NDArray[np.bool_],
-    others: reuse.KnownRows | None,
+    others: reuse.KnownRows,
     members: Mapping[str, RowIds] | None,
 ) -> PartContent:
     """Put a part together from the rows that another cache has and those that are computed."""
@@ -215,7 +210,7 @@ def _assemble(
         if found is not None and not isinstance(found, str):
             for tap, values in features.items():
                 values[place] = found[tap]
-    if known.any() and others is not None and members is not None:
+    if known.any() and members is not None:
         digests = members[part.split].digests[part.start : part.stop][known]
         for tap, values in others.read(digests, build.spec.taps).items():
             features[tap][known[kept]] = values

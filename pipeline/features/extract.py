@@ -51,12 +51,8 @@ def extract_all(options: ComputeOptions) -> list[Extracted]:
 def extract(options: ComputeOptions) -> Extracted:
     """Make sure that the features asked for, at one size, are in a valid cache.
 
-    Raises
-    ------
-    UserError
-        When an input is faulty, or what is on disk under the cache's name is not a valid cache.
-    Interrupted
-        On SIGINT or SIGTERM.
+    Raises UserError when an input is faulty, or what is on disk under the cache's name is not a valid cache, and
+    Interrupted on SIGINT or SIGTERM.
     """
     if options.cluster is None and options.threads is not None and options.threads > device.cores():
         log.warning(
@@ -125,11 +121,12 @@ def _build(options: ComputeOptions, dataset: Dataset, spec: FeatureSpec, plan: d
 def _check_space(build: parts.Build) -> None:
     """Refuse to begin what the disk cannot hold: the parts and, for a moment, the final file."""
     there = sum(entry.stat().st_size for entry in build.parts_folder.glob("*")) if build.parts_folder.exists() else 0
-    needed = int(2.05 * build.feature_bytes) - there  # 5 % for HDF5's own and the labels
+    result = 2 * sum(build.rows.values()) * columns_of(build.spec.taps)
+    needed = int(2.05 * result) - there  # 5 % for HDF5's own and the labels
     free = shutil.disk_usage(build.folder).free
     if free < needed:
         raise UserError(
             f"The disk of {build.folder} has {format_bytes(free)} free; computing these features takes "
-            f"{format_bytes(needed)} ({format_bytes(build.feature_bytes)} for the result, as much again for the parts "
+            f"{format_bytes(needed)} ({format_bytes(result)} for the result, as much again for the parts "
             f"until it is complete). Free some space, choose fewer --taps, or another disk with --features-dir."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError
 from pipeline.common.progress import Progress
-from pipeline.data import loader
+from pipeline.data import loader, pixel_check
 from pipeline.data.dataset import LazyImages, Split, Unusable
+from pipeline.data.image_files import ImageArrays, ImageFiles
 from pipeline.features.spec import FeatureSpec
 from pipeline.network import by_numpy, device
 from pipeline.network import compile as compiling
@@ -30,23 +32,31 @@ log = logging.getLogger("pipeline")
 FEW_PIXELS = 64 * 64 * 64
 
 
+def identified(given: Any, *, guarded: bool) -> ImageFiles | ImageArrays:
+    """Take arrays or paths, each with its digest; raises UserError when they are neither, or not as they should be."""
+    if not hasattr(given, "__len__") or isinstance(given, (str, bytes, os.PathLike)):
+        raise UserError(
+            f"The images X must be a uint8 array (n, h, w, 3), or a sequence of such images or of paths. Got "
+            f"{type(given).__name__}."
+        )
+    if len(given) and not (isinstance(given, np.ndarray) and given.dtype.kind not in "OUT"):
+        given = list(given)
+        if all(isinstance(item, (str, os.PathLike)) for item in given):
+            return ImageFiles.identified([Path(item) for item in given])
+    return ImageArrays.identified(pixel_check.check_images(given, guess=guarded))
+
+
 class ImageFeatures:
     """Computes features, a few by NumPy; for more the network is loaded and compiled when the first image comes.
 
     Parameters
     ----------
-    spec : FeatureSpec
-        What they are to be.
     recorded : str
         The weights that the spec's were: ``imagenet``, ``random`` or a file.
     owner : str
         Whose spec it is, for messages: ``The model x.joblib``.
-    data_dir : Path
-        Where weights are, or go.
     weights : str, optional
         Where the recorded weights are now, if they were a file.
-    batch_size : int, optional
-        Images that go through the network together, chosen when left out.
     """
 
     def __init__(
@@ -69,10 +79,7 @@ class ImageFeatures:
     ) -> Iterator[tuple[list[int], NDArray[np.float32], Mapping[int, str]]]:
         """Batch by batch: rows that can be used, their features (rows, columns), and why others cannot be.
 
-        Raises
-        ------
-        UserError
-            When the weights cannot be had, or are others than those of the spec.
+        Raises UserError when the weights cannot be had, or are others than those of the spec.
         """
         if not len(images):
             return

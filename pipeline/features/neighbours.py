@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.progress import Progress
 from pipeline.data.dataset import LazyImages
 from pipeline.features import store
-from pipeline.features.images import ImageFeatures
+from pipeline.features.images import ImageFeatures, identified
 from pipeline.features.layout import SPLITS
 from pipeline.features.originals import originals
 from pipeline.features.rows import FeatureRows, Scale, moments
@@ -80,7 +81,7 @@ class Neighbours:
     ) -> None:
         self.cache = store.open(Path(cache))
         spec, self._data_dir = self.cache.spec, Path(data_dir)
-        chosen = spec.taps if taps is None else parse_taps(taps if isinstance(taps, str) else ",".join(taps))
+        chosen = spec.taps if taps is None else parse_taps(taps)
         sides = [self.cache.feature_rows(split, chosen) for split in SPLITS if self.cache.rows[split]]
         pool = ThreadPoolExecutor(1)
         self._closed = threading.Event()
@@ -88,7 +89,7 @@ class Neighbours:
         pool.shutdown(wait=False)
         self.class_names = self.cache.class_names
         self.labels = np.concatenate([self.cache.labels(split) for split in SPLITS])
-        own = type(spec).from_dict({**spec.to_dict(), "taps": chosen})
+        own = dataclasses.replace(spec, taps=chosen)
         self._columns = own.columns
         self._images = ImageFeatures(
             own, self.cache.provenance["weights"], f"The feature file {cache}",
@@ -155,8 +156,6 @@ class Neighbours:
         UserError
             When an image cannot be used, or the weights that the file was made with cannot be had.
         """
-        from pipeline.features.transformer import identified  # late: it loads scikit-learn
-
         given = identified(images, guarded=True)
         features, faults = self.features(given)
         for row, why in faults.items():
@@ -250,6 +249,13 @@ class Index:
         order = np.take_along_axis(distances, nearest, axis=1).argsort(axis=1, kind="stable")
         nearest = np.take_along_axis(nearest, order, axis=1)
         return np.take_along_axis(distances, nearest, axis=1), nearest
+
+
+def unit(block: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Rows of length one, in place, and what their lengths were."""
+    lengths = np.linalg.norm(block, axis=1)
+    block /= np.maximum(lengths, TINY)[:, None]
+    return block, lengths
 
 
 def _lengths(rows: FeatureRows, scale: Scale, progress: Callable[[int], object]) -> NDArray[np.float32]:

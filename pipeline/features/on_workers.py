@@ -36,26 +36,13 @@ Computed = tuple[list[str | None], loader.Features]  # of each row why it cannot
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker is sent once: the network and how it is to compute.
-
-    Attributes
-    ----------
-    layers : mapping
-        As `VGGWeights` has them.
-    spec : FeatureSpec
-    batch_size : int
-        Images that go through together, the same on all workers.
-    threads : int, optional
-        What each computes with; those it was given when left out.
-    folder : Path, optional
-        Where the images are, when they are in a folder.
-    """
+    """What a worker is sent once: the network and how it is to compute."""
 
     layers: Mapping[str, weights.Layer]
     spec: FeatureSpec
-    batch_size: int
-    threads: int | None
-    folder: Path | None
+    batch_size: int  # images that go through together, the same on all workers
+    threads: int | None  # that each computes with; None for those it was given
+    folder: Path | None  # where the images are, when they are in a folder
 
 
 def compute_parts(
@@ -67,33 +54,10 @@ def compute_parts(
     rows: Mapping[Part, NDArray[np.intp]],
     progress: Bar,
 ) -> Generator[tuple[Part, Iterator[loader.Features | str], str, float]]:
-    """Have rows of parts computed.
+    """Have ``rows`` of parts computed, int (n,) from the first of each part.
 
-    Parameters
-    ----------
-    options : ComputeOptions
-        Where the cluster is.
-    dataset, spec, network, batch_size
-        As for one machine.
-    rows : mapping
-        Of each part the numbers of its rows, from its first, that are to be computed; int (n,).
-    progress : Bar
-        Told of each part as it comes.
-
-    Yields
-    ------
-    part : Part
-    computed : iterator
-        Of these rows, in order, what `loader.compute_rows` gives.
-    computed_on : str
-        The machine and its processor.
-    seconds : float
-        That the worker took.
-
-    Raises
-    ------
-    UserError
-        When the cluster cannot do it.
+    Yields each part as it comes, what `loader.compute_rows` gives of these rows, the machine and its processor, and the
+    seconds that it took. Raises UserError when the cluster cannot do it.
     """
     where = str(options.cluster)
     folder = Path(dataset.source).absolute() if Path(dataset.source).is_dir() else None
@@ -125,10 +89,7 @@ Extractor = Callable[[Sequence[Image]], loader.Features]
 def prepare(setup: Setup) -> tuple[tuple[Setup, Extractor, int], str]:
     """Compile the network, once for all tasks of a process; and say what computes.
 
-    Raises
-    ------
-    UserError
-        When the weights arrived as others, or this machine cannot compute in the spec's precision.
+    Raises UserError when the weights arrived as others, or this machine cannot compute in the spec's precision.
     """
     spec, found = setup.spec, weights.digest(setup.layers)
     if found != spec.weights_digest:
@@ -141,13 +102,7 @@ def prepare(setup: Setup) -> tuple[tuple[Setup, Extractor, int], str]:
 
 
 def compute(prepared: tuple[Setup, Extractor, int], images: Images) -> Computed:
-    """Compute the features of some images.
-
-    Raises
-    ------
-    UserError
-        When an image is not here, or is not the one that was meant.
-    """
+    """Features of some images; raises UserError when one is not here, or is not the one that was meant."""
     setup, extractor, threads = prepared
     if isinstance(images, ImageFiles):
         images = _here(images, setup.folder)

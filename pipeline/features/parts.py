@@ -24,7 +24,7 @@ from pipeline.common import atomic
 from pipeline.data.dataset import Dataset, Skipped
 from pipeline.features import layout, store
 from pipeline.features.spec import FORMAT_VERSION, FeatureSpec
-from pipeline.network.taps import TAP_COLUMNS, columns_of
+from pipeline.network.taps import TAP_COLUMNS
 
 log = logging.getLogger("pipeline")
 
@@ -95,11 +95,6 @@ class Build:
             for split in layout.SPLITS
             for start in range(0, self.rows[split], PART_ROWS)
         ]
-
-    @property
-    def feature_bytes(self) -> int:
-        """Size of all features together, in bytes."""
-        return sum(self.rows.values()) * columns_of(self.spec.taps) * layout.FEATURE_DTYPE.itemsize
 
     @property
     def kept(self) -> int:

@@ -58,14 +58,10 @@ Part = NDArray[Any] | FilePart
 
 
 class FeatureRows:
-    """Features of some rows, float16 (n, columns): arrays side by side, each in memory or in a file.
+    """Features of some rows, float16 (n, columns): parts side by side, all in memory or all in a file.
 
-    Parameters
-    ----------
-    parts : sequence of ndarray (n, any) or FilePart
-        Their columns are side by side. An array in memory may be of any float type.
-    index : ndarray, int (n,), optional
-        Ascending numbers of the rows meant; all when None.
+    An array in memory may be of any float type. ``index`` are the ascending numbers of the rows meant, int (n,); None
+    for all.
     """
 
     def __init__(self, parts: Sequence[Part], index: NDArray[np.intp] | None = None) -> None:
@@ -168,21 +164,11 @@ class FeatureRows:
     def reduce(
         self, visit: Callable[[slice, NDArray[Any], State], object], make: Callable[[], State], dtype: Any = np.float32
     ) -> list[State]:
-        """Show all rows, block by block, to a thread for each core, each with a state of its own.
+        """Show all rows, block by block, to a thread for each core, each with a state of its own that ``make`` makes.
 
-        Parameters
-        ----------
-        visit : callable
-            Given the numbers of the rows, their features (float (b, columns), overwritten afterwards) and the state.
-        make : callable
-            Makes a state.
-        dtype : dtype
-            Of the blocks: float32 or float64.
-
-        Returns
-        -------
-        states : list
-            In the order of the rows, so that equal inputs give equal bits on as many cores.
+        ``visit`` is given the numbers of the rows, their features (b, columns), float32 or float64 as ``dtype`` says,
+        which are overwritten afterwards, and the state. The states returned are in the order of the rows, so that
+        equal inputs give equal bits on as many cores.
         """
         size = max(8, BLOCK_BYTES // (4 * self.shape[1]) // 8 * 8)
         threads = max(1, min(cores(), self.shape[0] // (4 * size)))
@@ -293,12 +279,7 @@ class Scale:
 def moments(rows: FeatureRows, progress: Callable[[int], object] = lambda count: None) -> Scale:
     """Means and deviations in one pass, summed up in float64, in which the squares of halves are exact.
 
-    ``progress`` is told the bytes seen.
-
-    Raises
-    ------
-    UserError
-        When a number is not finite.
+    ``progress`` is told the bytes seen. Raises UserError when a number is not finite.
     """
 
     def visit(_: slice, block: NDArray[np.float64], sums: NDArray[np.float64]) -> None:

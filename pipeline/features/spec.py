@@ -77,7 +77,7 @@ class FeatureSpec(ImageOptions):
     @property
     def network(self) -> dict[str, Any]:
         """What of it the network of one cache is compiled by: parameters of `network.compile.make_extractor`."""
-        return {name: getattr(self, name) for name in ("taps", "image_size", "interpolation", "view")}
+        return {"taps": self.taps, "image_size": self.image_size, "view": self.view}
 
     def key(self) -> str:
         """sha256, in hex, over the canonical JSON of all fields."""

@@ -18,17 +18,10 @@ from pipeline.common.errors import UserError, file_errors
 from pipeline.data.dataset import RowIds, Skipped
 from pipeline.features import checksum
 from pipeline.features.checksum import unusable
-from pipeline.features.layout import (
-    DIGEST_DTYPE,
-    DIGEST_SIZE,
-    FEATURE_DTYPE,
-    LABEL_DTYPES,
-    SKIPPED,
-    SPLITS,
-)
+from pipeline.features.layout import DIGEST_DTYPE, DIGEST_SIZE, FEATURE_DTYPE, LABEL_DTYPES, SKIPPED, SPLITS
 from pipeline.features.rows import FeatureRows, FilePart
 from pipeline.features.spec import FORMAT_VERSION, FeatureSpec
-from pipeline.network.taps import TAP_COLUMNS
+from pipeline.network.taps import TAP_COLUMNS, columns_of
 
 CacheError = checksum.CacheError
 Unfit = checksum.Unfit
@@ -103,24 +96,18 @@ class Cache:
         groups = tuple(map(os.fsdecode, self._proven(split, "groups"))) if self.has_groups else ()
         return RowIds(tuple(map(os.fsdecode, self._proven(split, "names"))), self._proven(split, "digests"), groups)
 
-    def features(
-        self, split: str, taps: Sequence[str], *, progress: Callable[[int], object] = lambda count: None
-    ) -> NDArray[np.float32]:
+    def features(self, split: str, taps: Sequence[str]) -> NDArray[np.float32]:
         """Features of a split, the taps side by side in the order given, float32 (n, columns of the taps together).
 
-        ``progress`` is told the number of bytes read, after each tap. Raises CacheError also for a tap that is not in
-        the file.
+        Raises CacheError also for a tap that is not in the file.
         """
         self._require(taps)
-        columns = [TAP_COLUMNS[tap] for tap in taps]
-        result = np.empty((self.rows[split], sum(columns)), np.float32)
+        result = np.empty((self.rows[split], columns_of(taps)), np.float32)
         start = 0
-        for tap, width in zip(taps, columns, strict=True):
-            # Cast while it is copied to its place: no second float32 array is ever made.
-            values = self._proven(split, tap)
-            result[:, start : start + width] = values
-            start += width
-            progress(values.nbytes)
+        for tap in taps:  # cast while it is copied to its place: no second float32 array is ever made
+            end = start + TAP_COLUMNS[tap]
+            result[:, start:end] = self._proven(split, tap)
+            start = end
         return result
 
     def feature_rows(self, split: str, taps: Sequence[str]) -> FeatureRows:
@@ -140,11 +127,7 @@ class Cache:
         """Numbers (n,) of the rows of a split here that hold the images of another cache's rows.
 
         Rows are told by the digests of their images; where they have none, they are the rows of one data set in order.
-
-        Raises
-        ------
-        UserError
-            When the other has an image that is not here.
+        Raises UserError when the other has an image that is not here.
         """
         if self.spec.dataset_digest == other.spec.dataset_digest and self.has_members:
             places = {digest.tobytes(): row for row, digest in enumerate(self.members(split).digests)}
@@ -176,12 +159,8 @@ class Cache:
 def open(path: Path, expected: FeatureSpec | None = None) -> Cache:  # noqa: A001 - as in store.open
     """Verify a feature file, every byte and its structure, and leave it open.
 
-    It must hold what is ``expected``, if that is given; more taps are welcome.
-
-    Raises
-    ------
-    CacheError
-        When the file is absent, damaged, edited, of another format, or of another spec than expected.
+    It must hold what is ``expected``, if that is given; more taps are welcome. Raises CacheError when the file is
+    absent, damaged, edited, of another format, or of another spec than expected.
     """
     with ExitStack() as stack:
         file, descriptor = stack.enter_context(verified(path))
@@ -195,12 +174,7 @@ def open(path: Path, expected: FeatureSpec | None = None) -> Cache:  # noqa: A00
 def open_all(paths: Sequence[Path], expected: FeatureSpec) -> Cache:
     """Open the caches of a run, one for each of the spec's sizes, as one: the first, with the others beside it.
 
-    Raises
-    ------
-    CacheError
-        As `open`.
-    UserError
-        When they do not hold the same images in the same order.
+    Raises UserError, besides what `open` does, when they do not hold the same images in the same order.
     """
     with ExitStack() as stack:
         caches = [stack.enter_context(open(path, part)) for path, part in zip(paths, expected.parts, strict=True)]

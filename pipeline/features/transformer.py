@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,11 @@ from sklearn.utils.validation import check_is_fitted
 from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.keys import digest_of
-from pipeline.data import pixel_check
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.image_files import ImageArrays, ImageFiles
 from pipeline.features import compute, parts, reuse
 from pipeline.features.find import candidate_specs
+from pipeline.features.images import identified
 from pipeline.features.options import ComputeOptions, FeatureOptions
 from pipeline.features.spec import FeatureSpec, name_infix
 from pipeline.network.device import Plan
@@ -107,7 +106,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """
         self.sizes_ = self._options().image_size
         identified(X, guarded=self.guard)
-        self.taps_ = self._taps()
+        self.taps_ = parse_taps(self.taps)
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
@@ -169,12 +168,9 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         tags.transformer_tags.preserves_dtype = []
         return tags
 
-    def _taps(self) -> tuple[str, ...]:
-        return parse_taps(self.taps if isinstance(self.taps, str) else ",".join(self.taps))
-
     def _options(self) -> ComputeOptions:
-        given: dict[str, Any] = {**self.get_params(), "dataset": NAME, "fit": self.fit_mode}
-        given["taps"] = ",".join(self._taps())
+        taps = ",".join(parse_taps(self.taps))
+        given: dict[str, Any] = {**self.get_params(), "dataset": NAME, "fit": self.fit_mode, "taps": taps}
         names = {item.name for item in ComputeOptions.declared()} & set(given)
         return ComputeOptions(**{name: given[name] for name in names})
 
@@ -210,26 +206,6 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 f"{len(build.skipped):,} of the images cannot be used; the first is {first_fault.file}: "
                 f"{first_fault.reason}. Leave them out: every row must have its features. The others are kept."
             )
-
-
-def identified(given: Any, *, guarded: bool) -> ImageFiles | ImageArrays:
-    """Take arrays or paths, each with its digest.
-
-    Raises
-    ------
-    UserError
-        When they are neither, or not what they should be.
-    """
-    if not hasattr(given, "__len__") or isinstance(given, (str, bytes, os.PathLike)):
-        raise UserError(
-            f"The images X must be a uint8 array (n, h, w, 3), or a sequence of such images or of paths. Got "
-            f"{type(given).__name__}."
-        )
-    if len(given) and not (isinstance(given, np.ndarray) and given.dtype.kind not in "OUT"):
-        given = list(given)
-        if all(isinstance(item, (str, os.PathLike)) for item in given):
-            return ImageFiles.identified([Path(item) for item in given])
-    return ImageArrays.identified(pixel_check.check_images(given, guess=guarded))
 
 
 def _dataset(images: ImageFiles | ImageArrays) -> Dataset:

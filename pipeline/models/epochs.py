@@ -118,22 +118,23 @@ class _Learner:
     def learn(self) -> None:
         """Go on by an epoch, or by the few after which validation is scored."""
         with jobs.overflow_as_user_error(self._name, self._job.params):
-            self._next()
+            try:
+                for _ in range(min(self._between, self._most - self._epochs)):
+                    self.epoch()
+            except ValueError as error:
+                if self.best is None or not jobs.is_overflow(error):
+                    raise
+                self.ended, self.reason = True, f"it diverged in epoch {self._epochs}"
+            else:
+                self._score()
 
     def goes_on(self, until: int) -> bool:
         """Whether there is another epoch to learn, up to that one."""
         return len(self.history.steps) < until and not self.ended and not self._stop.is_set()
 
-    def _next(self) -> None:
+    def _score(self) -> None:
+        """Score what was learnt, and see whether it is the best, or the end."""
         params, steps, rows = self._job.params, self.history.steps, self._job.rows
-        try:
-            for _ in range(min(self._between, self._most - self._epochs)):
-                self.epoch()
-        except ValueError as error:
-            if self.best is None or not jobs.is_overflow(error):
-                raise
-            self.ended, self.reason = True, f"it diverged in epoch {self._epochs}"
-            return
         model = self.estimator if self._classifier.probabilities else jobs.with_temperature(self.estimator, rows)
         # A brief fit leaves its training scores to the end.
         train = (np.nan, np.nan) if self._brief else history.scores(model, self._sample, rows.scale)

@@ -47,12 +47,10 @@ def fit_side_by_side(
     brief: bool = False,
     watch: Watch = lambda number, step: None,
 ) -> list[Fitted]:
-    """Fit sets of parameters and score each on both of its sides.
+    """Fit sets of parameters of a classifier and score each on both of its sides.
 
     Parameters
     ----------
-    name : str
-        The classifier's.
     jobs : sequence of Job
         On the same data, standardised alike. No class of a validation side is missing on its fit side.
     rivals : bool
@@ -189,17 +187,10 @@ def _estimators(name: str, params: Sequence[Mapping[str, Any]], rows: FitAndVali
 def refit(
     name: str, data: Samples, scale: Scale, seed: int, chosen: Fitted, tick: Callable[[], object]
 ) -> tuple[Pipeline, str | None]:
-    """Fit the chosen parameters on all training rows.
+    """Fit the chosen parameters on all training rows, ``data``, whose scale is ``scale``.
 
     Parameters
     ----------
-    name : str
-        The classifier's.
-    data : Samples
-        All training rows.
-    scale : Scale
-        Of these.
-    seed : int
     chosen : Fitted
         On the 90 %: its parameters, where a solver may start, and the temperature. Used up.
     tick : callable

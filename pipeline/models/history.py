@@ -24,32 +24,17 @@ Scores = tuple[float, float]  # loss in nats, accuracy
 
 @dataclass(frozen=True)
 class Samples:
-    """Rows to learn from or to score: their features, not standardised, and labels (n,).
+    """Rows to learn from or to score."""
 
-    Equal ``groups`` (n,) are of rows that must not be parted, and equal ``images`` (n,) of those among them that are
-    copies of one image; without, no rows are, and all that must not be parted are copies.
-    """
-
-    features: FeatureRows
-    labels: NDArray[Any]
-    groups: NDArray[np.intp] | None = None
-    images: NDArray[np.intp] | None = None
-
-    @property
-    def grouping(self) -> NDArray[np.intp]:
-        """The groups, each row one of its own where there are none."""
-        return np.arange(len(self.labels)) if self.groups is None else self.groups
-
-    @property
-    def distinct(self) -> NDArray[np.intp]:
-        """Numbers (n,) of the images."""
-        return self.grouping if self.images is None else self.images
+    features: FeatureRows  # not standardised
+    labels: NDArray[Any]  # (n,)
+    groups: NDArray[np.intp]  # (n,): rows of equal ones must not be parted
+    images: NDArray[np.intp]  # (n,): rows of equal ones, which are of one group too, are copies of one image
 
     def taken(self, rows: NDArray[np.intp]) -> Samples:
         """Some rows, in ascending order whatever that of their numbers; no copy."""
         rows = np.sort(rows)
-        groups, images = (None if each is None else each[rows] for each in (self.groups, self.images))
-        return Samples(self.features.take(rows), self.labels[rows], groups, images)
+        return Samples(self.features.take(rows), self.labels[rows], self.groups[rows], self.images[rows])
 
 
 @dataclass(frozen=True)
@@ -124,22 +109,14 @@ def scores(estimator: Any, data: Samples, scale: Scale) -> Scores:
 
 def scores_of(probabilities: NDArray[Any], labels: NDArray[Any]) -> Scores:
     """The same of probabilities (n, classes)."""
-    return cross_entropy(probabilities, labels), float(np.mean(probabilities.argmax(axis=1) == labels))
-
-
-def cross_entropy(probabilities: NDArray[Any], labels: NDArray[Any]) -> float:
-    """Mean of `row_losses`, in nats."""
-    return float(row_losses(probabilities, labels).mean()) + 0.0  # 0, not -0
+    loss = float(row_losses(probabilities, labels).mean()) + 0.0  # 0, not -0
+    return loss, float(np.mean(probabilities.argmax(axis=1) == labels))
 
 
 def row_losses(probabilities: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
-    """-log p of the right class (n,), in nats; p is clipped at float32's resolution as log_loss does.
+    """-log p of the right class (n,), in nats, of probabilities (n, classes) and their columns, int (n,) labels.
 
-    Parameters
-    ----------
-    probabilities : ndarray, float (n, classes)
-    labels : ndarray, int (n,)
-        Class numbers from 0: the columns of the probabilities.
+    p is clipped at float32's resolution as log_loss does.
     """
     right = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     losses: NDArray[np.float64] = -np.log(np.maximum(right, np.finfo(probabilities.dtype).eps))

@@ -19,7 +19,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.keys import safe_name
 from pipeline.common.text import did_you_mean
 from pipeline.data.dataset import LazyImages
-from pipeline.features.images import ImageFeatures
+from pipeline.features.images import ImageFeatures, identified
 from pipeline.models import persistence
 
 
@@ -75,8 +75,6 @@ class ImageClassifier:
 
     def predict_proba(self, images: Any) -> NDArray[Any]:
         """Probabilities of all classes, float (n, classes), for each image; otherwise as `predict`."""
-        from pipeline.features.transformer import identified  # late: it loads scikit-learn
-
         given = identified(images, guarded=self._guard)
         found = [np.empty((0, len(self.classes_)))]
         for _, probabilities, faults in self.classify(given):

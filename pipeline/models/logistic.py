@@ -98,12 +98,9 @@ def fit(
     Parameters
     ----------
     rows : FeatureRows
-        Not standardised.
+        Not standardised; ``scale`` does that to the columns.
     labels : ndarray, int (n,)
         Class numbers from 0; every one up to the highest must occur among the rows that each problem learns from.
-    scale : Scale
-        What standardises the columns.
-    problems : sequence of Problem
     tol, max_iter
         As LogisticRegression's: largest gradient component to stop at, iterations at most.
     watch : callable

@@ -38,39 +38,21 @@ _DIGESTS = {JOBLIB: "sha256", SKOPS: "skops_sha256"}  # where the description ha
 
 @dataclass(frozen=True)
 class Model:
-    """A fitted classifier, from raw features to class probabilities.
-
-    Attributes
-    ----------
-    path : Path
-    estimator : Any
-        With ``predict_proba`` and ``classes_``.
-    spec : FeatureSpec
-        Of the features that it takes, ``spec.taps`` of each of its sizes side by side.
-    classes : tuple of str
-        Label ``i`` means ``classes[i]``.
-    weights : str
-        ``imagenet``, ``random``, or the path of the file of VGG16's weights that it was trained with.
-    description : mapping
-        All that the ``.json`` beside it says.
-    """
+    """A fitted classifier, from raw features to class probabilities."""
 
     path: Path
-    estimator: Any
-    spec: FeatureSpec
-    classes: tuple[str, ...]
-    weights: str
-    description: Mapping[str, Any]
+    estimator: Any  # with ``predict_proba`` and ``classes_``
+    spec: FeatureSpec  # of the features that it takes, ``spec.taps`` of each of its sizes side by side
+    classes: tuple[str, ...]  # label i means classes[i]
+    weights: str  # ``imagenet``, ``random``, or the path of the file of VGG16's weights that it was trained with
+    description: Mapping[str, Any]  # all that the ``.json`` beside it says
 
 
 def load_model(path: Path) -> Model:
     """Load a model that `train` wrote, or that was shared as ``.skops``, if it is what its description says.
 
-    Raises
-    ------
-    UserError
-        When either file is absent, the model's digest is not the recorded one, it was made by another version, or
-        a ``.skops`` file names a type that is not known to be harmless.
+    Raises UserError when either file is absent, the model's digest is not the recorded one, it was made by another
+    version, or a ``.skops`` file names a type that is not known to be harmless.
     """
     if path.suffix not in _DIGESTS:
         raise UserError(
@@ -174,13 +156,7 @@ def _from_skops(path: Path, content: bytes) -> Any:
 
 
 def to_skops(path: Path, estimator: Any) -> bytes:
-    """A fitted pipeline in the format for sharing.
-
-    Raises
-    ------
-    UserError
-        When it holds a type that `load_model` would refuse.
-    """
+    """A fitted pipeline in the format for sharing; raises UserError for a type that `load_model` would refuse."""
     import skops.io
 
     content: bytes = skops.io.dumps(estimator)
@@ -196,10 +172,7 @@ def to_skops(path: Path, estimator: Any) -> bytes:
 def export(path: Path) -> Path:
     """Write ``RUN.skops`` beside ``RUN.joblib``, and its digest into ``RUN.json``; return where.
 
-    Raises
-    ------
-    UserError
-        When the model is refused, or holds what the format, or who loads it, would refuse.
+    Raises UserError when the model is refused, or holds what the format, or who loads it, would refuse.
     """
     if path.suffix != JOBLIB:
         raise UserError(f"The model parameter must name a .joblib file that train wrote. Got {path}.")

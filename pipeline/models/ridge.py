@@ -45,13 +45,10 @@ def fit(
     Parameters
     ----------
     rows : FeatureRows
-        Not standardised.
+        Not standardised; ``scale`` does that to the columns.
     labels : ndarray, int (n,)
     weights : ndarray, float (n,)
         Of the rows.
-    scale : Scale
-        What standardises the columns.
-    estimators : sequence of RidgeClassifier
     before : Pipeline, optional
         What is fitted already and makes of standardised rows the columns to fit on.
 

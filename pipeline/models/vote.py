@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from sklearn.preprocessing import LabelEncoder
 
 from pipeline.features.spec import FeatureSpec
 from pipeline.models.persistence import Model
-from pipeline.network.taps import columns_of
+from pipeline.network.taps import columns_among
 
 STEPS, SMALL = 10_000, 1e-7  # at most, and a change of the weights that ends them
 
@@ -46,7 +46,8 @@ def voters(models: Mapping[str, Model], weights: Mapping[str, float], spec: Feat
     """A classifier of features of ``spec`` that is the weighted mean of models, each of some of its columns."""
     members = {}
     for name, model in models.items():
-        own = [start for size in model.spec.sizes for start in _columns(spec, size, model.spec.taps)]
+        caches = [spec.sizes.index(size) for size in model.spec.sizes]
+        own = np.r_[*columns_among(model.spec.taps, spec.taps, caches)].tolist()
         chosen = ColumnTransformer([("own", "passthrough", own)]).fit(np.zeros((1, spec.columns), np.float32))
         members[name] = Pipeline([("columns", chosen), ("model", model.estimator)])
     vote = VotingClassifier(list(members.items()), voting="soft", weights=[weights[name] for name in members])
@@ -55,14 +56,3 @@ def voters(models: Mapping[str, Model], weights: Mapping[str, float], spec: Feat
     vote.le_ = LabelEncoder().fit(next(iter(models.values())).estimator.classes_)
     vote.classes_ = vote.le_.classes_
     return vote
-
-
-def _columns(spec: FeatureSpec, size: int, taps: Sequence[str]) -> list[int]:
-    """Where the columns of some taps at a size stand among those of a spec."""
-    start = spec.sizes.index(size) * columns_of(spec.taps)
-    found: list[int] = []
-    for tap in spec.taps:
-        width = columns_of([tap])
-        found += range(start, start + width) if tap in taps else ()
-        start += width
-    return found

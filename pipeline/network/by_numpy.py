@@ -33,19 +33,8 @@ Array = NDArray[Any]
 class Network:
     """Features of images, as `vgg16.Extractor` gives them but for the order of float additions.
 
-    Parameters
-    ----------
-    layers : mapping
-        Kernel and bias of each of the 13 convolutions.
-    taps : sequence of str
-        What to keep, of `TAP_COLUMNS`. Layers above the highest of them are not computed.
-    image_size : int
-        Height and width, in pixels, that images are resized to.
-    interpolation : {'bicubic'}
-    precision : {'float32', 'bfloat16', 'float64'}
-        bfloat16 is float32 whose kernels and maps are rounded, which is what processors that have it compute.
-    view : {'plain', 'mirror'}
-        Whether features are those of an image, or their mean with those of its mirror image.
+    Its parameters are those of that. bfloat16 is float32 whose kernels and maps are rounded, which is what processors
+    that have it compute; ``float64`` is what both are measured by.
     """
 
     def __init__(
@@ -54,12 +43,9 @@ class Network:
         taps: Sequence[str],
         *,
         image_size: int,
-        interpolation: str = "bicubic",
         precision: str = "float32",
         view: str = "plain",
     ) -> None:
-        if interpolation != "bicubic":
-            raise ValueError(f"the interpolation must be bicubic, not {interpolation}")
         self._taps, self._size, self._view = tuple(taps), image_size, view
         self._dtype = np.float64 if precision == "float64" else np.float32
         self._narrow: Callable[[Array], Array] = _as_bfloat16 if precision == "bfloat16" else lambda values: values

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.common.memory import free_memory
 from pipeline.common.progress import format_bytes
@@ -57,7 +56,6 @@ def make_extractor(
     *,
     taps: Sequence[str],
     image_size: int,
-    interpolation: str,
     plan: Plan,
     view: str = "plain",
     threads: int | None = None,
@@ -74,20 +72,12 @@ def make_extractor(
             layers,
             taps,
             image_size=image_size,
-            interpolation=interpolation,
             precision=plan.precision,
             batch_size=plan.batch_size,
             view=view,
             device=plan.device,
         )
-        extractor.check_precision(precision_test_images())
+        # Not on the user's pictures: a blank page shows no difference between precisions.
+        coarse = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+        extractor.check_precision(coarse.repeat(4, axis=1).repeat(4, axis=2))
     return extractor
-
-
-def precision_test_images() -> NDArray[np.uint8]:
-    """Two pictures, uint8 (2, 32, 32, 3), on which a network proves its precision.
-
-    Not the user's: a blank page shows no difference between precisions.
-    """
-    coarse = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
-    return coarse.repeat(4, axis=1).repeat(4, axis=2)

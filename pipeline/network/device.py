@@ -68,7 +68,6 @@ def choose_device(
 
     Parameters
     ----------
-    asked : {'auto', 'float32', 'bfloat16'}
     gpus : sequence of Gpu
         In TensorFlow's order.
     bfloat16 : bool

@@ -26,7 +26,7 @@ import numpy as np
 from pipeline.common import atomic
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.progress import Progress
-from pipeline.network.taps import CONV_LAYERS
+from pipeline.network.taps import KERNELS
 
 if TYPE_CHECKING:
     from pipeline.network.weights import Layer
@@ -91,14 +91,13 @@ def read_wheel(path: Path) -> dict[str, Layer]:
     (graph,) = _fields(model)[_GRAPH]
     tensors = [_fields(tensor) for tensor in _fields(graph)[_INITIALIZER]]
     values = {tensor[_NAME][0].decode(): tensor[_RAW_DATA] for tensor in tensors}
-    layers, channels = {}, 3
-    for layer, out in CONV_LAYERS.items():
+    layers = {}
+    for layer, (height, width, channels, out) in KERNELS.items():
         (kernel,) = values[f"functional_1/{layer}_1/convolution/ReadVariableOp:0"]
         (bias,) = values[f"functional_1/{layer}_1/Squeeze:0"]
         # ONNX stores (out, in, height, width); TensorFlow wants (height, width, in, out).
-        kernel = np.frombuffer(kernel, "<f4").reshape(out, channels, 3, 3).transpose(2, 3, 1, 0)
+        kernel = np.frombuffer(kernel, "<f4").reshape(out, channels, height, width).transpose(2, 3, 1, 0)
         layers[layer] = (np.ascontiguousarray(kernel), np.frombuffer(bias, "<f4"))
-        channels = out
     return layers
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pipeline.common.errors import UserError
 from pipeline.common.text import did_you_mean
@@ -25,6 +26,11 @@ CONV_LAYERS: dict[str, int] = {
     "block5_conv1": 512,
     "block5_conv2": 512,
     "block5_conv3": 512,
+}
+# Shape of each kernel: height, width, channels of the map below, of the map it makes.
+KERNELS = {
+    layer: (3, 3, below, channels)
+    for (layer, channels), below in zip(CONV_LAYERS.items(), [3, *CONV_LAYERS.values()], strict=False)
 }
 POOL_LAYERS = {"block3_pool": 256, "block4_pool": 512, "block5_pool": 512}
 DIRECTIONS = 64  # that a map is projected to before its covariance is taken
@@ -56,14 +62,12 @@ RICH_TAPS = (
 WORDS = {"all": ALL_TAPS, "rich": RICH_TAPS, "top": TOP_TAPS}
 
 
-def parse_taps(text: str) -> tuple[str, ...]:
+def parse_taps(taps: str | Iterable[str]) -> tuple[str, ...]:
     """Read ``all``, ``rich``, ``top`` or ``NAME,NAME…``, several with spaces between, into tap names in network order.
 
-    Raises
-    ------
-    UserError
-        When a name is not a tap, or there is none.
+    They may be a sequence of names, too. Raises UserError when one is not a tap, or there is none.
     """
+    text = taps if isinstance(taps, str) else ",".join(taps)
     choices = re.sub(r"\s*,\s*", ",", text).split()
     if len(choices) > 1:  # of a sweep, by a variable of make: stage one makes what any of them needs
         return order_taps(tap for choice in choices for tap in parse_taps(choice))
@@ -104,6 +108,13 @@ def order_taps(names: Iterable[str]) -> tuple[str, ...]:
 def columns_of(taps: Iterable[str]) -> int:
     """Number of feature columns of some taps together."""
     return sum(TAP_COLUMNS[tap] for tap in taps)
+
+
+def columns_among(wanted: Sequence[str], held: Sequence[str], caches: Iterable[int]) -> list[slice]:
+    """Where the columns of some taps are in caches of ``held`` taps that stand side by side: in each of ``caches``."""
+    ends = dict(zip(held, itertools.accumulate(TAP_COLUMNS[tap] for tap in held), strict=True))
+    starts = [number * columns_of(held) for number in caches]
+    return [slice(start + ends[tap] - TAP_COLUMNS[tap], start + ends[tap]) for start in starts for tap in wanted]
 
 
 def describe_taps(taps: Iterable[str]) -> str:

@@ -81,8 +81,6 @@ class Extractor:
         What to keep, of `TAP_COLUMNS`. Layers above the highest of them are not computed.
     image_size : int
         Height and width, in pixels, that images are resized to.
-    interpolation : str
-        How; a method of `tf.image.resize`, used without antialiasing.
     precision, batch_size, device
         As a `device.Plan` has them.
     view : {'plain', 'mirror'}
@@ -95,14 +93,13 @@ class Extractor:
         taps: Sequence[str],
         *,
         image_size: int,
-        interpolation: str,
         precision: str,
         batch_size: int = 128,
         view: str = "plain",
         device: str = "CPU:0",
     ) -> None:
         self._layers, self._taps, self._precision = layers, tuple(taps), precision
-        self._size, self._interpolation, self._view = image_size, interpolation, view
+        self._size, self._view = image_size, view
         self.batch_size = batch_size
         self._device = device
         # On a GPU that computes float32 by TF32, with 10 bits of significand, "float32" would be no true name.
@@ -128,7 +125,7 @@ class Extractor:
 
     def _resized(self, images: tf.Tensor) -> tf.Tensor:
         size = (self._size, self._size)
-        return tf.image.resize(tf.cast(images, tf.float32), size, method=self._interpolation)
+        return tf.image.resize(tf.cast(images, tf.float32), size, method="bicubic")  # without antialiasing
 
     def _pixels(self, images: Images) -> tf.Tensor:
         """Images at the network's size: float32 (n, size, size, 3), RGB, 0 to 255."""
@@ -216,9 +213,7 @@ class Extractor:
         """
         with self._memory_errors():  # the first batch: if any is too large, it is this one
             computed = self.raw(images)
-        reference = by_numpy.Network(
-            self._layers, self._taps, image_size=self._size, interpolation=self._interpolation, view=self._view
-        )
+        reference = by_numpy.Network(self._layers, self._taps, image_size=self._size, view=self._view)
         exact = reference.raw(images)
         difference = max(_relative(computed[tap], exact[tap]) for tap in self._taps)
         low, high = _DIFFERENCE[self._precision]

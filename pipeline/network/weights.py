@@ -23,7 +23,7 @@ from pipeline.common.errors import UserError, file_errors
 from pipeline.common.text import did_you_mean
 from pipeline.data.download import download
 from pipeline.network import pypi_weights
-from pipeline.network.taps import CONV_LAYERS
+from pipeline.network.taps import CONV_LAYERS, KERNELS
 
 log = logging.getLogger("pipeline")
 
@@ -56,16 +56,6 @@ class WeightsUnavailable(UserError):
     """No source served the ImageNet weights; the message lists what was tried and why each failed."""
 
 
-def shapes() -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Shape of the kernel and of the bias of every layer."""
-    result: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    channels = 3
-    for layer, out in CONV_LAYERS.items():
-        result[layer] = ((3, 3, channels, out), (out,))
-        channels = out
-    return result
-
-
 def digest(layers: Mapping[str, Layer]) -> str:
     """sha256, in hex, over each layer's kernel (HWIO), then bias, as little-endian float32 in C order."""
     total = hashlib.sha256()
@@ -78,12 +68,7 @@ def digest(layers: Mapping[str, Layer]) -> str:
 def load_weights(choice: str, data_dir: Path) -> VGGWeights:
     """Load ``imagenet``, found in ``data_dir``, elsewhere on this machine or downloaded, ``random``, or a file.
 
-    Raises
-    ------
-    WeightsUnavailable
-        When ``imagenet`` was asked for and no source served it.
-    UserError
-        When a named file is not usable.
+    Raises UserError when a named file is not usable, and WeightsUnavailable when no source served the ImageNet ones.
     """
     if choice == "random":
         return random_weights()
@@ -116,9 +101,9 @@ def random_weights() -> VGGWeights:
     """A seeded, untrained network: He-normal kernels, zero biases (He et al., https://arxiv.org/abs/1502.01852)."""
     generator = np.random.Generator(np.random.PCG64(RANDOM_SEED))
     layers: dict[str, Layer] = {}
-    for layer, (kernel, bias) in shapes().items():
-        scale = np.float32(np.sqrt(2 / np.prod(kernel[:3])))
-        layers[layer] = (generator.standard_normal(kernel, np.float32) * scale, np.zeros(bias, np.float32))
+    for layer, shape in KERNELS.items():
+        scale = np.float32(np.sqrt(2 / np.prod(shape[:3])))
+        layers[layer] = (generator.standard_normal(shape, np.float32) * scale, np.zeros(shape[3], np.float32))
     return VGGWeights(layers, digest(layers), "random", f"untrained, seed {RANDOM_SEED}")
 
 
@@ -142,16 +127,13 @@ def pick_layers(arrays: Mapping[str, NDArray[Any]], where: str) -> dict[str, Lay
     """Pick the 13 convolutions out of a file's arrays, by layer name or, failing that, by their order.
 
     Keras 2's layout names each layer; Keras 3's ``.weights.h5`` numbers layers of a kind instead
-    (``conv2d``, ``conv2d_1`` …), with ``vars/0`` the kernel and ``vars/1`` the bias.
-
-    Raises
-    ------
-    UserError
-        When a layer is missing, has another shape, or holds a number that is not finite.
+    (``conv2d``, ``conv2d_1`` …), with ``vars/0`` the kernel and ``vars/1`` the bias. Raises UserError when a layer is
+    missing, has another shape, or holds a number that is not finite.
     """
     numbered = dict(zip(CONV_LAYERS, ["conv2d", *(f"conv2d_{i}" for i in range(1, 13))], strict=True))
     layers: dict[str, Layer] = {}
-    for layer, (kernel_shape, bias_shape) in shapes().items():
+    for layer, kernel_shape in KERNELS.items():
+        bias_shape = kernel_shape[3:]
         own = [array for name, array in arrays.items() if layer in name.split("/")[:-1]]
         if not own:
             own = [

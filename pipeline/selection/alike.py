@@ -15,7 +15,7 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
-from pipeline.features.neighbours import TINY, Index
+from pipeline.features.neighbours import TINY, Index, unit
 from pipeline.features.rows import FeatureRows, Scale
 
 AXES, SAMPLE = 128, 4000
@@ -37,18 +37,13 @@ class Alike(NamedTuple):
 def compare(rows: FeatureRows, scale: Scale, seed: int) -> Alike:
     """Find the nearest rows of each."""
     count = rows.shape[0]
-
-    def unit(block: NDArray[np.float32]) -> NDArray[np.float32]:
-        block /= np.maximum(np.linalg.norm(block, axis=1, keepdims=True), TINY)
-        return block
-
     sample = np.random.default_rng(seed).choice(count, min(SAMPLE, count), replace=False)
     axes = min(AXES, len(sample), rows.shape[1])
-    found = PCA(axes, svd_solver="randomized", random_state=seed).fit(unit(rows.read(np.sort(sample), scale)))
+    found = PCA(axes, svd_solver="randomized", random_state=seed).fit(unit(rows.read(np.sort(sample), scale))[0])
     basis, result = np.ascontiguousarray(found.components_.T), np.empty((count, axes), np.float32)
 
     def visit(here: slice, block: NDArray[np.float32], _: None) -> None:
-        result[here] = unit(scale.standardise(block)) @ basis
+        result[here] = unit(scale.standardise(block))[0] @ basis
 
     rows.reduce(visit, lambda: None)
     most = min(NEAREST, count - 1)

@@ -90,7 +90,7 @@ def row_names(
 
 
 def _taps(cache: store.Cache, taps: str | Sequence[str] | None) -> tuple[str, ...]:
-    return cache.spec.taps if taps is None else parse_taps(taps if isinstance(taps, str) else ",".join(taps))
+    return cache.spec.taps if taps is None else parse_taps(taps)
 
 
 def _rows(cache: store.Cache, split: str, taps: str | Sequence[str] | None, seed: int) -> Any:

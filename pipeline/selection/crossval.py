@@ -16,6 +16,7 @@ from sklearn.pipeline import Pipeline
 
 from pipeline.common.bar import Bar
 from pipeline.models.history import Samples, predict
+from pipeline.network.taps import columns_among, columns_of
 from pipeline.selection import protocol, side_by_side, splits
 from pipeline.selection.protocol import Selection
 from pipeline.selection.splits import Rows
@@ -47,7 +48,7 @@ class CrossValidation:
         self._data, self._folds, self._seed, self._progress = data, folds, seed, progress
         least = max(folds, 4 if folds == 2 else 3)  # so that two are left to choose and fit on
         self._parts = [
-            splits.folds(data.labels, data.grouping, folds, seed + repeat, class_names, least)
+            splits.folds(data.labels, data.groups, folds, seed + repeat, class_names, least)
             for repeat in range(repeats)
         ]
         self._only = candidates[0] if len(candidates) == 1 else None  # nothing to choose
@@ -63,15 +64,15 @@ class CrossValidation:
             One row of each image, ascending.
         probabilities : ndarray, float32 (repeats, n, classes)
         """
-        rows = splits.one_of_each(self._data.distinct)
+        rows = splits.one_of_each(self._data.images)
         probabilities = np.full((len(self._parts), len(rows), len(self._class_names)), np.nan, np.float32)
         for repeat, parts in enumerate(self._parts):
             for fit, held_out in parts:
                 data, mine = self._data.taken(fit), np.isin(rows, held_out)
                 trial = self._only or self.choose(data)[0][0]
-                columns = side_by_side.columns_among(trial.taps, self._taps, data.features.shape[1])
                 _, _, model, _ = self.fit(trial, data)
-                probabilities[repeat, mine] = predict(model, self._data.features.take(rows[mine]).columns(columns))
+                features = self._data.features.take(rows[mine]).columns(self._columns(trial))
+                probabilities[repeat, mine] = predict(model, features)
         if np.isnan(probabilities).any():
             raise AssertionError("an image is in no fold")
         return rows, probabilities
@@ -79,11 +80,11 @@ class CrossValidation:
     def choose(self, data: Samples) -> Table:
         """All candidates with their mean scores over folds of some rows, the lowest validation loss first."""
         trials = [trial for group in self._groups for trial in group]
-        groups = data.grouping
+        groups = data.groups
         count = min(self._folds, splits.fewest(data.labels, groups))
         found: list[list[TrialResult]] = [[] for _ in trials]
         for fit, held_out in splits.folds(data.labels, groups, count, self._seed, self._class_names):
-            rows = protocol.sides(data, fit, held_out[splits.one_of_each(data.distinct[held_out])])
+            rows = protocol.sides(data, fit, held_out[splits.one_of_each(data.images[held_out])])
             results = (
                 result
                 for group in self._groups
@@ -100,13 +101,16 @@ class CrossValidation:
 
         Returns the rows with its columns, the fit on 90 % of them, the one on all, and why it did not converge.
         """
-        columns = side_by_side.columns_among(trial.taps, self._taps, data.features.shape[1])
-        own = dataclasses.replace(data, features=data.features.columns(columns))
+        own = dataclasses.replace(data, features=data.features.columns(self._columns(trial)))
         rows = protocol.prepare(own, trial.seed, self._class_names)
         selection = protocol.select(trial.classifier, trial.params, rows, trial.seed)
         model, reason = protocol.refit(trial.classifier, selection.fitted, own, trial.seed)
         self._progress.update(1)
         return own, selection, model, reason or selection.fitted.not_converged
+
+    def _columns(self, trial: Trial) -> list[slice]:
+        caches = range(self._data.features.shape[1] // columns_of(self._taps))
+        return columns_among(trial.taps, self._taps, caches)
 
 
 def _mean(results: Sequence[TrialResult]) -> TrialResult:

@@ -73,9 +73,6 @@ class LeftOut:
         return dataclasses.replace(grouping, images=images, groups=groups)
 
 
-NOTHING = LeftOut()
-
-
 def read(options: TrainOptions, dataset_digest: str) -> LeftOut:
     """Read what is asked for.
 
@@ -119,10 +116,9 @@ def _lines(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
     with file_errors("read the table", path), open(path, encoding="utf-8-sig", errors="replace", newline="") as stream:
         text = stream.read().splitlines()
     for separator in ",;\t":
-        found = list(csv.DictReader(text, delimiter=separator, restval=""))
-        header = next(csv.reader(text[:1], delimiter=separator), [])
-        if set(needed) <= set(header):
-            return found
+        table = csv.DictReader(text, delimiter=separator, restval="")
+        if set(needed) <= set(table.fieldnames or ()):
+            return list(table)
     raise UserError(
         f"The table {path} is none that audit wrote: it must have the columns {', '.join(needed)}. Make one with "
         f"'python -m pipeline audit'."

@@ -5,12 +5,13 @@ A worker reads the features from their file where it reaches it, proved to be th
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +41,8 @@ class Rows:
     taps: tuple[str, ...]  # which columns are needed
     kept: NDArray[np.intp]  # (n,), the rows of train that are used
     labels: NDArray[Any]  # (n,), as are the next two, which `Samples` has
-    groups: NDArray[np.intp] | None
-    images: NDArray[np.intp] | None
+    groups: NDArray[np.intp]
+    images: NDArray[np.intp]
     class_names: tuple[str, ...]
     # float16 (n, columns): the rows themselves, for a worker that does not reach the files.
     features: NDArray[np.float16] | None = None
@@ -107,21 +108,13 @@ def follower(
 # --- on a worker ------------------------------------------------------------------------------
 
 
-@dataclass
-class Prepared:
+class Prepared(NamedTuple):
     """Training rows, and what was found out about them."""
 
     data: Samples
     taps: tuple[str, ...]
-    class_names: tuple[str, ...]
+    sides: Callable[[int], FitAndValidation]  # by a seed, each found out once
     cache: store.Cache | None  # open for as long as it is read
-    _sides: dict[int, FitAndValidation] = field(default_factory=dict)
-
-    def sides(self, seed: int) -> FitAndValidation:
-        """The rows to fit on and to validate on, by a seed."""
-        if seed not in self._sides:
-            self._sides[seed] = protocol.prepare(self.data, seed, self.class_names)
-        return self._sides[seed]
 
 
 def prepare(rows: Rows) -> tuple[Prepared, str]:
@@ -147,7 +140,8 @@ def prepare(rows: Rows) -> tuple[Prepared, str]:
     else:
         features = FeatureRows([rows.features])
     data = Samples(features, rows.labels, rows.groups, rows.images)
-    return Prepared(data, rows.taps, rows.class_names, cache), device.label(threads)
+    sides = functools.cache(lambda seed: protocol.prepare(data, seed, rows.class_names))
+    return Prepared(data, rows.taps, sides, cache), device.label(threads)
 
 
 def attempt(prepared: Prepared, work: Callable[..., Any], *arguments: Any) -> Any:

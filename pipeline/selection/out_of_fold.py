@@ -26,7 +26,7 @@ def probabilities(data: Samples, class_names: Sequence[str], *, folds: int, seed
 
     Raises UserError when a class has too few images for the folds.
     """
-    parts = splits.folds(data.labels, data.grouping, folds, seed, class_names)
+    parts = splits.folds(data.labels, data.groups, folds, seed, class_names)
     rows = protocol.prepare(data, seed, class_names)
     chosen = protocol.select("logistic", classifiers.resolve("logistic", {}), rows, seed).fitted
     scale = rows.scale  # needs no labels, so that of all folds may be one

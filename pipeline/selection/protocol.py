@@ -65,20 +65,20 @@ class LearningCurve:
 
 def split(data: Samples, seed: int, class_names: Sequence[str]) -> Split:
     """The rows to fit on, and those to validate on, of which each image has one."""
-    return splits.split(data.labels, data.grouping, seed, class_names, data.distinct)
+    return splits.split(data.labels, data.groups, seed, class_names, data.images)
 
 
 def sizes_of_sides(rows: FitAndValidation) -> dict[str, Any]:
     """How many distinct images there are to fit on and to validate on, and how many groups."""
     sides = {"fit": rows.fit, "validation": rows.held_out}
-    counts: dict[str, Any] = {name: len(np.unique(rows.data.distinct[side])) for name, side in sides.items()}
-    groups = {name: len(np.unique(rows.data.grouping[side])) for name, side in sides.items()}
+    counts: dict[str, Any] = {name: len(np.unique(rows.data.images[side])) for name, side in sides.items()}
+    groups = {name: len(np.unique(rows.data.groups[side])) for name, side in sides.items()}
     return {**counts, "groups_of_sides": groups}
 
 
 def class_sizes(data: Samples, class_names: Sequence[str]) -> dict[str, tuple[str, int]]:
     """The smallest and the largest class, and how many distinct images each has."""
-    counts = np.bincount(data.labels[splits.one_of_each(data.distinct)], minlength=len(class_names))
+    counts = np.bincount(data.labels[splits.one_of_each(data.images)], minlength=len(class_names))
     ends = {"smallest": int(counts.argmin()), "largest": int(counts.argmax())}
     return {name: (class_names[label], int(counts[label])) for name, label in ends.items()}
 
@@ -202,7 +202,7 @@ def learning_curve(
         found = follow(data, curves, progress.update) if elsewhere is None else elsewhere(curves, progress)
     found[0] = np.vstack([found[0], [chosen.train[1], chosen.validation[1]]])
     train, validation = np.stack(found, axis=2).swapaxes(0, 1)
-    shown = [len(np.unique(data.distinct[rows.fit[: rows.ends[size - 1]]])) for size in sizes]
+    shown = [len(np.unique(data.images[rows.fit[: rows.ends[size - 1]]])) for size in sizes]
     return LearningCurve(shown, train, validation)
 
 

@@ -32,7 +32,7 @@ from pipeline.network.taps import parse_taps
 from pipeline.network.weights import say_untrained
 from pipeline.selection import copies, trials
 from pipeline.selection import grid as grids
-from pipeline.selection.left_out import NOTHING, LeftOut
+from pipeline.selection.left_out import LeftOut
 from pipeline.selection.options import SweepOptions
 from pipeline.selection.trials import Trial, TrialRecords, TrialResult
 
@@ -73,9 +73,7 @@ def expand_candidates(options: SweepOptions, cache: store.Cache) -> list[Trial]:
     return candidates
 
 
-def compare(
-    cache: store.Cache, asked: FeatureSpec, options: SweepOptions, without: LeftOut = NOTHING
-) -> tuple[Table, Path]:
+def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions, without: LeftOut) -> tuple[Table, Path]:
     """Score all candidates on validation; what is recorded already is not fitted again.
 
     Of what is ``asked`` of the cache each candidate has taps of its own. Returns every candidate with its last result,
@@ -109,9 +107,25 @@ def compare(
 
 def write_table(table: Table, output_dir: Path, asked: FeatureSpec, name: str) -> Path:
     """Write all candidates of a sweep, best first; return where."""
+    rows = [
+        {
+            "rank": rank,
+            "classifier": trial.classifier,
+            "taps": " ".join(trial.taps),
+            "columns": dataclasses.replace(asked, taps=trial.taps).columns,
+            "parameters": classifiers.describe(trial.params),
+            "seed": trial.seed,
+            "rows": trial.rows,
+            "validation_accuracy": f"{result.accuracy:.6f}",
+            "validation_log_loss": f"{result.log_loss:.6f}",
+            "train_accuracy": f"{result.train_accuracy:.6f}",
+            "converged": "no" if result.reason else "yes",
+        }
+        for rank, (trial, result) in enumerate(table, 1)
+    ]
     target = output_dir / "sweeps" / f"{safe_name(asked.dataset)}-{name}.csv"
     atomic.make_folder(target.parent)
-    atomic.write_atomically(target, _csv(table, asked))
+    atomic.write_atomically(target, to_csv(rows[0], (row.values() for row in rows)))
     return target
 
 
@@ -192,8 +206,12 @@ class _Runner:
                         self._records.write(trial, params, result)
                         found[path(trial)] = result
                         progress.update(1)
-        best_first = sorted(found, key=lambda name: _rank(found[name], name.stem))
-        return [(tried[name], found[name]) for name in best_first]
+
+        def rank(name: Path) -> tuple[float, bool, float, str]:
+            result = found[name]
+            return (result.criterion, result.reason is not None, -result.accuracy, name.stem)
+
+        return [(tried[name], found[name]) for name in sorted(found, key=rank)]
 
     def go_to(self, where: str, candidates: Sequence[Trial], stack: ExitStack) -> None:
         """Have all that is to be fitted be fitted on a cluster, which is reached when there is something to fit."""
@@ -238,27 +256,3 @@ class _Runner:
                 features, labels = features.take(self._kept), labels[self._kept]
             self._data, self._taps = Samples(features, labels, self._groups, self._images), taps
         return self._data
-
-
-def _rank(result: TrialResult, name: str) -> tuple[float, bool, float, str]:
-    return (result.criterion, result.reason is not None, -result.accuracy, name)
-
-
-def _csv(table: Table, asked: FeatureSpec) -> bytes:
-    rows = [
-        {
-            "rank": rank,
-            "classifier": trial.classifier,
-            "taps": " ".join(trial.taps),
-            "columns": dataclasses.replace(asked, taps=trial.taps).columns,
-            "parameters": classifiers.describe(trial.params),
-            "seed": trial.seed,
-            "rows": trial.rows,
-            "validation_accuracy": f"{result.accuracy:.6f}",
-            "validation_log_loss": f"{result.log_loss:.6f}",
-            "train_accuracy": f"{result.train_accuracy:.6f}",
-            "converged": "no" if result.reason else "yes",
-        }
-        for rank, (trial, result) in enumerate(table, 1)
-    ]
-    return to_csv(rows[0], (row.values() for row in rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from pipeline.models import classifiers
 from pipeline.models.fit import fit_side_by_side
 from pipeline.models.history import FitAndValidation, Step
 from pipeline.models.jobs import Fitted, Job
-from pipeline.network.taps import TAP_COLUMNS, columns_of
+from pipeline.network.taps import columns_among, columns_of
 from pipeline.selection.trials import Trial, TrialResult
 
 TOGETHER = 9  # at most: those that are interrupted are fitted again
@@ -48,17 +47,10 @@ def fit_together(
         on_step(f"{trials[number].describe()}: step {step.step:g}, {percent(step.validation_accuracy)}")
 
     began = time.monotonic()
-    own = rows.columns(columns_among(trials[0].taps, taps, rows.data.features.shape[1]))
+    own = rows.columns(columns_among(trials[0].taps, taps, range(rows.data.features.shape[1] // columns_of(taps))))
     fits = fit_side_by_side(trials[0].classifier, [Job(trial.params, own, trial.seed) for trial in trials], watch=watch)
     seconds = round((time.monotonic() - began) / len(trials), 3)
     return [
         (trial, fit, TrialResult(*fit.validation, *fit.train, fit.not_converged, seconds, fit.criterion))
         for trial, fit in zip(trials, fits, strict=True)
     ]
-
-
-def columns_among(wanted: tuple[str, ...], held: tuple[str, ...], columns: int) -> list[slice]:
-    """Where the columns of some taps are among so many: those of ``held``, once for each of the caches side by side."""
-    ends = dict(zip(held, itertools.accumulate(TAP_COLUMNS[tap] for tap in held), strict=True))
-    starts = range(0, columns, columns_of(held))
-    return [slice(start + ends[tap] - TAP_COLUMNS[tap], start + ends[tap]) for start in starts for tap in wanted]

@@ -113,8 +113,7 @@ class RunSpec:
 
     def key(self) -> str:
         """sha256, in hex, over the canonical JSON of all fields."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return digest_of({**fields, "options": dict(self.options)})
+        return digest_of(dataclasses.asdict(self))
 
     @property
     def name(self) -> str:
