@@ -188,7 +188,9 @@ def test_a_preset_is_choices_that_are_allowed(name: str) -> None:
     preset = PRESETS[name]
     assert preset.name == name
     asked = FeatureOptions(**preset.features)
-    TrainOptions(classifier=preset.classifier, options=preset.options)
+    many = TrainOptions(classifier=preset.classifier, for_few=preset.for_few)
+    assert many.for_rows(20_000) is many
+    assert many.for_rows(19_999).classifier == preset.for_few
     told = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     sizes = " and ".join(map(str, asked.image_size))
     assert f"| `{name}` | {sizes} px | {asked.views} | `{asked.taps}` | `{preset.classifier}` |" in told
@@ -200,15 +202,18 @@ def test_a_flag_wins_over_a_preset_which_is_recorded(call: Run, tmp_path: Path) 
     done = call("features", "--preset", "fast", "--image-size", "40", *features)
     assert done.returncode == 0, done.stderr
     assert "--image-size as given, not the preset's 32" in done.stderr
-    asked = ["--preset", "fast", "--image-size", "40", "--weights", "random", *LOGISTIC, *places]
+    asked = ["--preset", "fast", "--image-size", "40", "--weights", "random", "--no-learning-curve", *places]
     done = call("train", *asked)
     assert done.returncode == 0, done.stderr
+    assert "logistic, as the preset fast has it for fewer than 20,000 images" in done.stderr
     (metrics,) = _metrics(tmp_path)
     assert metrics["preset"] == "fast"
     told = metrics["features"]
     assert isinstance(told, dict)
     assert (told["image_size"], told["view"], tuple(told["taps"])) == (40, "plain", RICH_TAPS)
     assert metrics["classifier"]["name"] == "logistic"  # type: ignore[index]
-    plain = ["--image-size", "40", "--taps", "rich", "--weights", "random", *LOGISTIC, *places]
+    assert "is there already" in call("train", *asked).stderr
+    plain = ["--image-size", "40", "--taps", "rich", "--weights", "random", "--no-learning-curve", *places]
     assert "is there already" in call("train", *plain).stderr, "the preset is no part of the run's key"
+    assert "mlp" in call("train", *asked, "--C", "1").stderr, "an option is one of the preset's classifier"
     assert_user_error(call("train", "--preset", "fats"), "one of fast, default, best", "Did you mean fast?")

@@ -27,14 +27,14 @@ class Preset:
     features : mapping
         Of `FeatureOptions`.
     classifier : str
-    options : mapping
-        Of that classifier.
+    for_few : str, optional
+        The classifier that takes its place where fewer than `FEW_ROWS` images are to be fitted on.
     """
 
     name: str | None = None
     features: Mapping[str, Any] = field(default_factory=dict)
     classifier: str = "logistic"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    for_few: str | None = None
 
     @classmethod
     def of(cls, given: object) -> Preset:
@@ -58,20 +58,21 @@ class Preset:
         return dict(self.features)
 
     def for_training(self, given: object) -> dict[str, Any]:
-        """Defaults for `TrainOptions`, with all options of the classifier that were given or are the preset's."""
+        """Defaults for `TrainOptions`, with all options of the classifier that were given."""
         (item,) = (item for item in TrainOptions.declared() if item.name == "classifier")
-        classifier = item.given(given) or self.classifier
-        own = {item.name: item.given(given) for item in classifiers.flags()}
-        options = self.options if classifier == self.classifier else {}
+        told = {item.name: item.given(given) for item in classifiers.flags()}
+        options = {name: value for name, value in told.items() if value is not None}
+        mine = item.given(given) is None and not options
         return {
             "preset": self.name,
-            "classifier": classifier,
-            "options": {**options, **{name: value for name, value in own.items() if value is not None}},
+            "classifier": item.given(given) or self.classifier,
+            "for_few": self.for_few if mine else None,
+            "options": options,
         }
 
 
 PRESETS = {
-    "fast": Preset("fast", {"image_size": (32,), "taps": "rich"}, "mlp"),
-    "default": Preset("default", {"taps": "rich"}, "mlp"),
-    "best": Preset("best", {"image_size": (32, 64), "views": "mirror", "taps": "rich"}, "mlp"),
+    "fast": Preset("fast", {"image_size": (32,), "taps": "rich"}, "mlp", "logistic"),
+    "default": Preset("default", {"taps": "rich"}, "mlp", "logistic"),
+    "best": Preset("best", {"image_size": (32, 64), "views": "mirror", "taps": "rich"}, "mlp", "logistic"),
 }

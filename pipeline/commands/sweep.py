@@ -68,6 +68,8 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
     """
     paths, asked = _find(features, options)
     with store.open_all(paths, asked) as cache:
+        if not options.grid and options.file is None:  # those are of a classifier
+            options = dataclasses.replace(options, training=options.training.for_rows(cache.rows["train"]))
         if features.strict:
             compute.refuse_skipped(cache.skipped, features.dataset)
         with file_errors("write the results", options.training.output_dir):

@@ -66,6 +66,8 @@ def train(features: FeatureOptions, options: TrainOptions) -> RunFolder:
     paths, asked = find(features)
     images = copies.recall(options.output_dir, asked.key())
     without = left_out.read(options, asked.dataset_digest)
+    if images:
+        options = options.for_rows(images.rows["train"])
     if images and not features.strict and is_there(place := place_of(asked, options, images, without.keyed()), options):
         return place
     with store.open_all(paths, asked) as cache:
@@ -79,7 +81,7 @@ def train_on(
 ) -> RunFolder:
     """Do as `train` does, on an open cache that holds the features asked for; ``start`` is by `time.monotonic`."""
     grouping = copies.group(cache, [asked.taps])
-    images = copies.count(grouping)
+    images, options = copies.count(grouping), options.for_rows(cache.rows["train"])
     place = place_of(asked, options, images, without.keyed())
     if not is_there(place, options):
         grouping, clock = without.joined(grouping), Clock(start)
