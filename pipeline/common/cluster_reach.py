@@ -32,19 +32,10 @@ GPUS = Path("/proc/driver/nvidia/gpus")
 
 @contextmanager
 def connected(where: str, threads_of_each: int | None) -> Iterator[Client]:
-    """Reach a cluster, or start one for the block.
+    """Reach a cluster, as ``--cluster`` has it, or start one for the block.
 
-    Parameters
-    ----------
-    where : str
-        As ``--cluster`` has it.
-    threads_of_each : int, optional
-        Threads of each process of ``local:N``; its share of the cores when left out.
-
-    Raises
-    ------
-    UserError
-        When no scheduler answers there.
+    Each process of ``local:N`` has so many threads, or its share of the cores. Raises UserError when no scheduler
+    answers there.
     """
     address = address_of(where)
     with ExitStack() as stack:

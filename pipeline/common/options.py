@@ -31,38 +31,20 @@ _SWITCH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no
 
 @dataclass(frozen=True)
 class Option:
-    """A setting.
+    """A setting."""
 
-    Attributes
-    ----------
-    name : str
-        As in Python; with hyphens it is the flag, in capitals the variable of make.
-    kind : type
-        bool, int, float, str or Path.
-    default : object
-        None where the program chooses, ``dataclasses.MISSING`` where it must be given.
-    least, most : float, optional
-        Bounds, included.
-    many : bool
-        Whether it has several values, as a tuple.
-    late : bool
-        Whether it is part of a key that there was before it: at its default, the key is what it was.
-    advice : str
-        What to do, to end a message about a value that cannot be.
-    """
-
-    name: str
-    kind: type
-    default: Any
+    name: str  # as in Python; with hyphens it is the flag, in capitals the variable of make
+    kind: type  # bool, int, float, str or Path
+    default: Any  # None where the program chooses, MISSING where it must be given
     help: str
-    least: float | None = None
+    least: float | None = None  # bounds, included
     most: float | None = None
     choices: Sequence[str] = ()
     metavar: str | None = None
-    many: bool = False
+    many: bool = False  # whether it has several values, as a tuple
     positional: bool = False
-    late: bool = False
-    advice: str = ""
+    late: bool = False  # whether it is part of a key that there was before it: at its default, the key is what it was
+    advice: str = ""  # what to do, to end a message about a value that cannot be
 
     @property
     def flag(self) -> str:

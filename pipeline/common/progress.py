@@ -70,18 +70,8 @@ def format_bytes(size: float) -> str:
 def Progress(what: str, total: int, unit: str, *, done: int = 0, scale: bool = False) -> Bar:  # noqa: N802 - a class to its users
     """Count work done, and show rate and time left, until the end of the block.
 
-    Parameters
-    ----------
-    what : str
-        What is being done, for example "features".
-    total : int
-        How many units there are in all; 0 where that is not known yet.
-    unit : str
-        The unit in the plural, for example "images".
-    done : int
-        How many units are already done, by an earlier run; they do not count into the rate.
-    scale : bool
-        Whether to print the counts with k, M, G, as for bytes.
+    As in "features: 120 of 400 images"; ``total`` is 0 where it is not known yet, units ``done`` by an earlier run do
+    not count into the rate, and ``scale`` prints counts with k, M, G, as for bytes.
     """
     from pipeline.common.bar import Bar  # late: a cache hit that shows none need not pay for tqdm
 
