@@ -37,7 +37,7 @@ from pipeline.features.neighbours import Index
 from pipeline.features.options import FeatureOptions
 from pipeline.features.originals import Originals, originals
 from pipeline.features.spec import FeatureSpec
-from pipeline.output.audit_page import Finding, render
+from pipeline.output.audit_page import Finding, Rows, render
 from pipeline.selection import left_out
 
 log = logging.getLogger("pipeline")
@@ -124,18 +124,17 @@ def _contents(
     findings += [Finding("outlier", far[row], int(row)) for row in np.argsort(-far) if far[row]]
     findings += _dull(images, cache.rows)
 
-    def place(row: int) -> tuple[str, int]:
-        return arrays.place_of(row, cache)
-
-    def name(row: int) -> str:
-        return images.name(*place(row))
-
+    seen = Rows(labels, guesses, classes, images, lambda row: arrays.place_of(row, cache))
     lines = [
-        (item.issue, f"{item.score:.4f}", *place(item.row), name(item.row) if images.names else "",
-         classes[labels[item.row]], item.suggestion if item.other is None else name(item.other),
+        (item.issue, f"{item.score:.4f}", *seen.place(item.row), seen.name(item.row) if images.names else "",
+         classes[labels[item.row]], item.suggestion if item.other is None else seen.name(item.other),
          left_out.mark(asked.dataset_digest))
         for item in findings
     ]  # fmt: skip
+    doubles = [
+        (*seen.place(int(a)), *seen.place(int(b)), f"{distance:.6f}")
+        for (a, b), distance in zip(pairs, distances, strict=True)
+    ]
     found = Counter(item.issue for item in findings)
     about = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -150,15 +149,9 @@ def _contents(
     }
     return {
         "audit.csv": to_csv(left_out.COLUMNS, lines),
-        "duplicates.csv": to_csv(
-            left_out.PAIR_COLUMNS,
-            [
-                (*place(int(a)), *place(int(b)), f"{distance:.6f}")
-                for (a, b), distance in zip(pairs, distances, strict=True)
-            ],
-        ),
+        "duplicates.csv": to_csv(left_out.PAIR_COLUMNS, doubles),
         "audit.json": to_json(about),
-        "index.html": render(about, ISSUES, findings, near, labels, guesses, classes, place, images, options.seed),
+        "index.html": render(about, ISSUES, findings, near, seen),
     }
 
 
@@ -178,16 +171,11 @@ def _dull(images: Originals, counts: Any) -> list[Finding]:
     if images.absent:
         return []
     places = [(split, row) for split in SPLITS for row in range(counts[split])]
-
-    def look(place: tuple[str, int]) -> dull.Look | None:
-        pixels = images.pixels(*place)
-        return None if pixels is None else dull.look(pixels)
-
+    rows, looks = [], []
     with ThreadPoolExecutor() as pool, Progress("looking", len(places), "images") as progress:
-        seen: dict[int, dull.Look] = {}  # of a file that is gone nothing is said
-        for row, each in enumerate(pool.map(look, places)):
-            if each is not None:
-                seen[row] = each
+        for row, look in enumerate(pool.map(lambda place: dull.look(images.pixels(*place)), places)):
+            if look is not None:  # of a file that is gone nothing is said
+                rows.append(row)
+                looks.append(look)
             progress.update(1)
-    rows = list(seen)
-    return [Finding("dull", 1.0, rows[number], reason) for number, reason in dull.faults(list(seen.values()))]
+    return [Finding("dull", 1.0, rows[number], reason) for number, reason in dull.faults(looks)]

@@ -32,16 +32,7 @@ def name_of(name: str) -> str:
 
 
 def load_dataset(name: str, data_dir: Path, *, download: bool, how: FolderOptions = AS_IT_IS) -> Dataset:
-    """Load a data set by name: one of `NAMES`, or the path of a folder.
-
-    Parameters
-    ----------
-    data_dir : Path
-        Where to look first, and where a download goes.
-    download : bool
-        Whether to download what is not on this machine.
-    how : FolderOptions
-        Where the labels and groups of a folder of images are, and which links in it are followed.
+    """Load a data set by name: one of `NAMES`, looked for, or downloaded, in ``data_dir``; or the path of a folder.
 
     Raises
     ------

@@ -34,7 +34,7 @@ from pipeline.common.progress import format_bytes
 from pipeline.data.dataset import Unusable
 from pipeline.data.options import ImageOptions
 
-# Extensions of each format that is read.
+# Extensions of each format that is read, and what its files begin with.
 EXTENSIONS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png", ".apng"),
@@ -44,13 +44,10 @@ EXTENSIONS = {
     "TIFF": (".tif", ".tiff"),
 }
 _FORMAT_OF = {extension: name for name, extensions in EXTENSIONS.items() for extension in extensions}
-_MAGIC = (
-    ("JPEG", re.compile(rb"\xff\xd8\xff")),
-    ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n")),
-    ("WEBP", re.compile(rb"RIFF....WEBP", re.DOTALL)),
-    ("BMP", re.compile(rb"BM")),
-    ("GIF", re.compile(rb"GIF8[79]a")),
-    ("TIFF", re.compile(rb"II[*+]\0|MM\0[*+]")),
+_MAGIC = re.compile(
+    rb"(?P<JPEG>\xff\xd8\xff)|(?P<PNG>\x89PNG\r\n\x1a\n)|(?P<WEBP>RIFF....WEBP)|(?P<BMP>BM)|(?P<GIF>GIF8[79]a)"
+    rb"|(?P<TIFF>II[*+]\0|MM\0[*+])",
+    re.DOTALL,
 )
 MAGIC_BYTES = 16
 MAX_FILE_BYTES = 1 << 30  # larger than this is no picture to classify
@@ -75,7 +72,8 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 def sniffed_format(head: bytes) -> str | None:
     """Name of the image format that a file's first bytes tell; None when they are no such format's."""
-    return next((name for name, magic in _MAGIC if magic.match(head)), None)
+    found = _MAGIC.match(head)
+    return found and found.lastgroup
 
 
 def extension_format(name: str) -> str | None:
@@ -311,24 +309,12 @@ _TURNS: dict[int, tuple[Image.Transpose | None, bool, bool, bool]] = {
 
 
 def resized_to_fit(image: NDArray[np.uint8], how: ImageOptions) -> NDArray[np.uint8]:
-    """Give an image the shape in which the network's graph takes it.
+    """Give an image, RGB, uint8 (h, w, 3), the shape in which the network's graph takes it, neither side too large.
 
     What is larger than the network's size on a side is reduced here, with antialiasing; what is not is left as it
-    is, and enlarged in the graph. A square image of at most that size is returned unchanged.
-
-    Parameters
-    ----------
-    image : ndarray, uint8 (h, w, 3)
-        RGB.
-    how : ImageOptions
-        Its ``fit`` says what happens to an image that is not square: its sides are scaled each by its own factor
-        (squash); its middle is taken (crop); or the shorter side is filled up, on both ends, with ImageNet's mean
-        colour (pad).
-
-    Returns
-    -------
-    ndarray, uint8 (h', w', 3)
-        Neither side is larger than ``how.image_size``.
+    is, and enlarged in the graph. A square image of at most that size is returned unchanged. One that is not square
+    has its sides scaled each by its own factor (``fit`` squash), its middle taken (crop), or its shorter side filled
+    up, on both ends, with ImageNet's mean colour (pad).
     """
     height, width = image.shape[:2]
     if max(height, width) <= how.image_size and (height == width or how.fit == "squash"):

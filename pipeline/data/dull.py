@@ -22,9 +22,9 @@ class Look(NamedTuple):
     contrast: float
 
 
-def look(pixels: Image) -> Look:
-    """Look at an image."""
-    return Look(pixels.shape[0], pixels.shape[1], float(pixels.std()))
+def look(pixels: Image | None) -> Look | None:
+    """Look at an image, if it is there."""
+    return None if pixels is None else Look(pixels.shape[0], pixels.shape[1], float(pixels.std()))
 
 
 def faults(seen: Sequence[Look]) -> list[tuple[int, str]]:

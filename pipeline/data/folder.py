@@ -10,6 +10,7 @@ of their names, then the second, so that the first so many rows are a fair sampl
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
 import re
@@ -17,7 +18,6 @@ import stat
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,6 @@ from pipeline.data.options import FolderOptions
 from pipeline.data.sides import (
     SPLITS,
     File,
-    by_class,
     check_counts,
     make_split,
     units_of,
@@ -46,7 +45,6 @@ log = logging.getLogger("pipeline")
 RULES = 1  # part of the digest: raise it when the same files give other rows
 _NOISE = {"thumbs.db", "desktop.ini", "__macosx"}  # left by file managers and archivers, like whatever is hidden
 _CHUNK = 32  # files that a thread takes at a time
-_HASH_SIZE = 1 << 20  # bytes read at a time
 
 
 # --- the data set -----------------------------------------------------------------------------
@@ -215,53 +213,39 @@ class _Walk:
     def entries(self, inner: str) -> list[tuple[str, bool]]:
         """Names (inside the data set) in a folder, each with whether it is a folder; without hidden ones."""
         if inner not in self._listed:
-            self._listed[inner] = self._list(inner)
+            bases: list[str] = []
+            try:
+                bases = sorted(os.listdir(self._folder / inner), key=os.fsencode)
+            except OSError as error:
+                if not inner:
+                    raise
+                self.skipped.append(Skipped(inner, f"unreadable: {error.strerror}"))
+            names = [base for base in bases if not base.startswith(".") and base.lower() not in _NOISE]
+            kinds = [(name, self._kind(name)) for name in (f"{inner}/{base}" if inner else base for base in names)]
+            self._listed[inner] = [(name, is_folder) for name, is_folder in kinds if is_folder is not None]
         return self._listed[inner]
-
-    def _list(self, inner: str) -> list[tuple[str, bool]]:
-        try:
-            names = sorted(os.listdir(self._folder / inner), key=os.fsencode)
-        except OSError as error:
-            if not inner:
-                raise
-            self.skipped.append(Skipped(inner, f"unreadable: {error.strerror}"))
-            return []
-        found = []
-        for base in names:
-            name = f"{inner}/{base}" if inner else base
-            if not base.startswith(".") and base.lower() not in _NOISE:
-                kind = self._kind(name)
-                if kind is not None:
-                    found.append((name, kind))
-        return found
 
     def _kind(self, name: str) -> bool | None:
         """Whether an entry is a folder; None, and a note, when it is left out."""
         path = self._folder / name
         try:
-            if path.is_symlink():
-                target = os.path.realpath(path)
-                if not os.path.exists(target):  # noqa: PTH110 - a text, like all here
-                    reason = "a link that leads nowhere"
-                elif not self._follow and os.path.commonpath([self._inside, target]) != self._inside:
-                    reason = f"a link out of the folder, to {printable(target)}: not followed unless by --follow-links"
-                elif target in self._above(name):
-                    reason = "a link to a folder that it lies in"
-                else:
-                    reason = ""
-                if reason:
-                    self.skipped.append(Skipped(name, reason))
-                    return None
-            mode = path.stat().st_mode
+            target = os.path.realpath(path) if path.is_symlink() else ""
+            if target and not os.path.exists(target):  # noqa: PTH110 - a text, like all here
+                reason = "a link that leads nowhere"
+            elif target and not self._follow and os.path.commonpath([self._inside, target]) != self._inside:
+                reason = f"a link out of the folder, to {printable(target)}: not followed unless by --follow-links"
+            elif target and target in self._above(name):
+                reason = "a link to a folder that it lies in"
+            elif stat.S_ISDIR(mode := path.stat().st_mode):
+                return True
+            elif stat.S_ISREG(mode):
+                return False
+            else:
+                reason = "not a file, but a device, a pipe or a socket"
         except OSError as error:
-            self.skipped.append(Skipped(name, f"unreadable: {error.strerror}"))
-            return None
-        if stat.S_ISDIR(mode):
-            return True
-        if not stat.S_ISREG(mode):
-            self.skipped.append(Skipped(name, "not a file, but a device, a pipe or a socket"))
-            return None
-        return False
+            reason = f"unreadable: {error.strerror}"
+        self.skipped.append(Skipped(name, reason))
+        return None
 
     def _above(self, name: str) -> set[str]:
         """Every folder that an entry lies in, by its own place and by the links that led to it."""
@@ -292,10 +276,12 @@ def _hash(folder: Path, files: Sequence[File]) -> tuple[list[File], list[Skipped
     faulty: list[Skipped] = []
     misnamed = []
     chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
+
+    def look(chunk: Sequence[File]) -> list[tuple[bytes, str | None, str]]:
+        return [_look(folder / file.name) for file in chunk]
+
     with ThreadPoolExecutor(os.cpu_count()) as pool, Progress("reading", len(files), "files") as progress:
-        for chunk, results in zip(
-            chunks, pool.map(lambda chunk: [_look(folder / f.name) for f in chunk], chunks), strict=True
-        ):
+        for chunk, results in zip(chunks, pool.map(look, chunks), strict=True):
             for file, (digest, sniffed, fault) in zip(chunk, results, strict=True):
                 if fault:
                     faulty.append(Skipped(file.name, fault))
@@ -312,17 +298,14 @@ def _hash(folder: Path, files: Sequence[File]) -> tuple[list[File], list[Skipped
 
 def _look(path: Path) -> tuple[bytes, str | None, str]:
     """Digest of a file, the format that its first bytes tell, and why it can be no image, if so."""
-    digest, head, size = hashlib.sha256(), b"", 0
     try:
         with open(path, "rb", buffering=0) as stream:
-            size = os.fstat(stream.fileno()).st_size
             head = stream.read(decode.MAGIC_BYTES)
-            fault = decode.fault_of_head(path.name, head, size)
+            fault = decode.fault_of_head(path.name, head, os.fstat(stream.fileno()).st_size)
             if fault:
                 return b"", None, fault
-            digest.update(head)
-            while block := stream.read(_HASH_SIZE):
-                digest.update(block)
+            stream.seek(0)
+            digest = hashlib.file_digest(stream, "sha256")
     except OSError as error:
         return b"", None, f"unreadable: {error.strerror}"
     return digest.digest(), decode.sniffed_format(head), ""
@@ -363,10 +346,8 @@ def _classes(folder: Path, files: Sequence[File], skipped: Sequence[Skipped], ad
 
 def _in_turn(files: Sequence[File], classes: Sequence[str]) -> list[File]:
     """Files in the order of rows: round the classes, each by its names."""
-    groups = by_class(files)
-    turns = (
-        (turn, file)
-        for label in classes
-        for turn, file in enumerate(sorted(groups[label], key=lambda file: os.fsencode(_plain(file.name))))
-    )
-    return [file for _, file in sorted(turns, key=itemgetter(0))]
+    groups: dict[str, list[File]] = {label: [] for label in classes}
+    for file in sorted(files, key=lambda file: os.fsencode(_plain(file.name))):
+        groups[file.label].append(file)
+    turns = itertools.zip_longest(*groups.values())
+    return [file for turn in turns for file in turn if file is not None]

@@ -26,13 +26,8 @@ SURE = 3.0  # standard errors from zero that a mean over images must be
 def check_images(images: Any, name: str = "X", *, guess: bool = True) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
     """Return images that can go through the network as they are, or say what was probably done to them.
 
-    Parameters
-    ----------
-    images : ndarray, uint8 (n, h, w, 3), or sequence of ndarray, uint8 (h, w, 3)
-    name : str
-        What to call them in a message.
-    guess : bool
-        Whether uint8 arrays are suspected, too; shape and type are always checked.
+    They are uint8 (n, h, w, 3), or a sequence of (h, w, 3), which messages call ``name``. Shape and type are always
+    checked; ``guess`` is whether uint8 arrays are suspected, too.
 
     Raises
     ------

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,17 +54,13 @@ def without_copies(files: Sequence[File], *, made: bool) -> tuple[list[File], li
             test = []
         for side in (train, test):
             if len({file.label for file in side}) > 1:
-                skipped += [
-                    Skipped(
-                        file.name,
-                        "a conflict: the same bytes under two classes, as "
-                        + printable(next(other.name for other in side if other is not file)),
-                    )
-                    for file in side
-                ]
+                for file in side:
+                    other = next(printable(other.name) for other in side if other is not file)
+                    reason = f"a conflict: the same bytes under two classes, as {other}"
+                    skipped.append(Skipped(file.name, reason))
             else:
                 kept += side
-                copies += len(side) - 1 if side else 0
+                copies += max(0, len(side) - 1)
     if copies:
         log.warning(
             "warning: %s that are copies of others of their class are used, %s", f"{copies:,} images",
@@ -76,13 +72,12 @@ def without_copies(files: Sequence[File], *, made: bool) -> tuple[list[File], li
 def without_shared_groups(files: Sequence[File]) -> tuple[list[File], list[Skipped]]:
     """Leave out of a given test split what has a group that train has, too: leaks."""
     train = {file.group: file.name for file in reversed(files) if file.split == "train" and file.group}
-    shared = [file for file in files if file.split == "test" and file.group in train]
+    shared = {file.name: file.group for file in files if file.split == "test" and file.group in train}
     leaks = [
-        Skipped.leak(file.name, f"of the group {printable(file.group)}, as {printable(train[file.group])} of train")
-        for file in shared
+        Skipped.leak(name, f"of the group {printable(group)}, as {printable(train[group])} of train")
+        for name, group in shared.items()
     ]
-    names = {file.name for file in shared}
-    return [file for file in files if file.name not in names], leaks
+    return [file for file in files if file.name not in shared], leaks
 
 
 def units_of(files: Sequence[File]) -> dict[bytes, bytes]:
@@ -105,7 +100,7 @@ def units_of(files: Sequence[File]) -> dict[bytes, bytes]:
 
 def make_split(files: Sequence[File], units: Mapping[bytes, bytes]) -> list[File]:
     """Put the first fifth of each class's units, by the order of salted digests, into test."""
-    size = {label: len(own) for label, own in by_class(files).items()}
+    size = Counter(file.label for file in files)
     of: dict[str, set[bytes]] = defaultdict(set)
     rarest = {units[file.digest]: file.label for file in sorted(files, key=lambda file: -size[file.label])}
     for unit, label in rarest.items():  # a group of several classes counts as one of its rarest
@@ -145,11 +140,3 @@ def check_counts(
     untested = [label for label in classes if not different["test", label]]
     if untested:
         log.warning("warning: test has no image of %s, so nothing will be said of it", ", ".join(untested))
-
-
-def by_class(files: Iterable[File]) -> dict[str, list[File]]:
-    """Files of each class, as they come."""
-    groups: dict[str, list[File]] = defaultdict(list)
-    for file in files:
-        groups[file.label].append(file)
-    return groups

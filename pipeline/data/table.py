@@ -39,20 +39,8 @@ def read(
 ) -> tuple[list[Entry], list[Skipped]]:
     """Read a table; return what it says of each file, and which of its rows cannot be used.
 
-    Parameters
-    ----------
-    path : Path
-    columns : mapping of str to str
-        What the table calls `TABLE_COLUMNS` of those that it calls otherwise.
-    folder : Path
-        What its paths are relative to.
-    plain : callable
-        From a path to the one form in which equal ones are equal.
-
-    Raises
-    ------
-    UserError
-        When it is no such table.
+    ``columns`` are the names of those of `TABLE_COLUMNS` that it calls otherwise; its paths are relative to ``folder``,
+    and ``plain`` gives the one form of each in which equal ones are equal. Raises UserError when it is no such table.
     """
     found: dict[str, list[tuple[int, Entry]]] = defaultdict(list)
     skipped = []
@@ -105,43 +93,37 @@ def _rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, dict[st
         ) from error
     wanted = {name: columns.get(name, name) for name in TABLE_COLUMNS}
     needed = {wanted["file"], wanted["label"], *columns.values()}
-    best: list[str] = []
-    for separator in SEPARATORS:
-        header = [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])]
-        if needed <= set(header):
-            reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-            try:
-                yield from _cells(path, reader, header, wanted)
-            except csv.Error as error:
-                raise UserError(
-                    f"The table {path} cannot be read as CSV: {error}, in line {reader.line_num}. Look for a quotation "
-                    f"mark that is opened and not closed."
-                ) from error
-            return
-        best = max(best, header, key=len)
-    missing = sorted(needed - set(best))
-    raise UserError(
-        f"The table {path} has no column {' and no column '.join(missing)}. Its first line has the columns "
-        f"{', '.join(map(printable, best)) or 'none'}.{did_you_mean(missing[0], best)} Say what it calls them with "
-        f"--table-columns, as in --table-columns file=path,label=class."
-    )
-
-
-def _cells(
-    path: Path, reader: Iterator[list[str]], header: list[str], wanted: Mapping[str, str]
-) -> Iterator[tuple[int, dict[str, str]]]:
+    headers = {
+        separator: [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])]
+        for separator in SEPARATORS
+    }
+    separator = next((each for each, header in headers.items() if needed <= set(header)), "")
+    if not separator:
+        best = max(headers.values(), key=len)
+        missing = sorted(needed - set(best))
+        raise UserError(
+            f"The table {path} has no column {' and no column '.join(missing)}. Its first line has the columns "
+            f"{', '.join(map(printable, best)) or 'none'}.{did_you_mean(missing[0], best)} Say what it calls them with "
+            f"--table-columns, as in --table-columns file=path,label=class."
+        )
+    header = headers[separator]
     repeated = {name for name in wanted.values() if header.count(name) > 1}
     if repeated:
         raise UserError(f"The table {path} has the column {repeated.pop()} twice. Rename one.")
     places = {name: header.index(called) for name, called in wanted.items() if called in header}
-    line = 0
-    for cells in reader:
-        line += 1
-        if line == 1 or not any(map(str.strip, cells)):
-            continue  # the header, or an empty line
-        if len(cells) != len(header):
-            raise UserError(
-                f"The table {path} must have {len(header)} cells in each line. Line {line} has {len(cells)}: put "
-                f"quotation marks around a cell that has the separator in it."
-            )
-        yield line, {name: cells[places[name]].strip() if name in places else "" for name in TABLE_COLUMNS}
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        for line, cells in enumerate(reader, 1):
+            if line == 1 or not any(map(str.strip, cells)):
+                continue  # the header, or an empty line
+            if len(cells) != len(header):
+                raise UserError(
+                    f"The table {path} must have {len(header)} cells in each line. Line {line} has {len(cells)}: put "
+                    f"quotation marks around a cell that has the separator in it."
+                )
+            yield line, {name: cells[places[name]].strip() if name in places else "" for name in TABLE_COLUMNS}
+    except csv.Error as error:
+        raise UserError(
+            f"The table {path} cannot be read as CSV: {error}, in line {reader.line_num}. Look for a quotation "
+            f"mark that is opened and not closed."
+        ) from error

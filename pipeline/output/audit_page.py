@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,55 +27,50 @@ class Finding(NamedTuple):
 
     issue: str
     score: float
-    row: int  # of all rows, those of train first
+    row: int
     suggestion: str = ""
     other: int | None = None
 
 
+@dataclass(frozen=True)
+class Rows:
+    """All rows, those of train first: labels, and what classifiers took them for that did not see them, int (n,)."""
+
+    labels: NDArray[Any]
+    guesses: NDArray[Any]
+    classes: Sequence[str]
+    images: Originals
+    place: Callable[[int], tuple[str, int]]  # split and number of a row
+
+    def name(self, row: int) -> str:
+        """What a row is called."""
+        return self.images.name(*self.place(row))
+
+    def pixels(self, row: int) -> Image | None:
+        """The image of a row, if it is there."""
+        return self.images.pixels(*self.place(row))
+
+
 def render(
-    about: Mapping[str, Any],
-    issues: Mapping[str, str],
-    findings: Sequence[Finding],
-    alike: Alike,
-    labels: NDArray[Any],
-    guesses: NDArray[Any],
-    classes: Sequence[str],
-    place: Callable[[int], tuple[str, int]],
-    images: Originals,
-    seed: int,
+    about: Mapping[str, Any], issues: Mapping[str, str], findings: Sequence[Finding], alike: Alike, rows: Rows
 ) -> bytes:
     """Make the page.
 
-    Parameters
-    ----------
-    about : mapping
-        ``audit.json``.
-    issues : mapping of str to str
-        What each kind of finding means.
-    findings : sequence of Finding
-        The most suspicious of each kind first.
-    alike : Alike
-    labels, guesses : ndarray, int (n,)
-        Of all rows, those of train first: the label given, and the class that was predicted without having seen it.
-    classes : sequence of str
-    place : callable
-        From a row to its split and number.
-    images : Originals
-    seed : int
+    ``about`` is ``audit.json``; ``issues`` say what each kind of finding means, and of each kind the most suspicious
+    come first.
     """
     shown: dict[str, str] = {}  # ids of the images, by their URIs
 
     def picture(row: int) -> str:
-        uri = thumbnails.uri(images.pixels(*place(row)))
-        return shown.setdefault(uri, f"i{len(shown)}")
+        return shown.setdefault(thumbnails.uri(rows.pixels(row)), f"i{len(shown)}")
 
     def view(item: Finding) -> dict[str, Any]:
         pair = [item.row] if item.other is None else [item.row, item.other]
         each = [
             {
-                "image": "" if images.absent else picture(row),
-                "label": classes[labels[row]],
-                "name": images.name(*place(row)),
+                "image": "" if rows.images.absent else picture(row),
+                "label": rows.classes[rows.labels[row]],
+                "name": rows.name(row),
             }
             for row in pair
         ]
@@ -86,31 +82,22 @@ def render(
             own = [item for item in findings if item.issue == issue]
             sections.append({"issue": issue, "what": what, "count": len(own), "views": [*map(view, own[:SHOWN])]})
             progress.update(1)
-    return templating.render_page(
+    return templating.render(
         "audit.html",
         about=about,
         sections=sections,
         images=shown,
-        absent=images.absent,
-        map=_map(findings, alike, labels, guesses, classes, place, images, seed),
-        rows=len(labels),
-    )
+        absent=rows.images.absent,
+        map=_map(findings, alike, rows, about["seed"]),
+        rows=len(rows.labels),
+    ).encode("utf-8")
 
 
-def _map(
-    findings: Sequence[Finding],
-    alike: Alike,
-    labels: NDArray[Any],
-    guesses: NDArray[Any],
-    classes: Sequence[str],
-    place: Callable[[int], tuple[str, int]],
-    images: Originals,
-    seed: int,
-) -> dict[str, Any]:
+def _map(findings: Sequence[Finding], alike: Alike, rows: Rows, seed: int) -> dict[str, Any]:
     """The map: what was found first, then others by chance."""
     from pipeline.selection.alike import lay_out  # late: it loads scikit-learn
 
-    found: dict[int, str] = {}
+    labels, guesses, found = rows.labels, rows.guesses, dict[int, str]()
     for item in findings:
         if len(found) < MOST_ON_THE_MAP_FOUND:
             what = f"{item.issue}: {item.suggestion}" if item.suggestion else item.issue
@@ -121,9 +108,6 @@ def _map(
     chosen = chosen[np.lexsort((chosen, labels[chosen]))]
     with Progress("map", 0, "steps"):
         places = lay_out(alike, chosen, seed)
-
-    def pixels(point: int) -> Image | None:
-        return images.pixels(*place(int(chosen[point])))
 
     rings = [
         maps.Ring(
@@ -138,7 +122,7 @@ def _map(
         ),
     ]
     return maps.view(
-        places, labels[chosen], classes, [images.name(*place(row)) for row in chosen.tolist()],
-        b"" if images.absent else thumbnails.sheet(pixels, len(chosen))[0], rings,
-        maps.neighbours(alike.nearest, labels, classes),
+        places, labels[chosen], rows.classes, [rows.name(row) for row in chosen.tolist()],
+        b"" if rows.images.absent else thumbnails.sheet(lambda point: rows.pixels(int(chosen[point])), len(chosen))[0],
+        rings, maps.neighbours(alike.nearest, labels, rows.classes),
     )  # fmt: skip
