@@ -150,7 +150,7 @@ def report(given: argparse.Namespace) -> Answer:
     options = ReportOptions.of(given)
     rebuilt = page.rebuild(options.output_dir, options.data_dir, dataset=options.dataset)
     files = {"page": str(rebuilt.page), "leaderboard": str(rebuilt.table)}
-    return page.summary(rebuilt), {**files, "runs": [run.metrics for run in rebuilt.runs]}
+    return rebuilt.summary(), {**files, "runs": [run.metrics for run in rebuilt.runs]}
 
 
 @_command("", ComputeOptions, TrainOptions, dataset="digits")

@@ -71,7 +71,7 @@ def test_classes_that_are_confused_come_together() -> None:
 
 @pytest.mark.parametrize("seconds", [[92.0, 97.0], [3.0, 3.0], [0.0, 500.0]])
 def test_ticks_are_round_numbers_for_two_runs_too(seconds: list[float]) -> None:
-    drawing = figures.cost("cost", ["logistic", "ridge"], seconds, [0.8512, 0.842], ["#a", "#b"])
+    drawing = figures.inline(figures.cost, "cost", ["logistic", "ridge"], seconds, [0.8512, 0.842], ["#a", "#b"])
     ticks = re.findall(r">([\d,.]+)( %)?</text>", drawing)
     for unit in ("", " %"):
         numbers = [float(text.replace(",", "")) for text, sign in ticks if sign == unit]

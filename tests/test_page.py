@@ -20,8 +20,9 @@ from pipeline.common.errors import UserError
 from pipeline.common.text import to_csv, to_json
 from pipeline.features.rows import FeatureRows
 from pipeline.models.history import History, Step
-from pipeline.output import figures, leaderboard, maps, page, run_folder, templating, thumbnails
+from pipeline.output import figures, leaderboard, maps, page, run_folder, run_images, templating, thumbnails
 from pipeline.output import metrics as certainty
+from pipeline.output.results import load_run
 
 CLASSES = ("cat <b>", "dog & co", "ant", "bee")
 ROWS = 340  # fewer than the digits' test split has
@@ -297,15 +298,13 @@ def test_images_of_a_folder_are_shown_and_replaced_when_they_are_gone(tmp_path: 
     links = [unquote(urlsplit(link).path) for link in re.findall(r'href="(file:[^"]+)"', text)]
     assert {Path(link) for link in links} == {(pictures / name).resolve() for name in names}
     assert all(f">{Path(name).name}</a>" in text for name in names)
-    source = page._Images(tmp_path).of(leaderboard.read(output)[0])
-    predictions = page._read_predictions(folder / "predictions.csv")
-    assert not isinstance(source, str)
-    assert predictions is not None
+    shown = run_images.PageImages(tmp_path)
+    source = shown.of(leaderboard.read(output)[0])
     (pictures / names[0]).unlink()
     (pictures / names[1]).write_bytes(b"no image")
-    found = [source.uri(predictions, row) for row in range(8)]
-    assert found[:2] == [thumbnails.PLACEHOLDER] * 2
-    assert all(uri.startswith("data:image/webp") for uri in found[2:])
+    found = [shown.id_of(source, row) for row in range(8)]
+    assert found[0] == found[1] == shown.shown[thumbnails.PLACEHOLDER], "it is on the page once, too"
+    assert sum(uri.startswith("data:image/webp") for uri in shown.shown) == 6
     assert images() == [], "another folder now, so none of its images is shown"
     shutil.rmtree(pictures)
     assert images() == []
@@ -419,12 +418,8 @@ def test_the_page_in_a_browser(browser: Callable[..., Any], output: Path) -> Non
     }
 
     # Comparing: the same counts and the same p as in Python, for every pair.
-    predictions = {name: page._read_predictions(output / name / "predictions.csv") for name in names}
-    right = {
-        name: np.array([a == b for a, b in zip(each.labels, each.predicted, strict=True)])
-        for name, each in predictions.items()
-        if each
-    }
+    predictions = {name: load_run(name, output).predictions for name in names}
+    right = {name: each["label"] == each["predicted"] for name, each in predictions.items()}
     first, second = map(Select, driver.find_elements(By.CSS_SELECTOR, ".compare select"))
     for one, two in ((0, 1), (1, 2), (2, 0)):
         first.select_by_value(str(one))

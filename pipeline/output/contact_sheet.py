@@ -33,16 +33,9 @@ class Cell:
 
 
 def draw(cells: Sequence[Cell], title: str, note: str, columns: int | None = None) -> bytes:
-    """Draw a sheet, and give it as PNG bytes.
+    """Draw a sheet under two lines of text, and give it as PNG bytes.
 
-    Parameters
-    ----------
-    cells : sequence of Cell
-    title, note : str
-        Two lines at the top.
-    columns : int, optional
-        In which the cells come as they are; when left out they are sorted, class by class and in each the least share
-        first.
+    The cells come in so many columns as they are; without a number they are sorted, by class and then the least share.
     """
     from pipeline.output import fonts  # late: it loads matplotlib
 

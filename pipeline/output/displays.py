@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn import calibration, metrics, model_selection
 
 from pipeline.common.errors import UserError
@@ -71,8 +70,11 @@ class LearningCurveDisplay(model_selection.LearningCurveDisplay):  # type: ignor
         """Take the accuracies of a run against the number of training rows."""
         curve = run.learning_curve
         sizes = np.unique(curve["rows"])
-        scores = [_by_seed(curve["rows"], curve[f"{split}_accuracy"], sizes) for split in ("train", "validation")]
-        return cls(train_sizes=sizes, train_scores=scores[0], test_scores=scores[1], score_name="accuracy")
+        train, validation = (  # (sizes, seeds)
+            np.array([curve[f"{split}_accuracy"][curve["rows"] == size] for size in sizes])
+            for split in ("train", "validation")
+        )
+        return cls(train_sizes=sizes, train_scores=train, test_scores=validation, score_name="accuracy")
 
     def plot(self, *arguments: Any, **more: Any) -> LearningCurveDisplay:
         """Draw as scikit-learn does, which calls Test what is validation here."""
@@ -112,8 +114,3 @@ class CalibrationDisplay(calibration.CalibrationDisplay):  # type: ignore[misc]
         super().plot(**more)
         self.ax_.set(xlabel="confidence of the prediction", ylabel="share that is right")
         return self
-
-
-def _by_seed(rows: NDArray[np.int64], scores: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Scores (sizes, seeds)."""
-    return np.array([scores[rows == size] for size in sizes])

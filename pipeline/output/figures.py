@@ -23,8 +23,8 @@ if "matplotlib.pyplot" not in sys.modules and "MPLBACKEND" not in os.environ:  #
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import XAxis
+from markupsafe import Markup
+from matplotlib.axis import Axis
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager
@@ -71,22 +71,28 @@ def _saved(draw: Callable[..., Figure]) -> Callable[..., dict[str, bytes]]:
     """Make of a function that draws a figure one that gives its files by extension.
 
     It takes ``formats`` besides, extensions that matplotlib knows: ``.png`` is on white, ``.svg`` on nothing, for the
-    page has a ground of its own.
+    page has a ground of its own; and ``prefix``, with which ids and classes of the SVG begin.
     """
 
     @functools.wraps(draw)
-    def files(*arguments: Any, formats: Iterable[str] = FORMATS, **more: Any) -> dict[str, bytes]:
+    def files(*arguments: Any, formats: Iterable[str] = FORMATS, prefix: str = "s") -> dict[str, bytes]:
         with plt.rc_context(STYLE):
-            figure = draw(*arguments, **more)
+            figure = draw(*arguments)
             _finish(figure)
-            found = {extension: _render(figure, extension) for extension in formats}
+            found = {extension: _render(figure, extension, prefix) for extension in formats}
             plt.close(figure)
             return found
 
     return files
 
 
-def _render(figure: Figure, extension: str, prefix: str = "s") -> bytes:
+def inline(draw: Callable[..., dict[str, bytes]], name: str, *arguments: Any) -> Markup:
+    """Draw a figure as SVG that is part of a page; ``name`` is like no other on it."""
+    drawing = draw(*arguments, formats=(".svg",), prefix=f"{name}-")[".svg"]
+    return Markup(drawing.decode("utf-8"))  # noqa: S704 - drawn by us, every text in it escaped
+
+
+def _render(figure: Figure, extension: str, prefix: str) -> bytes:
     stream = io.BytesIO()
     metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[extension]
     with warnings.catch_warnings():
@@ -154,7 +160,20 @@ def _headed(figure: Figure, what: str, title: str) -> None:
     figure.suptitle("\n".join(textwrap.fill(line, int(12 * figure.get_figwidth())) for line in lines))
 
 
-def _mark_values(axis: XAxis, values: Sequence[float], form: str) -> None:
+def _in_percent(axis: Axis, ticks: int = 6) -> None:
+    """Label an axis in per cent, at so many round values at most."""
+    axis.set_major_formatter(_PERCENT)
+    axis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10]))
+
+
+def _logarithmic(axis: Axis) -> None:
+    """Label a logarithmic axis at 1, 2 and 5 of each power of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _mark_values(axis: Axis, values: Sequence[float], form: str) -> None:
     """Label the values themselves on a logarithmic axis, aslant where they would touch."""
     labels = [format(value, form) for value in values]
     slant: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len("".join(labels)) > 30 else {}
@@ -192,10 +211,9 @@ def history(history: History, title: str, chance: int) -> Figure:
     axes[0].set_ylabel("cross-entropy (nats)")
     highest = max(max(step.train_loss, step.validation_loss) for step in history.steps)
     axes[0].set_ylim(0, 1.05 * min(np.log(chance) * 1.3, highest or 1))
+    axes[0].yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes[1].set_ylabel("accuracy")
-    axes[1].yaxis.set_major_formatter(_PERCENT)
-    for axis in axes:
-        axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    _in_percent(axes[1].yaxis, 5)
     _headed(figure, "Loss and accuracy", title)
     return figure
 
@@ -204,16 +222,7 @@ def history(history: History, title: str, chance: int) -> Figure:
 def learning_curve(
     sizes: Sequence[int], train: NDArray[np.float64], validation: NDArray[np.float64], title: str
 ) -> Figure:
-    """Accuracy against training-set size.
-
-    Parameters
-    ----------
-    sizes : sequence of int
-        Training rows.
-    train, validation : ndarray, float (sizes, seeds)
-        Accuracies between 0 and 1.
-    title : str
-    """
+    """Accuracies, between 0 and 1, float (sizes, seeds), against numbers of training rows."""
     figure, axis = plt.subplots(figsize=(WIDTH, 5.4))
     seeds = train.shape[1]
     for values, (_, label, colour, line, marker) in zip((train, validation), SPLITS, strict=True):
@@ -222,10 +231,8 @@ def learning_curve(
         axis.plot(sizes, mean, color=colour, linestyle=line, marker=marker, markersize=4, linewidth=1.8, label=label)
     axis.set_xscale("log")
     _mark_values(axis.xaxis, sizes, ",")
-    axis.set_xlabel("training rows (logarithmic scale)")
-    axis.set_ylabel("accuracy")
-    axis.yaxis.set_major_formatter(_PERCENT)
-    axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axis.set(xlabel="training rows (logarithmic scale)", ylabel="accuracy")
+    _in_percent(axis.yaxis)
     spread_of = f"mean ± 1 s.d. of {seeds} seeds" if seeds > 1 else "one seed"
     figure.legend(title=spread_of, loc="outside lower center", ncols=2)
     _headed(figure, "Learning curve", title)
@@ -234,14 +241,7 @@ def learning_curve(
 
 @_saved
 def calibration(bins: Mapping[str, Any], title: str) -> Figure:
-    """Reliability diagram: accuracy against confidence, with intervals.
-
-    Parameters
-    ----------
-    bins : mapping
-        As `metrics.calibration` counts them.
-    title : str
-    """
+    """Reliability diagram: accuracy against confidence, with intervals, in bins as `metrics.calibration` has them."""
     confidence, accuracy, low, high = (np.array(bins[name]) for name in ("confidence", "accuracy", "low", "high"))
     figure, axis = plt.subplots(figsize=(WIDTH, 5.4))
     axis.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.2, label="confidence = accuracy")
@@ -264,14 +264,9 @@ def calibration(bins: Mapping[str, Any], title: str) -> Figure:
 
 @_saved
 def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], title: str) -> Figure:
-    """Share of each true class predicted as each class; classes too many for numbers are in the order of likeness.
+    """Share of each true class (row of ``counts``) predicted as each class (column).
 
-    Parameters
-    ----------
-    counts : ndarray, int (classes, classes)
-        Rows: true class. Columns: predicted class.
-    class_names : sequence of str
-    title : str
+    Classes that are too many for numbers in the cells are in the order of likeness.
     """
     classes, with_numbers = len(class_names), len(class_names) <= WITH_NUMBERS
     order = range(classes) if with_numbers else metrics.similar_order(counts)
@@ -297,7 +292,10 @@ def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], titl
     axis.set(xlabel="predicted class", ylabel="true class")
     bar = figure.colorbar(image, ax=axis, fraction=0.03, pad=0.02)
     if with_numbers:
-        _annotate(axis, shares)
+        for row, column in np.argwhere(shares):  # an empty cell says zero, and leaves the eye to what is there
+            share = shares[row, column]
+            text = f"{share:.0f}" if share >= 1 else "<1"
+            axis.text(column, row, text, ha="center", va="center", color="white" if share > 55 else "black")
     else:
         bar.set_ticks([0, 1, 5, 10, 25, 50, 100])
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
@@ -306,91 +304,54 @@ def confusion_matrix(counts: NDArray[np.int64], class_names: Sequence[str], titl
     return figure
 
 
-def _annotate(axis: Axes, shares: NDArray[np.float64]) -> None:
-    for row, column in np.argwhere(shares):  # an empty cell says zero, and leaves the eye to what is there
-        share = shares[row, column]
-        text = f"{share:.0f}" if share >= 1 else "<1"
-        axis.text(column, row, text, ha="center", va="center", color="white" if share > 55 else "black")
-
-
 # --- what the page draws of many runs, as SVG that is part of it ------------------------------------
 
 
-def _inline(figure: Figure, name: str) -> str:
-    """A figure as SVG whose ids and classes, begun with ``name``, are like no others on the page."""
-    _finish(figure)
-    svg = _render(figure, ".svg", f"{name}-").decode("utf-8")
-    plt.close(figure)
-    return svg
-
-
+@_saved
 def cost(
-    name: str, classifiers: Sequence[str], seconds: Sequence[float], accuracy: Sequence[float], links: Sequence[str]
-) -> str:
-    """Validation accuracy against the seconds of whole runs, as SVG with a linked mark for each.
+    classifiers: Sequence[str], seconds: Sequence[float], accuracy: Sequence[float], links: Sequence[str]
+) -> Figure:
+    """Validation accuracy against the seconds of whole runs; each mark leads to its link, and shows its classifier."""
+    figure, axis = plt.subplots(figsize=(1.4 * WIDTH, 3.6))
+    for number, classifier in enumerate(sorted(set(classifiers))):
+        rows = [row for row, other in enumerate(classifiers) if other == classifier]
+        marks = axis.scatter(
+            [max(seconds[row], 0.01) for row in rows], [accuracy[row] for row in rows], s=64, label=classifier,
+            color=COLOURS[number % len(COLOURS)], marker=MARKS[number % len(MARKS)], edgecolors="white",
+            clip_on=False,
+        )  # fmt: skip
+        marks.set_urls([links[row] for row in rows])
+    axis.set(xlabel="seconds of computing", ylabel="validation accuracy")
+    axis.margins(0.08)
+    if max(seconds) > 10 * max(min(seconds), 0.01):
+        axis.set(xscale="log", xlabel="seconds of computing (logarithmic scale)")
+        _logarithmic(axis.xaxis)
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    low, high = axis.get_ylim()
+    axis.set_ylim(max(low, -0.005), min(high, 1.005))  # a mark at 0 or 100 % is whole, and no tick lies beyond
+    _in_percent(axis.yaxis)
+    figure.legend(loc="outside upper center", ncols=6)
+    return figure
 
-    Parameters
-    ----------
-    name : str
-        Like no other on the page.
-    classifiers : sequence of str
-        Of the runs; each has a colour and a shape.
-    seconds, accuracy : sequence of float
-    links : sequence of str
-        Where each mark leads.
+
+@_saved
+def curves(lines: Mapping[int, Mapping[str, NDArray[np.float64]]], xlabel: str, ylabel: str) -> Figure:
+    """Curves of many runs in one pair of axes, as groups that have ``data-line``, for the page to show two of.
+
+    ``lines`` has of each run's number its curves by split, ``train`` and ``validation``: float (points, 2), x and y.
     """
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(1.4 * WIDTH, 3.6))
-        for number, classifier in enumerate(sorted(set(classifiers))):
-            rows = [row for row, other in enumerate(classifiers) if other == classifier]
-            marks = axis.scatter(
-                [max(seconds[row], 0.01) for row in rows], [accuracy[row] for row in rows], s=64, label=classifier,
-                color=COLOURS[number % len(COLOURS)], marker=MARKS[number % len(MARKS)], edgecolors="white",
-                clip_on=False,
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.4))
+    for number, splits in lines.items():
+        for split, points in splits.items():
+            style = "--" if split == "train" else "-"
+            mark = "o" if len(points) == 1 else None  # a run without a learning curve has its last point alone
+            axis.plot(
+                *points.T, color=GREY, linestyle=style, linewidth=1.6, marker=mark, markerfacecolor="none",
+                gid=f"line-{number}", clip_on=False,
             )  # fmt: skip
-            marks.set_urls([links[row] for row in rows])
-        axis.set(xlabel="seconds of computing", ylabel="validation accuracy")
-        axis.margins(0.08)
-        if max(seconds) > 10 * max(min(seconds), 0.01):
-            axis.set(xscale="log", xlabel="seconds of computing (logarithmic scale)")
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.xaxis.set_minor_formatter(NullFormatter())
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        else:
-            axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        low, high = axis.get_ylim()
-        axis.set_ylim(max(low, -0.005), min(high, 1.005))  # a mark at 0 or 100 % is whole, and no tick lies beyond
-        axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axis.set(xscale="log", xlabel=f"{xlabel} (logarithmic scale)", ylabel=ylabel)
+    _logarithmic(axis.xaxis)
+    if ylabel == "accuracy":
         axis.yaxis.set_major_formatter(_PERCENT)
-        figure.legend(loc="outside upper center", ncols=6)
-        return _inline(figure, name)
-
-
-def curves(name: str, lines: Mapping[int, Mapping[str, NDArray[np.float64]]], xlabel: str, ylabel: str) -> str:
-    """Curves of many runs in one pair of axes, as SVG whose groups have ``data-line``, for the page to show two of.
-
-    Parameters
-    ----------
-    name : str
-        Like no other on the page.
-    lines : mapping
-        Of each run's number its curves by split, ``train`` and ``validation``: float (points, 2), x and y.
-    xlabel, ylabel : str
-    """
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(WIDTH, 3.4))
-        for number, splits in lines.items():
-            for split, points in splits.items():
-                style = "--" if split == "train" else "-"
-                mark = "o" if len(points) == 1 else None  # a run without a learning curve has its last point alone
-                axis.plot(
-                    *points.T, color=GREY, linestyle=style, linewidth=1.6, marker=mark, markerfacecolor="none",
-                    gid=f"line-{number}", clip_on=False,
-                )  # fmt: skip
-        axis.set(xscale="log", xlabel=f"{xlabel} (logarithmic scale)", ylabel=ylabel)
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        if ylabel == "accuracy":
-            axis.yaxis.set_major_formatter(_PERCENT)
-        return _inline(figure, name)
+    return figure

@@ -13,45 +13,19 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.common import atomic
 from pipeline.common.errors import UserError
 from pipeline.common.keys import safe_name
 from pipeline.common.text import did_you_mean, number, percent, shorten, text_table, to_csv
 from pipeline.models import classifiers
 from pipeline.network.taps import describe_taps
+from pipeline.output.results import RunResults
 
 log = logging.getLogger("pipeline")
 
 CSV_NAME, PAGE_NAME = "leaderboard.csv", "index.html"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that is complete.
-
-    Attributes
-    ----------
-    folder : Path
-    metrics : mapping
-        Its metrics.json.
-    """
-
-    folder: Path
-    metrics: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return str(self.metrics["run"])
-
-    @property
-    def converged(self) -> bool:
-        """Whether the classifier converged; runs from before this was recorded count as if."""
-        return bool(self.metrics.get("converged", True))
 
 
 @contextmanager
@@ -64,11 +38,7 @@ def skipping(path: Path) -> Iterator[None]:
         log.warning("warning: %s cannot be read (%s): that run is left out. The file was not changed", path, fault)
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"it holds {constant}")
-
-
-def read(output_dir: Path) -> list[Run]:
+def read(output_dir: Path) -> list[RunResults]:
     """All complete runs of a folder, data set by data set, in each the lowest validation loss first.
 
     A metrics.json that cannot be read is warned about by name, and skipped.
@@ -76,15 +46,13 @@ def read(output_dir: Path) -> list[Run]:
     found = []
     for path in sorted(output_dir.glob("[!.]*/metrics.json")):
         with skipping(path):
-            run = Run(path.parent, json.loads(path.read_bytes(), parse_constant=_refuse))
-            if safe_name(run.name) != path.parent.name:
-                raise ValueError(f"it is of the run {run.name!r}, not of its folder's")
+            run = RunResults.of(path.parent)
             _row(0, run), _cells(0, run), _model_of(run)  # all that a list shows is there
             found.append(run)
     return sorted(found, key=_order)
 
 
-def of_dataset(runs: Sequence[Run], name: str | None) -> list[Run]:
+def of_dataset(runs: Sequence[RunResults], name: str | None) -> list[RunResults]:
     """The runs of one data set; all without a name.
 
     Raises
@@ -102,19 +70,19 @@ def of_dataset(runs: Sequence[Run], name: str | None) -> list[Run]:
     return found
 
 
-def _rows_of(run: Run) -> tuple[Any, ...]:
+def _rows_of(run: RunResults) -> tuple[Any, ...]:
     """Which rows a run is of: only runs on the same can be ranked."""
     data = run.metrics["dataset"]
     return data["name"], data["digest"], int(run.metrics["features"].get("limit") or 0)
 
 
-def _order(run: Run) -> tuple[Any, ...]:
+def _order(run: RunResults) -> tuple[Any, ...]:
     """By validation: whoever chose among runs by their test scores would have no test left."""
     accuracy, loss = run.metrics["accuracy"]["validation"], run.metrics["log_loss"]["validation"]
     return (*_rows_of(run), loss, -accuracy, run.name)
 
 
-def _model_of(run: Run) -> str:
+def _model_of(run: RunResults) -> str:
     """What tells a run's model from others: its settings and, to three digits, its scores.
 
     The same choice is found by a search and by asking for it, under two names.
@@ -127,20 +95,20 @@ def _model_of(run: Run) -> str:
     return json.dumps([_rows_of(run), features, m["classifier"], m["seed"], folded, scores], sort_keys=True)
 
 
-def models(runs: Sequence[Run]) -> list[list[Run]]:
+def models(runs: Sequence[RunResults]) -> list[list[RunResults]]:
     """Runs by their models, in the order given: more than one where a model has several names."""
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[RunResults]] = {}
     for run in runs:
         found.setdefault(_model_of(run), []).append(run)
     return list(found.values())
 
 
-def datasets(runs: Sequence[Run]) -> list[list[Run]]:
+def datasets(runs: Sequence[RunResults]) -> list[list[RunResults]]:
     """Runs by the rows that they are of, as `read` has them together."""
     return [list(group) for _, group in itertools.groupby(runs, _rows_of)]
 
 
-def ranks(runs: Sequence[Run]) -> list[int]:
+def ranks(runs: Sequence[RunResults]) -> list[int]:
     """The rank of each run among those on the same rows, in the order given; runs of one model share theirs."""
     places: dict[tuple[Any, ...], dict[str, int]] = {}
     found = []
@@ -150,7 +118,7 @@ def ranks(runs: Sequence[Run]) -> list[int]:
     return found
 
 
-def chosen(run: Run) -> str:
+def chosen(run: RunResults) -> str:
     """What was chosen on validation, and the seed, which stay on one line each: ``C=0.0026, seed 0``."""
     name, params = run.metrics["classifier"]["name"], run.metrics["classifier"]["params"]
     tuned = classifiers.REGISTRY[name].tuned_option if name in classifiers.REGISTRY else ""
@@ -170,7 +138,7 @@ def _sizes(metrics: Mapping[str, Any]) -> str:
     return " ".join(map(str, sizes)) if isinstance(sizes, list) else str(sizes)
 
 
-def _row(rank: int, run: Run) -> tuple[Any, ...]:
+def _row(rank: int, run: RunResults) -> tuple[Any, ...]:
     metrics = run.metrics
     low, high = metrics.get("interval", {}).get("test") or (None, None)
     return (
@@ -195,7 +163,7 @@ def _row(rank: int, run: Run) -> tuple[Any, ...]:
     )
 
 
-def to_text(runs: Sequence[Run]) -> str:
+def to_text(runs: Sequence[RunResults]) -> str:
     """The list for a terminal, of each model one row."""
     if not runs:
         return "There is no run yet. 'python -m pipeline train' makes one.\n"
@@ -204,7 +172,7 @@ def to_text(runs: Sequence[Run]) -> str:
     return text_table(header, list(map(_cells, ranks(runs), runs)))
 
 
-def _cells(rank: int, run: Run) -> tuple[str, ...]:
+def _cells(rank: int, run: RunResults) -> tuple[str, ...]:
     m = run.metrics
     return (
         # Of taps so much that a run's name, which other commands take, is whole in 80 columns.
@@ -214,16 +182,9 @@ def _cells(rank: int, run: Run) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def csv_of(runs: Sequence[Run]) -> bytes:
+def csv_of(runs: Sequence[RunResults]) -> bytes:
     """The list as CSV: accuracies between 0 and 1, losses in nats, times in seconds."""
     return to_csv(HEADER, map(_row, ranks(runs), runs))
-
-
-def write_csv(output_dir: Path, runs: Sequence[Run]) -> Path:
-    """Write the list beside the runs; return where."""
-    path = output_dir / CSV_NAME
-    atomic.write_atomically(path, csv_of(runs))
-    return path
 
 
 def is_current(output_dir: Path) -> bool:

@@ -46,7 +46,6 @@ class Ring(NamedTuple):
 class Places(NamedTuple):
     """Which of the rows that were scored are on a map, int (n,), and where, float64 (n, 2), from 0 to 1."""
 
-    key: str
     rows: NDArray[np.intp]
     places: NDArray[np.float64]
 
@@ -57,19 +56,8 @@ class Places(NamedTuple):
 def keep(output_dir: Path, features: str, rows: FeatureRows, numbers: NDArray[np.intp]) -> str | None:
     """Make sure that there is a map of the rows that a run was scored on; where it cannot be written there is none.
 
-    Parameters
-    ----------
-    output_dir : Path
-    features : str
-        Their key.
-    rows : FeatureRows (n, columns)
-    numbers : ndarray, int (n,)
-        What the rows are called in ``predictions.csv``.
-
-    Returns
-    -------
-    key : str or None
-        By which `read` finds it; None for so few rows that there is nothing to see.
+    ``features`` is their key, and ``numbers``, int (n,), are what ``predictions.csv`` calls them. Returned is the key
+    by which `read` finds the map; None for so few rows that there is nothing to see.
     """
     from threadpoolctl import threadpool_limits  # late, like all that follows: it loads scikit-learn
 
@@ -99,7 +87,7 @@ def read(output_dir: Path, key: str | None) -> Places | None:
         with open(path, encoding="utf-8", newline="") as stream:
             _, *lines = csv.reader(stream)
         rows = np.array([line[0] for line in lines], np.intp)
-        return Places(key, rows, np.array([line[1:3] for line in lines], np.float64).reshape(len(rows), 2))
+        return Places(rows, np.array([line[1:3] for line in lines], np.float64).reshape(len(rows), 2))
     except (OSError, ValueError, IndexError, csv.Error) as error:
         log.warning("warning: %s cannot be read (%s): the page does without it", path, error)
         return None
@@ -108,14 +96,7 @@ def read(output_dir: Path, key: str | None) -> Places | None:
 def tiles(output_dir: Path, pictured: Any, get: Callable[[int], Image | None] | None, count: int) -> bytes:
     """The images of a map as tiles of one picture, made once; empty where they are not there and cannot be had.
 
-    Parameters
-    ----------
-    output_dir : Path
-    pictured : Any
-        What tells these images and their order from others, for JSON.
-    get : callable or None
-        Gives an image, by its place in the order.
-    count : int
+    ``pictured`` tells these images and their order from others, as JSON can; ``get`` gives one by its place in it.
     """
     path = output_dir / FOLDER / f"{digest_of([thumbnails.TILE, thumbnails.TILE_QUALITY, pictured])[:16]}.webp"
     with contextlib.suppress(OSError):
@@ -151,18 +132,14 @@ def view(
 
     Parameters
     ----------
-    places : ndarray, float64 (n, 2)
-        From 0 to 1.
-    labels : ndarray, int (n,)
-        Ascending: the points are drawn class by class, and known by their order.
+    places, labels : ndarray, float64 (n, 2), int (n,)
+        Places from 0 to 1; labels ascending: the points are drawn class by class, and known by their order.
     classes, names : sequence of str
         Of all classes, and of the n rows.
     sheet : bytes
         Their images as `thumbnails.sheet` has them; empty without.
-    rings : sequence of Ring
-        The first is shown at once.
-    around : sequence of tuple
-        As `neighbours` gives it.
+    rings, around
+        The first ring is shown at once; what is around each class `neighbours` gives.
     """
     points = np.rint(10 + 980 * places).astype(int)
     drawn = [

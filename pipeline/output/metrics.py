@@ -43,28 +43,14 @@ def cross_validated_interval(accuracy: float, images: int, folds: int, repeats: 
 
 
 def calibration(confidences: NDArray[Any], right: NDArray[np.bool_]) -> dict[str, Any]:
-    """Compare confidences with how often they are right.
+    """Compare confidences, float (n,), with whether predictions are right, bool (n,).
 
-    Parameters
-    ----------
-    confidences : ndarray, float (n,)
-        Probability of the predicted class, between 0 and 1.
-    right : ndarray, bool (n,)
-        Whether the prediction is right.
-
-    Returns
-    -------
-    dict
-        ``ece``, the expected calibration error: the mean over all rows of the distance between confidence and
-        accuracy of their bin, between 0 and 1, in 15 equally wide ``bins``, the upper edge in each (Guo et al. 2017).
-        For the eye at most as many bins of equal mass, none of fewer than 20 rows where there are as many: of each its
-        ``counts`` of rows, its means of ``confidence`` and ``accuracy`` and the 95 % interval of the latter, ``low``
-        and ``high``; equal confidences are in one (Nguyen & O'Connor 2015).
-
-    References
-    ----------
-    Guo et al. 2017, "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599, section 2.
-    Nguyen & O'Connor 2015, "Posterior calibration", https://arxiv.org/abs/1508.05154, section 4.
+    ``ece`` is the expected calibration error: the mean over all rows of the distance between confidence and accuracy of
+    their bin, between 0 and 1, in 15 equally wide ``bins``, the upper edge in each (Guo et al. 2017, "On Calibration of
+    Modern Neural Networks", https://arxiv.org/abs/1706.04599, section 2). For the eye there are at most as many bins of
+    equal mass, none of fewer than 20 rows where there are as many: of each its ``counts`` of rows, its means of
+    ``confidence`` and ``accuracy`` and the 95 % interval of the latter, ``low`` and ``high``; equal confidences are in
+    one (Nguyen & O'Connor 2015, "Posterior calibration", https://arxiv.org/abs/1508.05154, section 4).
     """
     counts, confidence, accuracy = _binned(np.linspace(0, 1, BINS + 1)[1:-1], confidences, right)
     ece = float((counts * np.abs(confidence - accuracy)).sum() / max(len(right), 1))
@@ -90,12 +76,7 @@ def similar_order(counts: NDArray[np.int64]) -> list[int]:
     """An order of the classes, those that are taken for one another side by side.
 
     Average linkage on 1 minus the mean share that is confused either way, its leaves ordered after Bar-Joseph et al.
-    2001, https://doi.org/10.1093/bioinformatics/17.suppl_1.S22.
-
-    Parameters
-    ----------
-    counts : ndarray, int (classes, classes)
-        Rows: true class. Columns: predicted class. At least two classes.
+    2001, https://doi.org/10.1093/bioinformatics/17.suppl_1.S22. ``counts`` is int (true classes, predicted classes).
     """
     from scipy.cluster import hierarchy  # late: it takes a moment, and most matrices need no order
     from scipy.spatial.distance import squareform
@@ -110,22 +91,12 @@ def similar_order(counts: NDArray[np.int64]) -> list[int]:
 def mcnemar(right: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Compare classifiers two by two on the same rows: McNemar's test, two-sided, mid-p.
 
-    Parameters
-    ----------
-    right : ndarray, bool (classifiers, rows)
-        Whether each is right on each row.
+    ``right`` is bool (classifiers, rows). Returned are, of each two classifiers, the number of rows that the first is
+    right on and the second is not (those that both have right or wrong say nothing), and the probability of so unequal
+    counts, or more so, if both were equally good: int and float (classifiers, classifiers).
 
-    Returns
-    -------
-    only : ndarray, int (classifiers, classifiers)
-        Rows that the first is right on and the second is not; rows that both have right or wrong say nothing.
-    p : ndarray, float (classifiers, classifiers)
-        Probability of so unequal counts, or more so, if both were equally good.
-
-    References
-    ----------
-    Q. McNemar 1947, https://doi.org/10.1007/BF02295996. The mid-p variant, nearer to the level it states than the
-    exact test: Fagerland, Lydersen & Laake 2013, https://doi.org/10.1186/1471-2288-13-91.
+    Source: Q. McNemar 1947, https://doi.org/10.1007/BF02295996. The mid-p variant, nearer to the level it states than
+    the exact test: Fagerland, Lydersen & Laake 2013, https://doi.org/10.1186/1471-2288-13-91.
     """
     counts = right.astype(np.float64)
     only = (counts @ (1 - counts).T).astype(np.int64)
@@ -173,24 +144,15 @@ def bootstrap_intervals(losses: NDArray[Any], confidences: NDArray[Any], right: 
 class Scores:
     """What held-out rows say of a model.
 
-    Attributes
-    ----------
-    predicted, confidences : ndarray (n,)
-    confusions : ndarray, int (classes, classes)
-    calibration : dict
-    text : str
-        scikit-learn's classification report; "" without rows.
-    fields : dict
-        What of ``metrics.json`` is of them: ``interval`` and ``calibration``, ``per_class``, ``balanced_accuracy`` (the
-        mean recall), ``macro_f1``, and ``majority``, the accuracy of always guessing the commonest class.
-    accuracy, log_loss : float or None
+    Of ``metrics.json``, ``fields`` are ``interval``, ``calibration``, ``per_class``, ``balanced_accuracy`` (the mean
+    recall), ``macro_f1``, and ``majority``, the accuracy of always guessing the commonest class.
     """
 
-    predicted: NDArray[Any]
+    predicted: NDArray[Any]  # (n,)
     confidences: NDArray[Any]
-    confusions: NDArray[np.int64]
+    confusions: NDArray[np.int64]  # (classes, classes)
     calibration: dict[str, Any]
-    text: str
+    text: str  # scikit-learn's classification report; "" without rows
     fields: dict[str, Any]
     accuracy: float | None
     log_loss: float | None
@@ -199,16 +161,10 @@ class Scores:
 def score(
     probabilities: NDArray[Any], labels: NDArray[Any], classes: Sequence[str], folds: int | None = None
 ) -> Scores:
-    """Score what was predicted of held-out rows.
+    """Score what was predicted of held-out rows: float (repeats, n, classes), of labels int (n,).
 
-    Parameters
-    ----------
-    probabilities : ndarray, float (repeats, n, classes)
-        Accuracy and loss are means over the repeats; all else is of the first.
-    labels : ndarray, int (n,)
-    classes : sequence of str
-    folds : int, optional
-        Of the cross-validation that the rows were held out in.
+    Accuracy and loss are means over the repeats; all else is of the first. ``folds`` are of the cross-validation that
+    the rows were held out in.
     """
     from sklearn.metrics import classification_report, confusion_matrix
 

@@ -123,6 +123,19 @@ def report_text(metrics: Mapping[str, Any], table: str) -> str:
     )  # fmt: skip
 
 
+def card_text(metrics: Mapping[str, Any], spec: FeatureSpec, cache: store.Cache) -> str:
+    """The model card: what a person must know before using a fitted model, in Markdown.
+
+    After Mitchell et al., Model Cards for Model Reporting, https://arxiv.org/abs/1810.03993.
+    """
+    from pipeline.output import templating
+
+    return templating.render(
+        "model_card.md", m=metrics, spec=spec.to_dict(), cache=cache, warnings=warnings(metrics),
+        params=classifiers.describe(metrics["classifier"]["params"]), images=images_text(metrics["images"]),
+    )  # fmt: skip
+
+
 def summary(place: RunFolder) -> str:
     """A run's report and the paths of its pictures, for the terminal."""
     text = (place.folder / "report.txt").read_text(encoding="utf-8")

@@ -33,18 +33,34 @@ class RunResults:
 
     Attributes
     ----------
-    name : str
     folder : Path
     metrics : mapping
         All of ``metrics.json``.
     """
 
-    name: str
     folder: Path
     metrics: Mapping[str, Any]
 
+    @classmethod
+    def of(cls, folder: Path) -> RunResults:
+        """Read a run; raises OSError, or ValueError, LookupError or TypeError when the folder's file is not a run's."""
+        run = cls(folder, json.loads((folder / "metrics.json").read_bytes(), parse_constant=_refuse))
+        if safe_name(run.name) != folder.name:
+            raise ValueError(f"it is of the run {run.name!r}, not of its folder's")
+        return run
+
     def __repr__(self) -> str:
         return f"<RunResults {self.name}>"
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return str(self.metrics["run"])
+
+    @property
+    def converged(self) -> bool:
+        """Whether the classifier converged; runs from before this was recorded count as if."""
+        return bool(self.metrics.get("converged", True))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -86,6 +102,10 @@ class RunResults:
         }
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}")
+
+
 def load_run(name: str, output_dir: str | Path = "output") -> RunResults:
     """Find a run by its name.
 
@@ -105,11 +125,10 @@ def load_run(name: str, output_dir: str | Path = "output") -> RunResults:
     if not path.is_file():
         near = did_you_mean(name, (each.parent.name for each in Path(output_dir).glob("[!.]*/metrics.json")))
         raise UserError(f"There is no run {name} in {output_dir}.{near} pipeline.runs() lists all runs.")
-    try:
-        with file_errors("read the run", path):
-            metrics = json.loads(path.read_bytes())
-        return RunResults(metrics["run"], folder, metrics)
-    except (json.JSONDecodeError, LookupError, TypeError) as error:
-        raise UserError(
-            f"The run {folder} cannot be read: {path.name} was edited or damaged. Train it again."
-        ) from error
+    with file_errors("read the run", path):
+        try:
+            return RunResults.of(folder)
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"The run {folder} cannot be read: {path.name} was edited or damaged. Train it again."
+            ) from error

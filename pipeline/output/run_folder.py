@@ -67,13 +67,7 @@ class RunFolder:
         return dict(metrics)
 
     def prepare(self) -> None:
-        """Make both folders, prove that they can be written to, and clear away what killed runs left unfinished.
-
-        Raises
-        ------
-        OSError
-            When one cannot be made or written to.
-        """
+        """Make both folders, prove that they can be written to, and clear away what killed runs left; or OSError."""
         for folder in (self.models_dir, self.output_dir):
             atomic.make_folder(folder)
             probe = atomic.temporary_path(folder / safe_name(self.name))
@@ -88,23 +82,9 @@ class RunFolder:
     def save(self, contents: Mapping[str, bytes], model: bytes, description: Mapping[str, Any], card: str = "") -> None:
         """Write a run into folders that `prepare` has made: the model, its description, then the folder, complete.
 
-        A run is found by its folder, so one that was killed on the way here does not exist.
-
-        Parameters
-        ----------
-        contents : mapping
-            Bytes of each of `RUN_FILES`.
-        model : bytes
-            The fitted pipeline, as joblib writes it.
-        description : mapping
-            Goes beside the model; the model's sha256 and the run's name are added.
-        card : str
-            Markdown for people, beside both.
-
-        Raises
-        ------
-        OSError
-            When the file system refuses.
+        A run is found by its folder, so one that was killed on the way here does not exist. ``contents`` are the bytes
+        of each of `RUN_FILES`; the model's sha256 and the run's name are added to its description. Raises OSError when
+        the file system refuses.
         """
         if set(contents) - set(OPTIONAL_FILES) != set(RUN_FILES):
             raise AssertionError(f"a run leaves {RUN_FILES}, not {tuple(contents)}")

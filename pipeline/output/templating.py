@@ -39,8 +39,3 @@ def render(name: str, **values: Any) -> str:
             f"The template {error.name} is missing from {TEMPLATES}: this program is not installed completely. "
             f"Install it again."
         ) from error
-
-
-def render_page(name: str, **values: Any) -> bytes:
-    """Fill a template that extends ``base.html``: a page with style and script in it, which needs nothing else."""
-    return render(name, **values).encode("utf-8")

@@ -32,9 +32,7 @@ def uri(pixels: Pixels | None) -> str:
     """An image, uint8 (h, w, 3), reduced to a thumbnail; the placeholder for None."""
     if pixels is None:
         return PLACEHOLDER
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    picture.thumbnail((SIDE, SIDE))
-    return data_uri("webp", _webp(picture, QUALITY))
+    return data_uri("webp", _webp(_reduced(pixels, SIDE), QUALITY))
 
 
 def columns(count: int) -> int:
@@ -51,11 +49,7 @@ def sheet(get: Callable[[int], Pixels | None], count: int) -> tuple[bytes, bool]
 
     def tile(number: int) -> Image.Image | None:
         pixels = get(number)
-        if pixels is None:
-            return None
-        picture = Image.fromarray(np.ascontiguousarray(pixels))
-        picture.thumbnail((TILE, TILE))
-        return picture
+        return None if pixels is None else _reduced(pixels, TILE)
 
     absent = 0
     with ThreadPoolExecutor() as pool:
@@ -66,6 +60,12 @@ def sheet(get: Callable[[int], Pixels | None], count: int) -> tuple[bytes, bool]
             left, top = number % columns(count) * TILE, number // columns(count) * TILE
             whole.paste(picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2))
     return _webp(whole, TILE_QUALITY), not absent
+
+
+def _reduced(pixels: Pixels, side: int) -> Image.Image:
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture.thumbnail((side, side))
+    return picture
 
 
 def _webp(picture: Image.Image, quality: int) -> bytes:
