@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.commands.train import Clock, Outcome, is_there, left_out_of, make, place_of
+from pipeline.commands.train import Clock, Outcome, left_out_of, make, place_of
 from pipeline.common.keys import digest_of
 from pipeline.common.progress import Progress
 from pipeline.features import arrays, store
@@ -114,9 +114,8 @@ def sweep(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tupl
         own = dataclasses.replace(asked, taps=best.taps)
         chosen = training.of_trial(best)
         place = place_of(own, chosen, copies.count(plain), {"candidates": asked_for, **without.keyed()})
-        if not is_there(place, training):
-            make(
-                cache, own, place, chosen, grouping, clock,
-                lambda: compute(cache, data, folds, table, training, without, clock),
-            )  # fmt: skip
+        make(
+            cache, own, place, chosen, grouping, clock,
+            lambda: compute(cache, data, folds, table, training, without, clock),
+        )  # fmt: skip
     return table, target, place

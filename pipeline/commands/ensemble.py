@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.commands.options import EnsembleOptions
-from pipeline.commands.train import Clock, Outcome, is_there, make, place_of
+from pipeline.commands.train import Clock, Outcome, make, place_of
 from pipeline.common.errors import UserError, file_errors
 from pipeline.features import arrays, store
 from pipeline.features.find import find_specs
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from pipeline.models.jobs import Fitted
 
     Arrays = Mapping[str, NDArray[Any]]
 
@@ -61,10 +63,7 @@ def ensemble(options: EnsembleOptions) -> RunFolder:
     with store.open_all(_caches(options, asked), asked) as cache:
         grouping, clock = copies.group(cache, [asked.taps]), Clock(start)
         place = place_of(asked, options, copies.count(grouping))
-        if not is_there(place, options):
-            make(
-                cache, asked, place, options, grouping, clock, lambda: _compute(cache, asked, runs, models, clock)
-            )  # fmt: skip
+        make(cache, asked, place, options, grouping, clock, lambda: _compute(cache, asked, runs, models, clock))
     return place
 
 
@@ -128,60 +127,64 @@ def _compute(
 ) -> Outcome:
     """Weigh the runs on validation, then score the mean of their models, fitted on all of train, on test once."""
     from pipeline.models import history, vote
-    from pipeline.models.jobs import Fitted
     from pipeline.output.metrics import score
     from pipeline.selection.protocol import LearningCurve, Selection
 
-    labels, kept = cache.labels("train"), [_read(run) for run in runs]
-    for run, each in zip(runs, kept, strict=True):
-        for side in ("fit", "validation"):
-            if not np.array_equal(each[f"{side}_rows"], kept[0][f"{side}_rows"]):
-                raise UserError(
-                    f"The runs {runs[0].name} and {run.name} were not validated on the same rows, as other copies of "
-                    f"images are found by other taps. Name runs on the same taps."
-                )
     # Best first, so that the history says what each adds to those before it.
-    order = sorted(range(len(runs)), key=lambda at: runs[at].metrics["log_loss"]["validation"])
-    sides = {
-        side: (np.stack([kept[at][side] for at in order]).astype(np.float32), labels[kept[0][f"{side}_rows"]])
+    order = sorted(runs, key=lambda run: run.metrics["log_loss"]["validation"])
+    fitted = _weighed(order, cache.labels("train"))
+    clock.lap("search")
+    estimator = vote.voters(models, fitted.params, asked)
+    clock.lap("fit")
+    features, labels = arrays.load_split(cache, "test", asked.taps)
+    rows = runs[0].predictions["index"]
+    features, labels = features.take(rows), labels[rows]
+    clock.lap("load")
+    scores = score(history.predict(estimator, features)[None], labels, cache.class_names)
+    clock.lap("evaluate")
+    trials = [
+        {
+            "run": run.name,
+            "log_loss": run.metrics["log_loss"]["validation"],
+            "accuracy": run.metrics["accuracy"]["validation"],
+            "converged": run.metrics["converged"],
+        }
+        for run in order
+    ]
+    images = runs[0].metrics["images"]
+    curve = LearningCurve([images["fit"]], np.array([[fitted.train[1]]]), np.array([[fitted.validation[1]]]))
+    sides = {name: images[name] for name in ("fit", "validation", "groups_of_sides", "smallest", "largest")}
+    left_out = runs[0].metrics.get("left_out", {})
+    return Outcome(
+        Selection(fitted, trials), curve, scores, estimator, None, sides, rows, labels, features, left_out=left_out
+    )
+
+
+def _weighed(runs: Sequence[RunResults], labels: NDArray[Any]) -> Fitted:
+    """The weight of each run, by what the runs say of validation; its history is over how many of them are joined."""
+    from pipeline.models import history, vote
+    from pipeline.models.jobs import Fitted
+
+    kept = [_read(run) for run in runs]
+    for run, each in zip(runs, kept, strict=True):
+        if any(not np.array_equal(each[rows], kept[0][rows]) for rows in ("fit_rows", "validation_rows")):
+            raise UserError(
+                f"The runs {runs[0].name} and {run.name} were not validated on the same rows, as other copies of "
+                f"images are found by other taps. Name runs on the same taps."
+            )
+    sides = [
+        (np.stack([each[side] for each in kept]).astype(np.float32), labels[kept[0][f"{side}_rows"]])
         for side in ("fit", "validation")
-    }
+    ]
     steps = []
     for count in range(1, len(runs) + 1):
-        weights = vote.weigh(sides["validation"][0][:count], sides["validation"][1]).round(4)
+        weights = vote.weigh(sides[1][0][:count], sides[1][1]).round(4)
         weights /= weights.sum()
-        ends = [history.scores_of(np.tensordot(weights, each[:count], 1), own) for each, own in sides.values()]
-        steps.append(history.Step(count, *ends[0], *ends[1]))
-    shares = {runs[at].name: round(float(weight), 4) for at, weight in zip(order, weights, strict=True)}
-    clock.lap("search")
-    estimator = vote.voters(models, shares, asked)
-    clock.lap("fit")
-    features, test_labels = arrays.load_split(cache, "test", asked.taps)
-    tested = runs[0].predictions["index"]
-    clock.lap("load")
-    scored = features.take(tested)
-    scores = score(history.predict(estimator, scored)[None], test_labels[tested], cache.class_names)
-    clock.lap("evaluate")
-    train, validation = ends
-    images = runs[0].metrics["images"]
-    return Outcome(
-        Selection(
-            Fitted(shares, history.History("runs", steps, len(runs)), train, validation, None, None, validation[0]),
-            [
-                {
-                    "run": runs[at].name,
-                    "log_loss": runs[at].metrics["log_loss"]["validation"],
-                    "accuracy": runs[at].metrics["accuracy"]["validation"],
-                    "converged": runs[at].metrics["converged"],
-                }
-                for at in order
-            ],
-        ),
-        LearningCurve([images["fit"]], np.array([[train[1]]]), np.array([[validation[1]]])),
-        scores, estimator, None,
-        {name: images[name] for name in ("fit", "validation", "groups_of_sides", "smallest", "largest")},
-        tested, test_labels[tested], scored, left_out=runs[0].metrics.get("left_out", {}),
-    )  # fmt: skip
+        train, validation = (history.scores_of(np.tensordot(weights, each[:count], 1), own) for each, own in sides)
+        steps.append(history.Step(count, *train, *validation))
+    shares = {run.name: round(float(weight), 4) for run, weight in zip(runs, weights, strict=True)}
+    record = history.History("runs", steps, len(runs))
+    return Fitted(shares, record, train, validation, None, None, validation[0])
 
 
 def _read(run: RunResults) -> Arrays:

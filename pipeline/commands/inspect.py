@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands.listing import told
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.progress import Progress, format_bytes
 from pipeline.common.text import printable
@@ -23,15 +24,7 @@ from pipeline.network.taps import TAP_COLUMNS, columns_of
 
 
 def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> tuple[str, dict[str, Any]]:
-    """Describe a feature file, for people and for programs.
-
-    Parameters
-    ----------
-    path : Path
-    asked : FeatureOptions
-        What to compare it with: the answer says which fields of the spec differ.
-    must_verify : bool
-        Whether a fault is an error instead of a line of the answer.
+    """Describe a feature file, for people and for programs, and say how its spec differs from what is asked for.
 
     Raises
     ------
@@ -56,13 +49,16 @@ def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> tuple[st
         "file": str(path), "bytes": size, "verifies": True, "fault": None, "key": cache.spec.key(),
         "spec": cache.spec.to_dict(), "rows": cache.rows, "class_names": cache.class_names, "created": cache.created,
         "versions": cache.versions, "provenance": cache.provenance, "computed_on": cache.computed_on,
-        "skipped": [{"file": printable(item.file), "reason": item.reason} for item in cache.skipped],
+        "skipped": told(cache.skipped),
     }  # fmt: skip
-    return _lines(_of_valid(cache, asked)) + _skipped(cache), summary
+    skipped = listing(cache.skipped, "", most=len(cache.skipped))
+    return _lines(_of_valid(cache, asked)) + (f"{skipped}\n" if skipped else ""), summary
 
 
 def _of_valid(cache: store.Cache, asked: FeatureOptions) -> dict[str, str]:
     spec, made = cache.spec, cache.provenance
+    counts = Counter(cache.computed_on).items()  # what computed how many of the parts, where a cluster did
+    parts = "; ".join(f"{name or 'where it was finished'} ({count:,})" for name, count in counts)
     rows = ", ".join(f"{count:,} {split}" for split, count in cache.rows.items())
     taps = ", ".join(f"{tap} ({TAP_COLUMNS[tap]})" for tap in spec.taps)
     names = ", ".join(map(printable, cache.class_names[:12])) + (
@@ -88,16 +84,9 @@ def _of_valid(cache: store.Cache, asked: FeatureOptions) -> dict[str, str]:
         "columns": f"{columns_of(spec.taps):,} float16: {taps}",
         "made": f"{cache.created}, {cache.images_per_second:.0f} images/s",
         "by": f"{setup}; {versions}",
-        **_origins(cache),
+        **({"parts": parts} if parts else {}),
         **_comparison(spec, asked),
     }
-
-
-def _origins(cache: store.Cache) -> dict[str, str]:
-    """What computed how many of the parts, where a cluster did."""
-    counts = Counter(cache.computed_on)
-    listed = "; ".join(f"{name or 'where it was finished'} ({count:,})" for name, count in counts.items())
-    return {"parts": listed} if listed else {}
 
 
 def _of_damaged(path: Path, size: int, spec: FeatureSpec, fault: str, asked: FeatureOptions) -> dict[str, str]:
@@ -122,11 +111,6 @@ def _images(spec: FeatureSpec) -> str:
 
 def _lines(values: dict[str, str]) -> str:
     return "".join(f"{name.strip():<11}{value}\n" for name, value in values.items())
-
-
-def _skipped(cache: store.Cache) -> str:
-    skipped = listing(cache.skipped, "", most=len(cache.skipped))
-    return f"{skipped}\n" if skipped else ""
 
 
 def _comparison(held: FeatureSpec, asked: FeatureOptions) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.common.errors import UserError, file_errors
 from pipeline.common.text import count_of_files, printable, terminal_width, to_json, wrap
 from pipeline.data import folder
 from pipeline.data.dataset import Skipped, few_reasons, listing
+from pipeline.features import compute
 
 log = logging.getLogger("pipeline")
 
@@ -49,13 +50,21 @@ def gather(named: Sequence[Path], *, follow_links: bool) -> tuple[list[Path], li
                 raise UserError(f"There is no image or folder {printable(str(path))}. Check the path.")
     if not paths:
         what = f" {count_of_files(len(skipped))} cannot be used: {few_reasons(skipped)}." if skipped else ""
-        raise UserError(f"There is no image in {names_of(named)}.{what}")
+        raise UserError(f"There is no image in {', '.join(printable(str(path)) for path in named)}.{what}")
     return paths, skipped
 
 
-def names_of(paths: Sequence[Path]) -> str:
-    """Paths for a message."""
-    return ", ".join(printable(str(path)) for path in paths)
+def check_usable(found: Sized, skipped: Sequence[Skipped], named: Sequence[Path], *, strict: bool) -> None:
+    """Raise UserError when not one image can be used, or, where that is strict, one cannot."""
+    if not found:
+        raise UserError(f"There is no image among {count_of_files(len(skipped))}: {few_reasons(skipped)}.")
+    if strict:
+        compute.refuse_skipped(skipped, ", ".join(printable(str(path)) for path in named))
+
+
+def told(skipped: Sequence[Skipped]) -> list[dict[str, str]]:
+    """What was not used, and why, for programs."""
+    return [{"file": printable(item.file), "reason": item.reason} for item in skipped]
 
 
 def deliver(
@@ -66,20 +75,10 @@ def deliver(
     skipped: Sequence[Skipped],
     said: str,
 ) -> tuple[str, dict[str, Any]]:
-    """Write what was asked for; return what is to be printed, and the same for programs.
+    """Write what was asked for; return what is to be printed, and the same for programs, which is ``summary``.
 
-    Parameters
-    ----------
-    options : ListOptions
-    summary : dict
-        For programs.
-    texts : dict
-        From ``table`` and ``csv`` to what gives the list as such, in lines of so many columns.
-    sheet : callable
-        Draws the contact sheet.
-    skipped : sequence of Skipped
-    said : str
-        What a file holds, as in ``3 predictions``.
+    ``texts`` give the list as ``table`` and ``csv``, in lines of so many columns; ``sheet`` draws the contact sheet;
+    ``said`` is what a file holds, as in ``3 predictions``.
     """
     if options.sheet is not None:
         with file_errors("write the contact sheet", options.sheet):

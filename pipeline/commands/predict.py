@@ -13,13 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.commands.listing import check_targets, deliver, gather, names_of
+from pipeline.commands.listing import check_targets, check_usable, deliver, gather, told
 from pipeline.commands.options import PredictOptions
-from pipeline.common.errors import UserError
-from pipeline.common.text import aligned, count_of_files, percent, printable, shorten, to_csv
-from pipeline.data.dataset import Image, Skipped, few_reasons
+from pipeline.common.text import aligned, percent, printable, shorten, to_csv
+from pipeline.data.dataset import Image, Skipped
 from pipeline.data.image_files import FoundFiles
-from pipeline.features import compute
 from pipeline.models import persistence
 from pipeline.models.image_classifier import ImageClassifier
 from pipeline.output import contact_sheet
@@ -49,14 +47,11 @@ def predict(options: PredictOptions) -> tuple[str, dict[str, Any]]:
     )
     predictions, faults, thumbnails = _classify(classifier, paths, options)
     skipped = [*skipped, *faults]
-    if not predictions:
-        raise UserError(f"There is no image among {count_of_files(len(skipped))}: {few_reasons(skipped)}.")
-    if options.strict:
-        compute.refuse_skipped(skipped, names_of(options.images))
+    check_usable(predictions, skipped, options.images, strict=options.strict)
     count = len(predictions)
     return deliver(
         options,
-        _summary(options.model, predictions, skipped),
+        {"model": printable(str(options.model)), "predictions": _told(predictions), "skipped": told(skipped)},
         {"table": lambda most: _table(predictions, most), "csv": lambda _: _csv(predictions)},
         lambda: _sheet(model, predictions, thumbnails),
         skipped,
@@ -96,19 +91,15 @@ def _best(classes: Any, names: Sequence[str], probabilities: Any, top_k: int) ->
 # --- saying it --------------------------------------------------------------------------------
 
 
-def _summary(model: Path, predictions: Sequence[Prediction], skipped: Sequence[Skipped]) -> dict[str, Any]:
-    """Predictions, and what was not used, for programs."""
-    return {
-        "model": printable(str(model)),
-        "predictions": [
-            {
-                "file": printable(item.file),
-                "classes": [{"label": label, "probability": round(value, 6)} for label, value in item.best],
-            }
-            for item in predictions
-        ],
-        "skipped": [{"file": printable(item.file), "reason": item.reason} for item in skipped],
-    }
+def _told(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Predictions, for programs."""
+    return [
+        {
+            "file": printable(item.file),
+            "classes": [{"label": label, "probability": round(value, 6)} for label, value in item.best],
+        }
+        for item in predictions
+    ]
 
 
 def _csv(predictions: Sequence[Prediction]) -> str:

@@ -19,22 +19,12 @@ log = logging.getLogger("pipeline")
 
 @dataclass(frozen=True)
 class Preset:
-    """Values of settings, by their names, in place of their defaults.
-
-    Attributes
-    ----------
-    name : str, optional
-    features : mapping
-        Of `FeatureOptions`.
-    classifier : str
-    for_few : str, optional
-        The classifier that takes its place where fewer than `FEW_ROWS` images are to be fitted on.
-    """
+    """Values of settings, by their names, in place of their defaults."""
 
     name: str | None = None
-    features: Mapping[str, Any] = field(default_factory=dict)
+    features: Mapping[str, Any] = field(default_factory=dict)  # of `FeatureOptions`
     classifier: str = "logistic"
-    for_few: str | None = None
+    for_few: str | None = None  # takes its place where fewer than `FEW_ROWS` images are to be fitted on
 
     @classmethod
     def of(cls, given: object) -> Preset:

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.commands.listing import check_targets, deliver, gather, names_of
+from pipeline.commands.listing import check_targets, check_usable, deliver, gather, told
 from pipeline.commands.options import SimilarOptions
 from pipeline.common.errors import UserError
-from pipeline.common.text import count_of_files, printable, text_table, to_csv
-from pipeline.data.dataset import Image, Skipped, few_reasons
+from pipeline.common.text import printable, text_table, to_csv
+from pipeline.data.dataset import Image, Skipped
 from pipeline.data.image_files import FoundFiles
-from pipeline.features import compute
 from pipeline.features.arrays import place_of
 from pipeline.features.find import find
 from pipeline.features.neighbours import Neighbours
@@ -29,6 +28,7 @@ from pipeline.output import contact_sheet
 
 MOST_COLUMNS = 16  # of the contact sheet
 _ROW = re.compile(r"(train|test):(\d+)")
+_HEADER = ("image", "rank", "distance", "row", "file", "label")
 
 
 class Asked(NamedTuple):
@@ -38,6 +38,16 @@ class Asked(NamedTuple):
     features: NDArray[np.float32]
     itself: int | None
     thumbnail: Image | None
+
+
+class Near(NamedTuple):
+    """A row that is near: what it is called, its file ("" where it has none), its class, how far, and its place."""
+
+    called: str
+    file: str
+    label: str
+    distance: float
+    place: tuple[str, int]
 
 
 def similar(features: FeatureOptions, options: SimilarOptions) -> tuple[str, dict[str, Any]]:
@@ -67,26 +77,42 @@ def similar(features: FeatureOptions, options: SimilarOptions) -> tuple[str, dic
         found, faults = _files(near, paths, sheet=options.sheet is not None)
         asked += found
         skipped += faults
-        if not asked:
-            raise UserError(f"There is no image among {count_of_files(len(skipped))}: {few_reasons(skipped)}.")
-        if features.strict:
-            compute.refuse_skipped(skipped, names_of(options.images))
-        listed = _search(near, asked, min(options.top_k, len(near) - 1))
+        check_usable(asked, skipped, options.images, strict=features.strict)
+        listed = _search(near, asked, min(options.top_k, len(near) - 1), images)
+        lines = [
+            [each.name, str(rank), f"{row.distance:.4f}", row.called, row.file, row.label]
+            for each, rows in listed
+            for rank, row in enumerate(rows, 1)
+        ]
         return deliver(
             options,
-            _summary(path, near, images, listed, skipped),
             {
-                "table": lambda _: _table(near, images, listed),
-                "csv": lambda _: to_csv(_HEADER, _lines(near, images, listed)).decode("utf-8"),
+                "cache": printable(str(path)),
+                "similar": [
+                    {
+                        "image": each.name,
+                        "rows": [
+                            {
+                                "row": row.called, "file": row.file or None, "label": row.label,
+                                "distance": round(row.distance, 6),
+                            }
+                            for row in rows
+                        ],
+                    }
+                    for each, rows in listed
+                ],
+                "skipped": told(skipped),
+            },
+            {
+                "table": lambda _: text_table(
+                    _HEADER, [[name if rank == "1" else "", rank, *rest] for name, rank, *rest in lines]
+                ),
+                "csv": lambda _: to_csv(_HEADER, lines).decode("utf-8"),
             },
             lambda: _sheet(near, images, listed),
             skipped,
             f"the nearest rows of {len(asked):,} {'image' if len(asked) == 1 else 'images'}",
-        )
-
-
-Listed = list[tuple[Asked, list[tuple[int, float]]]]  # each image with its nearest rows and their distances
-_HEADER = ("image", "rank", "distance", "row", "file", "label")
+        )  # fmt: skip
 
 
 def _rows(near: Neighbours, given: Sequence[Any], images: Originals) -> list[Asked]:
@@ -115,65 +141,33 @@ def _files(near: Neighbours, paths: Sequence[Path], *, sheet: bool) -> tuple[lis
     return found, [Skipped(str(paths[row]), why) for row, why in faults.items()]
 
 
-def _search(near: Neighbours, asked: Sequence[Asked], count: int) -> Listed:
+def _search(near: Neighbours, asked: Sequence[Asked], count: int, images: Originals) -> list[tuple[Asked, list[Near]]]:
+    """Each image with its nearest rows."""
     distances, rows = near.search(np.stack([each.features for each in asked]), count + 1)
     result = []
-    for each, own, places in zip(asked, distances.tolist(), rows.tolist(), strict=True):
-        pairs = [(row, distance) for row, distance in zip(places, own, strict=True) if row != each.itself]
-        result.append((each, pairs[:count]))
+    for each, own, numbers in zip(asked, distances.tolist(), rows.tolist(), strict=True):
+        found = []
+        for row, distance in zip(numbers, own, strict=True):
+            if row != each.itself:
+                place = place_of(row, near.cache)
+                file = images.name(*place) if images.names else ""
+                found.append(Near("{}:{}".format(*place), file, near.class_names[near.labels[row]], distance, place))
+        result.append((each, found[:count]))
     return result
 
 
-def _lines(near: Neighbours, images: Originals, listed: Listed) -> list[list[str]]:
-    """A line for each pair, as `_HEADER` says."""
-    found = []
-    for each, pairs in listed:
-        for rank, (row, distance) in enumerate(pairs, 1):
-            split, number = place_of(row, near.cache)
-            file = images.name(split, number) if images.names else ""
-            label = near.class_names[near.labels[row]]
-            found.append([each.name, str(rank), f"{distance:.4f}", f"{split}:{number}", file, label])
-    return found
-
-
-def _table(near: Neighbours, images: Originals, listed: Listed) -> str:
-    lines = _lines(near, images, listed)
-    return text_table(_HEADER, [["" if line[1] != "1" else line[0], *line[1:]] for line in lines])
-
-
-def _summary(
-    path: Path, near: Neighbours, images: Originals, listed: Listed, skipped: Sequence[Skipped]
-) -> dict[str, Any]:
-    lines = iter(_lines(near, images, listed))
-    return {
-        "cache": printable(str(path)),
-        "similar": [
-            {
-                "image": each.name,
-                "rows": [
-                    {"row": line[3], "file": line[4] or None, "label": line[5], "distance": round(distance, 6)}
-                    for (_, distance), line in zip(pairs, lines, strict=False)
-                ],
-            }
-            for each, pairs in listed
-        ],
-        "skipped": [{"file": printable(item.file), "reason": item.reason} for item in skipped],
-    }
-
-
-def _sheet(near: Neighbours, images: Originals, listed: Listed) -> bytes:
+def _sheet(near: Neighbours, images: Originals, listed: Sequence[tuple[Asked, list[Near]]]) -> bytes:
     """Each image in a line of its own, its nearest rows beside it."""
-    columns = min(MOST_COLUMNS, 1 + max(len(pairs) for _, pairs in listed))
+    columns = min(MOST_COLUMNS, 1 + max(len(rows) for _, rows in listed))
     shown = listed[: contact_sheet.MOST // columns]
     grey = np.full((8, 8, 3), 160, np.uint8)
     cells = []
-    for each, pairs in shown:
+    for each, rows in shown:
         cells.append(contact_sheet.Cell(grey if each.thumbnail is None else each.thumbnail, each.name, "", 0, ""))
-        for row, distance in pairs[: columns - 1]:
-            split, number = place_of(row, near.cache)
-            pixels, label = images.pixels(split, number), near.class_names[near.labels[row]]
-            name = images.name(split, number)
-            share = max(0.0, 1 - distance)
-            cells.append(contact_sheet.Cell(grey if pixels is None else pixels, name, label, share, f"{distance:.3f}"))
+        for row in rows[: columns - 1]:
+            pixels, share = images.pixels(*row.place), max(0.0, 1 - row.distance)
+            thumbnail = grey if pixels is None else pixels
+            name = images.name(*row.place)
+            cells.append(contact_sheet.Cell(thumbnail, name, row.label, share, f"{row.distance:.3f}"))
     note = images.absent or "distance: 0 is the same picture, 1 has nothing in common; the first of each line was asked"
     return contact_sheet.draw(cells, f"{near.cache.spec.dataset}: the nearest rows", note, columns)

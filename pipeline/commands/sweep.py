@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.commands import train
 from pipeline.common.errors import UserError, file_errors
@@ -31,19 +31,8 @@ log = logging.getLogger("pipeline")
 SHOWN = 20  # rows of the table on the terminal
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a sweep found.
-
-    Attributes
-    ----------
-    table : list of (Trial, TrialResult)
-        Every candidate with its last result, best first.
-    path : Path
-        The same table, as CSV.
-    winner : RunFolder
-        The run of the best one.
-    """
+class Result(NamedTuple):
+    """Every candidate with its last result, best first; the same table as CSV; and the run of the best one."""
 
     table: Table
     path: Path
@@ -53,11 +42,7 @@ class Result:
 def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
     """Score all candidates on validation, and make the best of them a run.
 
-    Parameters
-    ----------
-    features : FeatureOptions
-        Which features; their taps are ``options.taps``.
-    options : SweepOptions
+    The taps of ``features`` do not count: ``options`` has those to choose from.
 
     Raises
     ------

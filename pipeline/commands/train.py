@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import logging
 import platform
 import time
@@ -47,13 +46,7 @@ log = logging.getLogger("pipeline")
 
 
 def train(features: FeatureOptions, options: TrainOptions) -> RunFolder:
-    """Make sure that the run asked for is there, and return where.
-
-    Parameters
-    ----------
-    features : FeatureOptions
-        Which features; they must be in a cache.
-    options : TrainOptions
+    """Make sure that the run asked for is there, and return where; its features must be in a cache.
 
     Raises
     ------
@@ -80,15 +73,13 @@ def train_on(
     cache: store.Cache, asked: FeatureSpec, options: TrainOptions, start: float, without: LeftOut
 ) -> RunFolder:
     """Do as `train` does, on an open cache that holds the features asked for; ``start`` is by `time.monotonic`."""
-    grouping = copies.group(cache, [asked.taps])
-    images, options = copies.count(grouping), options.for_rows(cache.rows["train"])
+    plain, options = copies.group(cache, [asked.taps]), options.for_rows(cache.rows["train"])
+    images, grouping, clock = copies.count(plain), without.joined(plain), Clock(start)
     place = place_of(asked, options, images, without.keyed())
-    if not is_there(place, options):
-        grouping, clock = without.joined(grouping), Clock(start)
-        make(
-            cache, asked, place, options, grouping, clock,
-            lambda: _compute(cache, asked, options, grouping, without, clock),
-        )  # fmt: skip
+    make(
+        cache, asked, place, options, grouping, clock,
+        lambda: _compute(cache, asked, options, grouping, without, clock),
+    )  # fmt: skip
     copies.remember(options.output_dir, asked.key(), images)
     return place
 
@@ -102,10 +93,10 @@ def make(
     clock: Clock,
     compute: Callable[[], Outcome],
 ) -> None:
-    """Compute a run, once it can be saved, and save it."""
+    """Make sure that a run is there: compute it, once it can be saved, and save it."""
+    if is_there(place, options):
+        return
     import sklearn  # late: a run that is there is shown without it
-
-    from pipeline.output import model_card
 
     # Stage one refused whatever is not finite: checking a gigabyte again at every step would cost half the time.
     sklearn.set_config(assume_finite=True)
@@ -119,10 +110,9 @@ def make(
         log.warning(
             "warning: %s did not converge: %s. The run is kept, and marked", options.classifier, outcome.not_converged
         )
-    contents, model, description = _contents(cache, asked, place, options, grouping, outcome, clock)
+    results = _contents(cache, asked, place, options, grouping, outcome, clock)
     with file_errors("write the results", place.output_dir, "The feature cache is as it was."):
-        metrics = json.loads(contents["metrics.json"])
-        place.save(contents, model, description, model_card.render(metrics, description, cache))
+        place.save(*results)
 
 
 def is_there(place: RunFolder, options: TrainOptions | EnsembleOptions) -> bool:
@@ -152,39 +142,20 @@ def place_of(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was computed of a run.
-
-    Attributes
-    ----------
-    selection, curve, scores : Selection, LearningCurve, Scores
-    model : Pipeline
-        Fitted on all rows that there are to fit on.
-    not_converged : str or None
-        Why it did not converge.
-    sides : dict
-        How many distinct images each side has.
-    rows, labels : ndarray, int (n,)
-        Which rows were scored, and their labels.
-    scored : FeatureRows
-        Their features.
-    cross_validation, left_out : dict
-        What ``metrics.json`` says of them; empty without.
-    probabilities : dict of ndarray
-        Of rows to fit on and of validation, for `ensemble`; empty where it has no use for them.
-    """
+    """What was computed of a run."""
 
     selection: Selection
     curve: LearningCurve
     scores: Scores
-    model: Pipeline
-    not_converged: str | None
-    sides: Mapping[str, Any]
-    rows: NDArray[np.intp]
+    model: Pipeline  # fitted on all rows that there are to fit on
+    not_converged: str | None  # why it did not
+    sides: Mapping[str, Any]  # how many distinct images each has
+    rows: NDArray[np.intp]  # those that were scored, with their labels and features
     labels: NDArray[Any]
     scored: FeatureRows
-    cross_validation: Mapping[str, Any] = field(default_factory=dict)
+    cross_validation: Mapping[str, Any] = field(default_factory=dict)  # what `metrics.json` says of it
     left_out: Mapping[str, Any] = field(default_factory=dict)
-    probabilities: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    probabilities: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # for `ensemble`, where it has use for them
 
 
 def _compute(
@@ -200,9 +171,8 @@ def _compute(
         with crossval.loaded(cache, asked.taps, candidates, options, grouping, without) as (data, folds):
             clock.lap("load")
             return crossval.compute(cache, data, folds, folds.choose(data), options, without, clock)
-    from pipeline.models import (
-        history,  # late, like all that follows: a run that is there is shown without scikit-learn
-    )
+    # Late, all of it: a run that is there is shown without scikit-learn.
+    from pipeline.models import history
     from pipeline.output.metrics import score
     from pipeline.selection import protocol, splits
 
@@ -229,9 +199,7 @@ def _compute(
         from pipeline.selection import on_workers  # late: it loads Dask
 
         elsewhere = on_workers.follower(options.cluster, cache, asked, data, without.kept({"train": len(labels)}))
-    curve = protocol.learning_curve(
-        name, chosen, rows, options.seed, classes, seeds=options.seeds, elsewhere=elsewhere
-    )  # fmt: skip
+    curve = protocol.learning_curve(name, chosen, rows, options.seed, classes, seeds=options.seeds, elsewhere=elsewhere)
     del rows
     clock.lap("evaluate")
     model, reason = protocol.refit(name, chosen, data, options.seed)
@@ -266,8 +234,8 @@ def left_out_of(without: LeftOut, excluded: int, duplicates: int = 0, accuracy: 
 def _contents(
     cache: store.Cache, asked: FeatureSpec, place: RunFolder, options: TrainOptions | EnsembleOptions,
     grouping: copies.Grouping, outcome: Outcome, clock: Clock,
-) -> tuple[dict[str, bytes], bytes, dict[str, Any]]:  # fmt: skip
-    """Return the run folder's files, the model file and its description."""
+) -> tuple[dict[str, bytes], bytes, dict[str, Any], str]:  # fmt: skip
+    """Return the run folder's files, the model file, its description and its card."""
     import joblib
 
     from pipeline.output import figures, maps
@@ -360,7 +328,7 @@ def _contents(
         "official": cache.provenance["official"],
         "versions": metrics["versions"],
     }
-    return contents, buffer.getvalue(), description
+    return contents, buffer.getvalue(), description, report.card_text(metrics, asked, cache)
 
 
 def _one_or_all(values: Sequence[Any]) -> Any:
