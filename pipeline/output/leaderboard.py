@@ -21,7 +21,7 @@ from pipeline.common.keys import safe_name
 from pipeline.common.text import did_you_mean, number, percent, shorten, text_table, to_csv
 from pipeline.models import classifiers
 from pipeline.network.taps import describe_taps
-from pipeline.output.results import RunResults
+from pipeline.output.results import RunResults, read_run
 
 log = logging.getLogger("pipeline")
 
@@ -46,7 +46,7 @@ def read(output_dir: Path) -> list[RunResults]:
     found = []
     for path in sorted(output_dir.glob("[!.]*/metrics.json")):
         with skipping(path):
-            run = RunResults.of(path.parent)
+            run = read_run(path.parent)
             _row(0, run), _cells(0, run), _model_of(run)  # all that a list shows is there
             found.append(run)
     return sorted(found, key=_order)

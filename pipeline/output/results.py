@@ -41,14 +41,6 @@ class RunResults:
     folder: Path
     metrics: Mapping[str, Any]
 
-    @classmethod
-    def of(cls, folder: Path) -> RunResults:
-        """Read a run; raises OSError, or ValueError, LookupError or TypeError when the folder's file is not a run's."""
-        run = cls(folder, json.loads((folder / "metrics.json").read_bytes(), parse_constant=_refuse))
-        if safe_name(run.name) != folder.name:
-            raise ValueError(f"it is of the run {run.name!r}, not of its folder's")
-        return run
-
     def __repr__(self) -> str:
         return f"<RunResults {self.name}>"
 
@@ -102,6 +94,14 @@ class RunResults:
         }
 
 
+def read_run(folder: Path) -> RunResults:
+    """Read a run; raises OSError, or ValueError, LookupError or TypeError when the folder's file is not a run's."""
+    run = RunResults(folder, json.loads((folder / "metrics.json").read_bytes(), parse_constant=_refuse))
+    if safe_name(run.name) != folder.name:
+        raise ValueError(f"it is of the run {run.name!r}, not of its folder's")
+    return run
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(f"it holds {constant}")
 
@@ -127,7 +127,7 @@ def load_run(name: str, output_dir: str | Path = "output") -> RunResults:
         raise UserError(f"There is no run {name} in {output_dir}.{near} pipeline.runs() lists all runs.")
     with file_errors("read the run", path):
         try:
-            return RunResults.of(folder)
+            return read_run(folder)
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"The run {folder} cannot be read: {path.name} was edited or damaged. Train it again."
