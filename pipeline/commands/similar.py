@@ -50,6 +50,9 @@ class Near(NamedTuple):
     place: tuple[str, int]
 
 
+Listed = list[tuple[Asked, list[Near]]]
+
+
 def similar(features: FeatureOptions, options: SimilarOptions) -> tuple[str, dict[str, Any]]:
     """Find the nearest rows; return what is to be printed, and the same for programs.
 
@@ -84,35 +87,18 @@ def similar(features: FeatureOptions, options: SimilarOptions) -> tuple[str, dic
             for each, rows in listed
             for rank, row in enumerate(rows, 1)
         ]
+        first_named = [[name if rank == "1" else "", rank, *rest] for name, rank, *rest in lines]
         return deliver(
             options,
+            {"cache": printable(str(path)), "similar": _told(listed), "skipped": told(skipped)},
             {
-                "cache": printable(str(path)),
-                "similar": [
-                    {
-                        "image": each.name,
-                        "rows": [
-                            {
-                                "row": row.called, "file": row.file or None, "label": row.label,
-                                "distance": round(row.distance, 6),
-                            }
-                            for row in rows
-                        ],
-                    }
-                    for each, rows in listed
-                ],
-                "skipped": told(skipped),
-            },
-            {
-                "table": lambda _: text_table(
-                    _HEADER, [[name if rank == "1" else "", rank, *rest] for name, rank, *rest in lines]
-                ),
+                "table": lambda _: text_table(_HEADER, first_named),
                 "csv": lambda _: to_csv(_HEADER, lines).decode("utf-8"),
             },
             lambda: _sheet(near, images, listed),
             skipped,
             f"the nearest rows of {len(asked):,} {'image' if len(asked) == 1 else 'images'}",
-        )  # fmt: skip
+        )
 
 
 def _rows(near: Neighbours, given: Sequence[Any], images: Originals) -> list[Asked]:
@@ -141,7 +127,7 @@ def _files(near: Neighbours, paths: Sequence[Path], *, sheet: bool) -> tuple[lis
     return found, [Skipped(str(paths[row]), why) for row, why in faults.items()]
 
 
-def _search(near: Neighbours, asked: Sequence[Asked], count: int, images: Originals) -> list[tuple[Asked, list[Near]]]:
+def _search(near: Neighbours, asked: Sequence[Asked], count: int, images: Originals) -> Listed:
     """Each image with its nearest rows."""
     distances, rows = near.search(np.stack([each.features for each in asked]), count + 1)
     result = []
@@ -156,7 +142,21 @@ def _search(near: Neighbours, asked: Sequence[Asked], count: int, images: Origin
     return result
 
 
-def _sheet(near: Neighbours, images: Originals, listed: Sequence[tuple[Asked, list[Near]]]) -> bytes:
+def _told(listed: Listed) -> list[dict[str, Any]]:
+    """The same for programs."""
+    return [
+        {
+            "image": each.name,
+            "rows": [
+                {"row": row.called, "file": row.file or None, "label": row.label, "distance": round(row.distance, 6)}
+                for row in rows
+            ],
+        }
+        for each, rows in listed
+    ]
+
+
+def _sheet(near: Neighbours, images: Originals, listed: Listed) -> bytes:
     """Each image in a line of its own, its nearest rows beside it."""
     columns = min(MOST_COLUMNS, 1 + max(len(rows) for _, rows in listed))
     shown = listed[: contact_sheet.MOST // columns]
