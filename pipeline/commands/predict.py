@@ -59,9 +59,6 @@ def predict(options: PredictOptions) -> tuple[str, dict[str, Any]]:
     )
 
 
-# --- computing --------------------------------------------------------------------------------
-
-
 def _classify(
     classifier: ImageClassifier, paths: Sequence[Path], options: PredictOptions
 ) -> tuple[list[Prediction], list[Skipped], list[Image]]:
@@ -86,9 +83,6 @@ def _best(classes: Any, names: Sequence[str], probabilities: Any, top_k: int) ->
         Prediction(name, [(str(classes[column]), float(row[column])) for column in best])
         for name, row, best in zip(names, probabilities, order, strict=True)
     ]
-
-
-# --- saying it --------------------------------------------------------------------------------
 
 
 def _told(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:

@@ -137,9 +137,6 @@ def place_of(
     return RunFolder(run.name, options.output_dir, options.models_dir)
 
 
-# --- computing a run --------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What was computed of a run."""

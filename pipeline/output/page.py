@@ -91,9 +91,6 @@ def _galleries(predictions: Columns, source: RunImages, images: PageImages) -> d
     }
 
 
-# --- the page ---------------------------------------------------------------------------------
-
-
 def _pictures(folder: Path, stems: Iterable[str]) -> list[tuple[str, str]]:
     """A data URI of each picture of a run, and what it shows; runs of earlier versions have them as PNG only."""
     found: list[tuple[str, str]] = []
