@@ -247,6 +247,7 @@ from pipeline.features import store
 from pipeline.features.find import find
 from pipeline.features.options import FeatureOptions
 from pipeline.selection import search, side_by_side
+from pipeline.selection.left_out import LeftOut
 from pipeline.selection.options import SweepOptions, TrainOptions
 features_dir, folder = Path(sys.argv[1]), Path(sys.argv[2])
 side_by_side.TOGETHER = 2
@@ -260,7 +261,7 @@ taps = ("top", "block1_conv1.avg")
 paths, asked = find(features)
 with store.open_all(paths, asked) as cache:
     options = SweepOptions(training=training, taps=taps, grid=(grid,), no_halving=True)
-    search.compare(cache, asked, options)
+    search.compare(cache, asked, options, LeftOut())
 """
 
 
