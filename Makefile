@@ -87,8 +87,7 @@ train sweep audit:
 
 test: $(DEV) ## run the tests; those on real data need DATA_DIR=folder
 	@$(RUN) --help >/dev/null
-	@$(addprefix DATA_DIR=,$(call given,DATA_DIR)) $(VENV)/bin/python -m pytest -m "not alone" -n auto --maxprocesses 4 --dist loadfile
-	@$(addprefix DATA_DIR=,$(call given,DATA_DIR)) $(VENV)/bin/python -m pytest -m alone
+	@$(addprefix DATA_DIR=,$(call given,DATA_DIR)) $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 docs: $(DOCS) ## build the documentation in docs/_build/html, running its examples (weights: DATA_DIR=folder)
 	@$(RUN) --help >/dev/null

@@ -1,4 +1,7 @@
-"""Real ``dask scheduler`` and ``dask worker`` processes on this machine, and workers with something wrong."""
+"""Real ``dask scheduler`` and ``dask worker`` processes on this machine, and workers with something wrong.
+
+Unless it is to run VGG16, a worker computes by the cheap function of `faults`, and so begins in a second.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,9 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 TTL = 5  # seconds without a heartbeat after which the scheduler of these tests gives a worker up
+SLOW = 0.1  # seconds that the cheap function takes for a batch, so that there is time to disturb it
+PATH = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+CHEAP = {**PATH, "DASK_DISTRIBUTED__WORKER__PRELOAD": "clusters", "PIPELINE_FAULT": ""}  # of any process with workers
 
 
 def until(condition: Callable[[], object], seconds: float = 120) -> None:
@@ -56,19 +62,23 @@ class Cluster:
         with log:
             return subprocess.Popen(
                 [sys.executable, "-m", "dask", *arguments],
-                env={**os.environ, "PYTHONPATH": str(ROOT), **env}, stdout=log, stderr=log, cwd=self.folder,
+                env={**os.environ, **PATH, **env}, stdout=log, stderr=log, cwd=self.folder,
                 start_new_session=True,
             )  # fmt: skip
 
-    def start_worker(self, fault: str = "", threads: int = 1, **env: str) -> subprocess.Popen[bytes]:
-        """Start a worker; one with a fault is made so by `dask_setup`."""
-        preload = ["--preload", __file__] if fault else []
+    def start_worker(self, fault: str = "", *, real: bool = False, threads: int = 1) -> subprocess.Popen[bytes]:
+        """Start a worker, of VGG16 if it is a real one; one with a fault is made so by `dask_setup`."""
         worker = self._start(
             "worker", self.address, "--nthreads", str(threads), "--memory-limit", "0", "--no-dashboard",
-            "--local-directory", str(self.folder), *self._tls, *preload, PIPELINE_FAULT=fault, **env,
+            "--local-directory", str(self.folder), *self._tls, **({} if real else {**CHEAP, "PIPELINE_FAULT": fault}),
         )  # fmt: skip
         self.workers.append(worker)
         return worker
+
+    def have(self, workers: int, *, real: bool = False) -> None:
+        """Start workers until there are so many."""
+        while len(self.workers) < workers:
+            self.start_worker(real=real)
 
     def pids(self) -> list[int]:
         """Processes that compute: each is the child of a nanny, which starts another when it dies."""
@@ -92,8 +102,8 @@ class Cluster:
         return killed
 
     def stop(self, *processes: subprocess.Popen[bytes]) -> None:
-        """Kill some of the cluster's processes, or all, each with its children."""
-        for process in processes or (*self.workers, self.scheduler):
+        """Kill some of the cluster's processes, each with its children."""
+        for process in processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -107,19 +117,27 @@ def started(folder: Path, certificate: Path | None = None) -> Iterator[Cluster]:
     try:
         yield cluster
     finally:
-        cluster.stop()
+        cluster.stop(*cluster.workers, cluster.scheduler)
 
 
 # --- on a worker, as a preload of it ---------------------------------------------------------------
 
 
 def dask_setup(worker: object) -> None:
-    """Make a worker one that cannot be trusted."""
+    """Let a worker compute by the cheap function; and make it one that cannot be trusted, if it is to be."""
+    import faults
+
     import pipeline
     from pipeline.common import cluster
     from pipeline.features import on_workers
+    from pipeline.network import compile as compiling
     from pipeline.network import device
 
+    def make(layers: object, taps: tuple[str, ...], **others: object) -> object:
+        network = faults.cheap_network(taps)
+        return lambda images: (time.sleep(SLOW), network(images))[1]
+
+    compiling.make_extractor = make
     fault = os.environ["PIPELINE_FAULT"]
     seal = cluster.seal
     if fault == "version":
@@ -142,26 +160,19 @@ def dask_setup(worker: object) -> None:
             return prepare(setup)
 
         on_workers.prepare = without
-    elif fault == "forgets":  # once, as a new process at the old address would
-        work, forgotten = on_workers.compute, []
-
-        def forgetful(*arguments: object) -> object:
-            if not forgotten:
-                forgotten.append(cluster._prepared.popitem())
-            return work(*arguments)
-
-        on_workers.compute = forgetful
     elif fault == "no features":
         from pipeline.features import store
 
         store.open_all = lambda paths, spec: store.open(paths[0].with_name("absent.h5"))
     elif fault == "precision":
         device.has_bfloat16 = lambda: False
-    elif fault.startswith("gate="):  # it computes when it is told to
-        compute, gate = on_workers.compute, Path(fault.partition("=")[2])
+    elif fault.startswith("gate="):  # it computes when it is told to; and forgets once, as a new process there would
+        compute, gate, forgotten = on_workers.compute, Path(fault.partition("=")[2]), []
 
         def gated(*arguments: object) -> object:
             until(gate.exists)
+            if not forgotten:
+                forgotten.append(cluster._prepared.popitem())
             return compute(*arguments)
 
         on_workers.compute = gated

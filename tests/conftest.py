@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,14 @@ needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromiu
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+# Files of a minute or so: begun first, so that at the end no core is left with one of them while the others are idle.
+LONG = [f"test_{name}" for name in ("faults", "cluster", "end_to_end", "vgg16", "examples", "cluster_fits", "cli")]
+if "PYTEST_XDIST_WORKER" in os.environ:  # there are as many of them as cores, and numpy has not been loaded yet
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
     for item in items:
         if item.get_closest_marker("data") and not HAS_CIFAR10:
             item.add_marker(pytest.mark.skip(reason="no CIFAR-10 in $DATA_DIR"))
@@ -80,10 +88,26 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(log, "handlers", [])  # what is there writes to where errors went before
         capsys.readouterr()
-        status = cli.main([*map(str, arguments)])
+        try:
+            status = cli.main([*map(str, arguments)])
+        except SystemExit as end:  # after help
+            status = int(end.code or 0)
         return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
 
     return start
+
+
+def command(*arguments: object, cwd: Path = ROOT) -> str:
+    """Do a command in this process, for a fixture of more than one test; gives what it prints."""
+    from pipeline import cli
+    from pipeline.common.progress import log
+
+    log.handlers.clear()
+    with redirect_stdout(io.StringIO()) as said, redirect_stderr(io.StringIO()) as noted, chdir(cwd):
+        status = cli.main([*map(str, arguments)])
+    log.handlers.clear()
+    assert status == 0, noted.getvalue()
+    return said.getvalue()
 
 
 def assert_user_error(done: subprocess.CompletedProcess[str], *words: str) -> str:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ import numpy as np
 import pictures
 
 from pipeline import cli
-from pipeline.common import atomic
+from pipeline.common import atomic, bar
 from pipeline.features import extract, layout, parts, store
 from pipeline.network import compile as compiling
 from pipeline.network import weights
@@ -93,6 +94,7 @@ def start_child(work: Callable[[], int], output: int) -> int:
         sys.stdout = os.fdopen(1, "w", closefd=False)
         sys.stderr = os.fdopen(2, "w", errors="backslashreplace", closefd=False)  # as Python has it
         cli.log.handlers.clear()
+        bar.Bar.set_lock(threading.RLock())  # tqdm's is shared with processes that are killed, one of which may hold it
         status = work()
     except BaseException:
         traceback.print_exc()
@@ -129,12 +131,10 @@ class Points:
         return wrapped
 
 
-@cache
-def _random_weights() -> weights.VGGWeights:
-    return weights.random_weights()
+random_weights = cache(weights.random_weights)
 
 
-def _cheap_network(taps: tuple[str, ...]) -> Callable[[list[np.ndarray]], dict[str, np.ndarray]]:
+def cheap_network(taps: tuple[str, ...]) -> Callable[[list[np.ndarray]], dict[str, np.ndarray]]:
     """Stand-in for VGG16: every column depends on every pixel."""
 
     def forward(images: list[np.ndarray]) -> dict[str, np.ndarray]:
@@ -153,9 +153,9 @@ def install(act: Act, delay: Callable[[], None] = lambda: None) -> Points:
 
     def make(layers: object, taps: tuple[str, ...], **others: object) -> Any:
         delay()
-        return _cheap_network(taps)
+        return cheap_network(taps)
 
-    random = _random_weights()
+    random = random_weights()
     weights.random_weights = lambda: random
     compiling.make_extractor = make
     parts.PART_ROWS = PART_ROWS
@@ -188,7 +188,7 @@ def work_of(
     images: Path | None = None,
 ) -> Callable[[], int]:
     """Stage one as a work for a child process, with something happening at its points."""
-    _random_weights()  # once, for all children
+    random_weights()  # once, for all children
 
     def work() -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -21,13 +21,15 @@ from pipeline.network import device
 from pipeline.output import run_folder
 
 DIGITS = ["--dataset", "digits", "--weights", "random", "--precision", "float32", "--image-size", "32"]
+FEW = [*DIGITS, "--limit", "300"]
 TAPS = ["--taps", "block1_conv1.avg,block5_pool.avg"]
+QUICK = ["--no-learning-curve"]
 
 
 def make_cache(folder: Path, *flags: str) -> Path:
     """A real cache of the digits under cheap features that depend on the pixels."""
     rows = parts.PART_ROWS
-    faults._random_weights()
+    faults.random_weights()
 
     def work() -> int:
         faults.install(lambda number: None)
@@ -45,6 +47,12 @@ def features_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("features with spaces")
     make_cache(folder, *TAPS)
     return folder
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of 300 rows of each split."""
+    return make_cache(tmp_path_factory.mktemp("few features"), *TAPS, "--limit", "300").parent
 
 
 @pytest.fixture
@@ -80,27 +88,15 @@ def digests_taken(*arguments: str) -> int:
 # --- help and mistakes ------------------------------------------------------------------------
 
 
-def test_help_names_every_command(run: Run) -> None:
-    done = run("--help")
-    assert done.returncode == 0
-    for command in ("features", "train", "inspect", "demo"):
-        assert command in done.stdout
-        detail = run(command, "--help")
-        assert detail.returncode == 0
-        assert "--image-size" in detail.stdout
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["features", "--image-size", "16"], ["image size", "between 32 and", "Got 16"]),
-        (["features", "--image-size", "0"], ["image size", "Got 0"]),
         (["features", "--image-size", "abc"], ["image size", "whole number", "'abc'"]),
         (["features", "--dataset", "mnist"], ["dataset parameter", "cifar10, digits", "'mnist'"]),
         (["features", "--dataset", "digits", "--taps", "fc1"], ["taps", "'fc1'", "block1_conv1.avg"]),
         (["features", "--dataset", "digits", "--precision", "half"], ["precision", "'half'"]),
         (["features", "--dataset", "digits", "--batch-size", "0"], ["batch size", "Got 0"]),
-        (["features", "--dataset", "digits", "--batch-size", "-3"], ["batch size", "Got -3"]),
         (["features", "--dataset", "digits", "--batch-size", "99999"], ["batch size", "1 and 1024", "Got 99999"]),
         (["features", "--dataset", "digits", "--threads", "0"], ["threads parameter", "between 1 and", "Got 0"]),
         (["features", "--dataset", "digits", "--threads", "99999"], ["threads parameter", "1 and 1024", "Got 99999"]),
@@ -128,7 +124,6 @@ def test_help_names_every_command(run: Run) -> None:
         (["train", "digits"], ["digits is for", "Flags begin with --"]),
         (["features", "--taps", "block5_pol.avg"], ["'block5_pol.avg'", "Did you mean block5_pool.avg?"]),
         (["features", "--taps", "tpo"], ["'tpo'", "Did you mean top?"]),
-        (["features", "--dataset", "cifar"], ["'cifar'", "Did you mean cifar10?"]),
         (["train", "--dataset", "cifar"], ["'cifar'", "Did you mean cifar10?"]),
         (["features", "--dataset", "digits", "--weights", "imagnet"], ["'imagnet'", "Did you mean imagenet?"]),
         (["train", "--C"], ["--C: expected one argument", "'python -m pipeline train --help'"]),
@@ -140,11 +135,11 @@ def test_help_names_every_command(run: Run) -> None:
         (["predikt"], ["no command predikt.", "Did you mean predict?"]),
     ],
 )
-def test_mistakes_get_one_paragraph(run: Run, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+def test_mistakes_get_one_paragraph(call: Run, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     where = (
         [] if not arguments or arguments[0] not in ("features", "train") else ["--features-dir", str(tmp_path / "f")]
     )
-    assert_user_error(run(*arguments, *where), *words)
+    assert_user_error(call(*arguments, *where), *words)
     assert not list(tmp_path.rglob("*.h5"))
 
 
@@ -171,35 +166,35 @@ def test_threads_beyond_the_cores_are_warned_of(
 
 
 @pytest.mark.parametrize("flag", ["--features-dir", "--models-dir", "--output-dir"])
-def test_unwritable_folders(run: Run, copied: Path, tmp_path: Path, flag: str) -> None:
+def test_unwritable_folders(call: Run, copied: Path, tmp_path: Path, flag: str) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     blocked = str(tmp_path / "file" / "folder")
     if flag == "--features-dir":
-        done = run("features", *DIGITS, *TAPS, flag, blocked)
+        done = call("features", *DIGITS, *TAPS, flag, blocked)
     else:
-        done = run(
+        done = call(
             "train", *DIGITS, *TAPS, "--C", "0.1", "--features-dir", copied.parent, *places(tmp_path), flag, blocked
         )
     assert_user_error(done, blocked.rpartition("/")[0], "choose another folder")
 
 
-def test_a_faulty_data_set_is_named(run: Run, tmp_path: Path) -> None:
+def test_a_faulty_data_set_is_named(call: Run, tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
     (folder / "data_batch_1.bin").write_bytes(bytes(100))
-    assert_user_error(run("features", "--data-dir", tmp_path), "incomplete", "data_batch_2.bin", "test_batch.bin")
+    assert_user_error(call("features", "--data-dir", tmp_path), "incomplete", "data_batch_2.bin", "test_batch.bin")
 
 
-def test_train_without_a_cache_says_which_command_makes_it(run: Run, tmp_path: Path) -> None:
-    done = run("train", *DIGITS, "--features-dir", tmp_path / "my features")
+def test_train_without_a_cache_says_which_command_makes_it(call: Run, tmp_path: Path) -> None:
+    done = call("train", *DIGITS, "--features-dir", tmp_path / "my features")
     assert_user_error(
         done, "There is no feature cache", "'python -m pipeline features --image-size 32 --dataset digits",
         f"--features-dir '{tmp_path}/my features' --weights random --precision float32'",
     )  # fmt: skip
 
 
-def test_taps_that_are_not_in_the_cache(run: Run, features_dir: Path) -> None:
-    done = run("train", *DIGITS, "--taps", "block2_conv1.avg", "--features-dir", features_dir)
+def test_taps_that_are_not_in_the_cache(call: Run, features_dir: Path) -> None:
+    done = call("train", *DIGITS, "--taps", "block2_conv1.avg", "--features-dir", features_dir)
     assert_user_error(done, "no feature cache", "block2_conv1.avg")
 
 
@@ -226,11 +221,11 @@ def renamed_over(path: Path) -> None:
 )
 @pytest.mark.parametrize("command", ["features", "train"])
 def test_a_changed_cache_is_refused_and_kept(
-    run: Run, copied: Path, tmp_path: Path, change, word: str, command: str
+    call: Run, copied: Path, tmp_path: Path, change, word: str, command: str
 ) -> None:  # type: ignore[no-untyped-def]
     change(copied)
     before = copied.read_bytes()
-    done = run(
+    done = call(
         command, *DIGITS, *TAPS, "--features-dir", copied.parent, *(places(tmp_path) if command == "train" else [])
     )
     assert_user_error(done, str(copied), word, "Delete it")
@@ -238,8 +233,8 @@ def test_a_changed_cache_is_refused_and_kept(
     assert not list((tmp_path).rglob("metrics.json"))
 
 
-def test_inspect(run: Run, copied: Path) -> None:
-    done = run("inspect", copied, *DIGITS, *TAPS, "--verify")
+def test_inspect(call: Run, copied: Path) -> None:
+    done = call("inspect", copied, *DIGITS, *TAPS, "--verify")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) <= 24, "one screen"
     for text in (
@@ -251,15 +246,15 @@ def test_inspect(run: Run, copied: Path) -> None:
         "serves it",
     ):
         assert text in done.stdout
-    differing = run("inspect", copied, *DIGITS, "--image-size", "64", "--limit", "50")
+    differing = call("inspect", copied, *DIGITS, "--image-size", "64", "--limit", "50")
     assert "image_size: 64 here, 32 there" in differing.stdout
     assert "limit: 50 here, None there" in differing.stdout
 
     edited(copied)
-    shown = run("inspect", copied, *DIGITS, *TAPS)
+    shown = call("inspect", copied, *DIGITS, *TAPS)
     assert shown.returncode == 0
     assert "verifies   NO" in shown.stdout
-    assert_user_error(run("inspect", copied, *DIGITS, *TAPS, "--verify"), "edited or damaged")
+    assert_user_error(call("inspect", copied, *DIGITS, *TAPS, "--verify"), "edited or damaged")
 
 
 def test_a_closed_pipe_is_no_error(copied: Path) -> None:
@@ -303,14 +298,12 @@ def test_a_hit_needs_no_tensorflow(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("classifier", ["logistic", "mlp", "ridge"])  # one of each way of learning
-def test_train(features_dir: Path, tmp_path: Path, classifier: str, run: Run) -> None:
+def test_train(few: Path, tmp_path: Path, classifier: str, call: Run) -> None:
     own = {"mlp": ["--max-epochs", "6", "--hidden-layer-sizes", "16"]}.get(classifier, [])
-    flags = ["train", *DIGITS, *TAPS, "--classifier", classifier, *own, "--features-dir", str(features_dir)]
+    flags = ["train", *FEW, *TAPS, "--classifier", classifier, *own, "--features-dir", str(few)]
     flags += places(tmp_path)
-    done = run_and_list_modules(*flags)
+    done = call(*flags)
     assert done.returncode == 0, done.stderr
-    assert "tensorflow" not in done.stderr.splitlines()[-1]
-    assert "keras" not in done.stderr.splitlines()[-1]
     assert "weighted avg" in done.stdout
     assert "untrained" in done.stdout, "every output says so"
 
@@ -331,11 +324,11 @@ def test_train(features_dir: Path, tmp_path: Path, classifier: str, run: Run) ->
     assert metrics["features"]["columns"] == 576
     assert metrics["features"]["weights"] == "random"
     assert metrics["dataset"]["official"] is True
-    assert sum(item["support"] for item in metrics["per_class"].values()) == 355
+    assert sum(item["support"] for item in metrics["per_class"].values()) == 300
 
     lines = (folder / "predictions.csv").read_text().splitlines()
     assert lines[0] == "index,label,predicted,confidence"
-    assert len(lines) == 356
+    assert len(lines) == 301
     right = np.mean([row.split(",")[1] == row.split(",")[2] for row in lines[1:]])
     assert right == pytest.approx(metrics["accuracy"]["test"])
     assert "untrained weights" in (folder / "report.txt").read_text()
@@ -347,7 +340,7 @@ def test_train(features_dir: Path, tmp_path: Path, classifier: str, run: Run) ->
 
     import joblib
 
-    (path,) = features_dir.glob("*.h5")
+    (path,) = few.glob("*.h5")
     with store.open(path) as cache:
         test = cache.features("test", metrics["features"]["taps"])
     guesses = joblib.load(model).predict(test)
@@ -358,19 +351,20 @@ def test_train(features_dir: Path, tmp_path: Path, classifier: str, run: Run) ->
     assert again.stdout == done.stdout
     assert again.stderr.splitlines()[-1] == "LOADED", "found without loading scikit-learn"
     if classifier == "ridge":
-        printed = run(*flags, "--figures", "pdf")
+        forced = run_and_list_modules(*flags, "--force")
+        assert forced.returncode == 0
+        assert forced.stderr.splitlines()[-1] == "LOADED sklearn"
+        printed = call(*flags, "--figures", "pdf")
         assert printed.returncode == 0, printed.stderr
         assert all((folder / name).read_bytes().startswith(b"%PDF") for name in run_folder.PRINTS)
-        assert "nothing to compute" in run(*flags, "--figures", "pdf").stderr
-        metrics = json.loads((folder / "metrics.json").read_text())
-    created = metrics["created"]
-    forced = run(*flags, "--force", "--C" if classifier == "logistic" else "--alpha", "2")
-    assert forced.returncode == 0
-    assert len(list((tmp_path / "output").glob("*/metrics.json"))) == 2, "another option is another run"
-    assert json.loads((folder / "metrics.json").read_text())["created"] == created
+        assert "nothing to compute" in call(*flags, "--figures", "pdf").stderr
+        before = (folder / "metrics.json").read_bytes()
+        assert call(*flags, "--force", "--alpha", "2").returncode == 0
+        assert len(list((tmp_path / "output").glob("*/metrics.json"))) == 2, "another option is another run"
+        assert (folder / "metrics.json").read_bytes() == before
 
 
-def test_train_works_where_only_the_features_are(features_dir: Path, tmp_path: Path) -> None:
+def test_train_works_where_only_the_features_are(few: Path, tmp_path: Path) -> None:
     """A cache copied to a machine without the data set: made here by hiding the digits from the loader."""
     code = (
         "import sys; from pipeline import cli; from pipeline.data import datasets\n"
@@ -378,7 +372,7 @@ def test_train_works_where_only_the_features_are(features_dir: Path, tmp_path: P
         "datasets.load_dataset = load\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
-    flags = ["train", *DIGITS, *TAPS, "--C", "0.1", "--features-dir", str(features_dir), *places(tmp_path)]
+    flags = ["train", *FEW, *TAPS, *QUICK, "--C", "0.1", "--features-dir", str(few), *places(tmp_path)]
     done = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "using the features that are there" in done.stderr
@@ -408,17 +402,17 @@ def test_an_interrupted_train_leaves_nothing(features_dir: Path, tmp_path: Path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_run_takes_the_digest_of_its_cache_once(features_dir: Path, tmp_path: Path) -> None:
+def test_a_run_takes_the_digest_of_its_cache_once(few: Path, tmp_path: Path) -> None:
     """However often it reads from it: one descriptor stays open."""
-    asked = [*DIGITS, *TAPS, "--features-dir", str(features_dir)]
+    asked = [*FEW, *TAPS, "--features-dir", str(few)]
     assert digests_taken("features", *asked) == 1
-    both = make_cache(tmp_path / "both", "--taps", "block5_pool.avg").parent  # beside one with more taps
-    for path in features_dir.glob("*.h5"):
+    both = make_cache(tmp_path / "both", *FEW[-2:], "--taps", "block5_pool.avg").parent  # beside one with more taps
+    for path in few.glob("*.h5"):
         (both / path.name).write_bytes(path.read_bytes())
     for taps in ("block5_pool.avg", "block1_conv1.avg"):
-        assert digests_taken("features", *DIGITS, "--taps", taps, "--features-dir", str(both)) == 1
-    train = ["train", *asked, *places(tmp_path), "--classifier", "ridge", "--alpha", "1"]
+        assert digests_taken("features", *FEW, "--taps", taps, "--features-dir", str(both)) == 1
+    train = ["train", *asked, *places(tmp_path), *QUICK, "--classifier", "ridge", "--alpha", "1"]
     assert digests_taken(*train) == 1
     assert digests_taken(*train) == 0, "a run that is there has no use for it"
-    sweep = ["sweep", *DIGITS, "--taps", "block5_pool.avg", "--features-dir", str(features_dir), *places(tmp_path)]
+    sweep = ["sweep", *FEW, *QUICK, "--taps", "block5_pool.avg", "--features-dir", str(few), *places(tmp_path)]
     assert digests_taken(*sweep, "--classifier", "ridge", "--grid", "alpha=1,10") == 1

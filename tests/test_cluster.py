@@ -1,4 +1,7 @@
-"""Stage one on real Dask processes: the same arrays, whoever dies, hangs, lies or vanishes."""
+"""Stage one on real Dask processes: the same arrays, whoever dies, hangs, lies or vanishes.
+
+VGG16 itself runs where its arrays are the point; elsewhere the cheap function of `faults` stands in for it.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +28,21 @@ pytest.importorskip("distributed")
 import clusters
 from clusters import Cluster, kept, until
 
-from pipeline import cli
 from pipeline.common import cluster as clustering
 from pipeline.common import cluster_options, cluster_reach
 from pipeline.common.errors import UserError
 from pipeline.data.image_files import ImageFiles
-from pipeline.features import extract, on_workers, parts
+from pipeline.features import extract, on_workers, parts, store
 from pipeline.features.options import ComputeOptions
-
-pytestmark = [pytest.mark.tensorflow, pytest.mark.alone]
+from pipeline.network import weights
 
 PART_ROWS = 32
 WANTED = {"weights": "random", "precision": "float32", "image_size": (32,), "taps": "block1_conv1.avg,block3_pool.max",
           "batch_size": 32, "threads": 1}  # fmt: skip
+FLAGS = [
+    "--weights", "random", "--precision", "float32", "--image-size", "32", "--taps", str(WANTED["taps"]),
+    "--batch-size", "32", "--threads", "1", "--dataset", "digits",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +54,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART_ROWS", PART_ROWS)
+    monkeypatch.setattr(weights, "random_weights", faults.random_weights)
 
 
 def compute(folder: Path, where: str | None, dataset: str = "digits", **more: object) -> Path:
@@ -57,24 +63,32 @@ def compute(folder: Path, where: str | None, dataset: str = "digits", **more: ob
     return extract.extract(options).path
 
 
-def command(folder: Path, *more: str) -> list[str]:
+def start(folder: Path, *more: str, real: bool = False) -> subprocess.Popen[str]:
     """Stage one as a process of its own, with the same small parts."""
-    code = f"import signal, sys; from pipeline.features import parts; parts.PART_ROWS = {PART_ROWS}; "
+    code = "import signal, sys, faults; from pipeline import cli; from pipeline.features import parts; "
+    code += "" if real else "faults.install(lambda number: None); "
+    code += f"parts.PART_ROWS = {PART_ROWS}; "
     code += "signal.signal(signal.SIGINT, signal.default_int_handler); "  # also where the tests run in the background
-    code += "from pipeline import cli; sys.exit(cli.main(sys.argv[1:]))"
-    flags = [
-        "--weights", "random", "--precision", "float32", "--image-size", "32", "--taps", str(WANTED["taps"]),
-        "--batch-size", "32", "--threads", "1", "--dataset", "digits",
-    ]  # fmt: skip
-    return [sys.executable, "-c", code, "features", *flags, "--features-dir", str(folder), *more]
+    code += "sys.exit(cli.main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "features", *FLAGS, "--features-dir", str(folder), *more], cwd=ROOT,
+        env={**os.environ, **clusters.CHEAP}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(folder: Path, *more: str, real: bool = False) -> str:
+    """Run that process to its end; gives what it says."""
+    run = start(folder, *more, real=real)
+    said = run.communicate()[1]
+    assert run.returncode == 0, said
+    return said
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """Of one machine, with the threads that each worker has."""
+    """Of one machine."""
     folder = tmp_path_factory.mktemp("reference")
-    done = subprocess.run(command(folder), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    finish(folder)
     return faults.arrays(folder)
 
 
@@ -87,29 +101,47 @@ def meanwhile(work: Callable[[], None]) -> threading.Thread:
 # --- the same arrays --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
 def test_any_number_of_workers_gives_the_arrays_of_one_machine(
-    cluster: Cluster, reference: dict[str, np.ndarray], workers: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, call: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    while len(cluster.workers) < workers:
-        cluster.start_worker()
-    path = compute(tmp_path, str(cluster.file))
-    assert faults.same(faults.arrays(tmp_path), reference)
-    assert faults.leftovers(tmp_path) == []
-    assert f"cluster {cluster.file}: dashboard http://127.0.0.1:" in caplog.text
-    assert re.search(r"the worker tcp://127.0.0.1:\d+ joins: .+, 1 thread\b", caplog.text)
-    from pipeline.features import store
+    """VGG16's own, bit for bit, with the threads that each worker has."""
+    rows = 140
+    finish(tmp_path / "alone", "--limit", str(rows), real=True)
+    expected = faults.arrays(tmp_path / "alone")
 
+    def joined() -> int:
+        return len(set(re.findall(r"the worker (tcp://127.0.0.1:\d+) joins: .+, 1 thread\b", caplog.text)))
+
+    def compute_and_compare() -> Path:
+        folder = tmp_path / f"{time.monotonic_ns()}"
+        path = compute(folder, str(own.file), limit=rows)
+        assert faults.same(faults.arrays(folder), expected)
+        assert faults.leftovers(folder) == []
+        return path
+
+    (tmp_path / "cluster").mkdir()
+    with clusters.started(tmp_path / "cluster") as own:
+        own.have(3, real=True)
+        while joined() < 3:  # each comes when it has loaded TensorFlow
+            compute_and_compare()
+            time.sleep(1)
+        for workers in (3, 2, 1):
+            path = compute_and_compare()
+            assert len(own.workers) == workers
+            own.stop(own.workers[0])
+    assert f"cluster {own.file}: dashboard http://127.0.0.1:" in caplog.text
     with store.open(path) as made:
-        assert len(made.computed_on) == -(-1442 // PART_ROWS) + -(-355 // PART_ROWS)
+        assert len(made.computed_on) == 2 * -(-rows // PART_ROWS)
         assert all(re.fullmatch(r".+: .+, 1 thread", text) for text in made.computed_on)
+    shown = call("inspect", path)
+    assert shown.returncode == 0
+    assert re.search(r"^parts +.+, 1 thread \(10\)$", shown.stdout, re.MULTILINE)
 
 
 def test_killed_workers_cost_nothing_but_time(
     cluster: Cluster, reference: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    while len(cluster.workers) < 2:
-        cluster.start_worker()
+    cluster.have(2)
     killed = 0
     for attempt in range(20):
         ended, folder = threading.Event(), tmp_path / str(attempt)
@@ -131,11 +163,9 @@ def test_all_workers_killed_and_others_join_later(
         until(lambda: kept(tmp_path) >= 3)
         cluster.stop(*cluster.workers)
         until(lambda: "waiting for workers" in caplog.text)
-        cluster.start_worker()
-        cluster.start_worker()
+        cluster.have(2)
 
-    if not cluster.workers:
-        cluster.start_worker()
+    cluster.have(1)
     thread = meanwhile(kill)
     compute(tmp_path, cluster.address)
     thread.join()
@@ -146,8 +176,7 @@ def test_all_workers_killed_and_others_join_later(
 def test_the_work_of_a_worker_that_hangs_goes_to_another(
     cluster: Cluster, reference: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    while len(cluster.workers) < 2:
-        cluster.start_worker()
+    cluster.have(2)
 
     def stop() -> None:
         until(lambda: kept(tmp_path) >= 3)
@@ -166,83 +195,53 @@ def test_the_work_of_a_worker_that_hangs_goes_to_another(
 # --- who may join -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def among_liars(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Callable[..., None]]:
-    """Compute with one honest worker, which begins when all the others are refused."""
-    (tmp_path / "cluster").mkdir()
-    with clusters.started(tmp_path / "cluster") as own:
-
-        def run(*faults_of_workers: str, **more: object) -> None:
-            def open_gate() -> None:
-                until(lambda: caplog.text.count("is refused, and others do its work") == len(faults_of_workers))
-                (tmp_path / "gate").touch()
-
-            own.start_worker(f"gate={tmp_path / 'gate'}")
-            for fault in faults_of_workers:
-                own.start_worker(fault)
-            thread = meanwhile(open_gate)
-            compute(tmp_path / "features", own.address, **more)
-            thread.join()
-
-        yield run
-
-
 def test_who_cannot_be_trusted_is_refused_and_named(
-    among_liars: Callable[..., None], reference: dict[str, np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    among_liars("version", "bit", "weights")
-    refused = r"the worker tcp://127.0.0.1:\d+ is refused, and others do its work: "
-    for why in (
-        r"vgg16-features is 0\.1\.0 there and \d\S+ here",
-        r"its result is not what it computed: what was sent with the sha256 \S+ arrived with ",
-        r"its weights have the digest [0-9a-f]{12}…; expected [0-9a-f]{12}…",
-    ):
-        assert re.search(refused + why, caplog.text)
-    assert faults.same(faults.arrays(tmp_path / "features"), reference)
-
-
-def test_a_new_process_at_a_known_address_is_sent_the_weights(
-    reference: dict[str, np.ndarray],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    (tmp_path / "cluster").mkdir()
-    with clusters.started(tmp_path / "cluster") as own:
-        own.start_worker("forgets")
-        path = compute(tmp_path / "features", own.address)
-    assert len(re.findall(r"the worker tcp://\S+ joins", caplog.text)) >= 2
-    assert faults.same(faults.arrays(tmp_path / "features"), reference)
-    assert cli.main(["inspect", str(path)]) == 0
-    assert re.search(r"^parts +.+, 1 thread \(58\)$", capsys.readouterr().out, re.MULTILINE)
-
-
-def test_images_that_changed_or_are_not_there_are_computed_elsewhere(
-    among_liars: Callable[..., None], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+    """By one honest worker among them all is done, which begins when the others are refused and is sent all again."""
     images, other, absent = (tmp_path / name for name in ("insects", "other", "absent"))
     for folder, seed in ((images, 0), (other, 1000)):
         pictures.fill(folder, count=80, seed=seed)
         (folder / "ant" / "bad.png").write_bytes(pictures.FAULTS["truncated.png"][0](1))
-    among_liars(f"images={other}", f"images={absent}", dataset=str(images))
-    assert re.search(r"is refused.*The image \S+ changed while.*its sha256 was \S+… and is ", caplog.text)
-    assert re.search(rf"is refused.*Could not read the image: {absent}/\S+: No such file", caplog.text)
-    alone = tmp_path / "alone"
-    done = subprocess.run([*command(alone), "--dataset", str(images)], cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert faults.same(faults.arrays(tmp_path / "features"), faults.arrays(alone))
+    cluster.stop(*cluster.workers)
+    cluster.start_worker(f"gate={tmp_path / 'gate'}")
+    liars = ("version", "bit", "weights", f"images={other}", f"images={absent}")
+    for fault in liars:
+        cluster.start_worker(fault)
+
+    def open_gate() -> None:
+        until(lambda: caplog.text.count("is refused, and others do its work") == len(liars))
+        (tmp_path / "gate").touch()
+
+    thread = meanwhile(open_gate)
+    compute(tmp_path / "features", cluster.address, dataset=str(images))
+    thread.join()
+    cluster.stop(*cluster.workers)
+    for why in (
+        r"vgg16-features is 0\.1\.0 there and \d\S+ here",
+        r"its result is not what it computed: what was sent with the sha256 \S+ arrived with ",
+        r"its weights have the digest [0-9a-f]{12}…; expected [0-9a-f]{12}…",
+        r"The image \S+ changed while.*its sha256 was \S+… and is ",
+        rf"Could not read the image: {absent}/\S+: No such file",
+    ):
+        assert re.search(rf"the worker tcp://127.0.0.1:\d+ is refused, and others do its work: .*{why}", caplog.text)
+    assert len(re.findall(r"the worker tcp://\S+ joins", caplog.text)) >= 5, "the one that forgot, again"
+    finish(tmp_path / "alone", "--dataset", str(images))
+    assert faults.same(faults.arrays(tmp_path / "features"), faults.arrays(tmp_path / "alone"))
 
 
 @pytest.mark.parametrize(
     ("fault", "precision", "why"),
     [("version", "float32", r"0\.1\.0 there"), ("precision", "bfloat16", "no bfloat16 instructions")],
 )
-def test_where_nobody_can_do_the_work_that_is_an_error(fault: str, precision: str, why: str, tmp_path: Path) -> None:
-    (tmp_path / "cluster").mkdir()
-    with clusters.started(tmp_path / "cluster") as own:
-        own.start_worker(fault)
-        with pytest.raises(UserError, match=rf"No worker of the cluster \S+ can do the work\. tcp://\S+: .*{why}"):
-            compute(tmp_path / "features", own.address, precision=precision)
+def test_where_nobody_can_do_the_work_that_is_an_error(
+    fault: str, precision: str, why: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.stop(*cluster.workers)
+    cluster.start_worker(fault)
+    with pytest.raises(UserError, match=rf"No worker of the cluster \S+ can do the work\. tcp://\S+: .*{why}"):
+        compute(tmp_path / "features", cluster.address, precision=precision)
+    cluster.stop(*cluster.workers)
 
 
 def test_a_worker_may_have_its_folder_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +272,7 @@ def test_certificates_of_dasks_configuration_are_used(
     with clusters.started(tmp_path / "cluster", own) as there:
         assert there.address.startswith("tls://")
         there.start_worker()
-        arguments = [*command(features)[3:], "--cluster", there.address]
+        arguments = ["features", *FLAGS, "--features-dir", features, "--cluster", there.address]
         assert_user_error(run(*arguments), "DASK_DISTRIBUTED__COMM__TLS__CA_FILE", "has no ca-file or no client.cert")
         absent = run(*arguments, env=with_certificate(tmp_path / "absent.pem"))
         assert_user_error(absent, str(tmp_path / "absent.pem"), "No such file")
@@ -304,9 +303,7 @@ def test_a_scheduler_that_vanishes_is_a_clear_error_and_one_machine_goes_on(
         thread.join()
     there = kept(features)
     assert there >= 3
-    done = subprocess.run(command(features), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "going on where an earlier run stopped" in done.stderr
+    assert "going on where an earlier run stopped" in finish(features)
     assert faults.same(faults.arrays(features), reference)
 
 
@@ -330,9 +327,8 @@ def test_a_scheduler_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.
 def test_a_stopped_coordinator_leaves_its_parts_and_the_rerun_goes_on(
     cluster: Cluster, reference: dict[str, np.ndarray], number: signal.Signals, tmp_path: Path
 ) -> None:
-    while len(cluster.workers) < 1:
-        cluster.start_worker()
-    run = subprocess.Popen(command(tmp_path, "--cluster", cluster.address), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    cluster.have(1)
+    run = start(tmp_path, "--cluster", cluster.address)
     until(lambda: kept(tmp_path) >= 3)
     run.send_signal(number)
     said = run.communicate(timeout=60)[1]
@@ -354,10 +350,7 @@ def test_processes_of_this_machine_end_with_the_run(reference: dict[str, np.ndar
 
     for number in (signal.SIGINT, signal.SIGKILL):
         folder = tmp_path / number.name
-        run = subprocess.Popen(
-            command(folder, "--cluster", "local:2"), cwd=ROOT, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-        )  # fmt: skip
+        run = start(folder, "--cluster", "local:2")
         until(lambda there=folder: kept(there) >= 3)
         children = psutil.Process(run.pid).children(recursive=True)
         assert len(children) >= 2
@@ -366,11 +359,7 @@ def test_processes_of_this_machine_end_with_the_run(reference: dict[str, np.ndar
         assert run.returncode == (130 if number == signal.SIGINT else -number), said
         assert "Traceback" not in said
         until(lambda gone=children: not any(child.is_running() and child.status() != "zombie" for child in gone), 30)
-    done = subprocess.run(
-        command(folder, "--cluster", "local:2"), cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "going on where an earlier run stopped" in done.stderr
+    assert "going on where an earlier run stopped" in finish(folder, "--cluster", "local:2")
     assert faults.same(faults.arrays(folder), reference)
 
 
@@ -386,8 +375,8 @@ def test_processes_of_this_machine_end_with_the_run(reference: dict[str, np.ndar
         ("absent.json", ["'absent.json'", "No such file", "--scheduler-file absent.json"]),
     ],
 )
-def test_a_cluster_that_cannot_be_is_said_at_once(run: Run, where: str, words: list[str]) -> None:
-    assert_user_error(run("features", "--dataset", "digits", "--cluster", where), *words)
+def test_a_cluster_that_cannot_be_is_said_at_once(call: Run, where: str, words: list[str]) -> None:
+    assert_user_error(call("features", "--dataset", "digits", "--cluster", where), *words)
 
 
 def test_a_scheduler_file_must_be_one(tmp_path: Path) -> None:
@@ -397,8 +386,9 @@ def test_a_scheduler_file_must_be_one(tmp_path: Path) -> None:
             ComputeOptions(cluster=str(tmp_path / "file"))
 
 
-def test_no_scheduler_at_the_address(run: Run, tmp_path: Path) -> None:
-    done = run(*command(tmp_path)[3:], "--cluster", "tcp://127.0.0.1:9", timeout=120)
+def test_no_scheduler_at_the_address(call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_reach, "CONNECT", 1.0)
+    done = call("features", *FLAGS, "--features-dir", tmp_path, "--cluster", "tcp://127.0.0.1:9")
     assert_user_error(done, "No Dask scheduler answered at tcp://127.0.0.1:9", "dask scheduler")
 
 
@@ -412,13 +402,12 @@ def test_without_dask_the_flag_says_how_to_install_it(run: Run, tmp_path: Path) 
 
 
 def test_dask_is_loaded_for_a_cluster_alone(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pipeline import cli; "
-        f"status = cli.main(['features', '--dataset', 'digits', '--limit', '20', '--weights', 'random', '--taps', "
-        f"'block1_conv1.avg', '--image-size', '32', '--features-dir', {str(tmp_path)!r}]); "
-        "print({'dask', 'distributed'} & set(sys.modules)); sys.exit(status)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    code = "import sys, faults; from pathlib import Path; outcome = faults.work_of(Path(sys.argv[1]))(); "
+    code += "print({'dask', 'distributed'} & set(sys.modules)); sys.exit(outcome)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], env={**os.environ, **clusters.PATH}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
     assert done.stdout.splitlines()[-1] == "set()", done.stderr
 
 
@@ -434,8 +423,7 @@ def test_each_process_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.M
 def test_the_transformer_computes_on_a_cluster(cluster: Cluster, tmp_path: Path) -> None:
     from pipeline import VGG16Features
 
-    while len(cluster.workers) < 1:
-        cluster.start_worker()
+    cluster.have(1)
     images = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 3), np.uint8)
     settings = {"taps": "block1_conv1.avg", "image_size": 32, "weights": "random", "precision": "float32"}
     features = VGG16Features(**settings, cluster=cluster.address, features_dir=tmp_path / "a").fit_transform(images)

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Run, assert_user_error
+from conftest import ROOT, Run, assert_user_error, command
 
 pytest.importorskip("distributed")
 
 import clusters
 from clusters import Cluster, until
 
-pytestmark = [pytest.mark.tensorflow, pytest.mark.alone]
+pytestmark = pytest.mark.tensorflow
 
 TAPS = "block1_conv1.avg,block2_conv1.avg"
 FEATURES = ["--dataset", "digits", "--weights", "random", "--precision", "float32", "--image-size", "32"]
@@ -28,16 +28,13 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # what each of the workers has
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("features")
-    command = [sys.executable, "-m", "pipeline", "features", *FEATURES, "--taps", TAPS, "--features-dir", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    command("features", *FEATURES, "--taps", TAPS, "--features-dir", folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with clusters.started(tmp_path_factory.mktemp("cluster")) as there:
-        there.start_worker()
-        there.start_worker()
         yield there
 
 
@@ -61,8 +58,13 @@ def test_a_sweep_that_was_killed_and_run_again_ends_with_the_table_of_one_machin
     alone, there = tmp_path / "alone", tmp_path / "there"
     done = run(*SWEEP, *where(alone, features), env=ONE_THREAD)
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-m", "pipeline", *SWEEP, *where(there, features), "--cluster", cluster.address]
-    killed = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **ONE_THREAD}, stderr=subprocess.DEVNULL)
+    cluster.have(2)
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *SWEEP, *where(there, features), "--cluster", cluster.address],
+        cwd=ROOT,
+        env={**os.environ, **ONE_THREAD},
+        stderr=subprocess.DEVNULL,
+    )
     until(lambda: list(there.glob("output/candidates/*.json")))
     killed.send_signal(signal.SIGKILL)
     killed.wait()
@@ -76,18 +78,18 @@ def test_a_sweep_that_was_killed_and_run_again_ends_with_the_table_of_one_machin
 
 
 def test_a_run_has_the_learning_curve_of_one_machine_also_where_features_must_be_sent(
-    run: Run, features: Path, tmp_path: Path
+    run: Run, cluster: Cluster, features: Path, tmp_path: Path
 ) -> None:
     train = ["train", *FEATURES, "--taps", TAPS, "--C", "0.01"]
     curves = []
-    (tmp_path / "cluster").mkdir()
-    with clusters.started(tmp_path / "cluster") as own:
-        own.start_worker("no features")
-        for name, more in (("alone", []), ("there", ["--cluster", str(own.file)])):
-            done = run(*train, *where(tmp_path / name, features), *more, env=ONE_THREAD)
-            assert done.returncode == 0, done.stderr
-            (path,) = (tmp_path / name).glob("output/*/learning_curve.csv")
-            curves.append([line.split(",") for line in path.read_text(encoding="utf-8").splitlines()[1:]])
+    cluster.stop(*cluster.workers)
+    cluster.start_worker("no features")
+    for name, more in (("alone", []), ("there", ["--cluster", str(cluster.file)])):
+        done = run(*train, *where(tmp_path / name, features), *more, env=ONE_THREAD)
+        assert done.returncode == 0, done.stderr
+        (path,) = (tmp_path / name).glob("output/*/learning_curve.csv")
+        curves.append([line.split(",") for line in path.read_text(encoding="utf-8").splitlines()[1:]])
+    cluster.stop(*cluster.workers)
     assert re.search(r"sending the worker tcp://\S+ what it lacks: There is no feature file", done.stderr)
     assert len(curves[0]) == len(curves[1])
     for one, other in zip(*curves, strict=True):
@@ -97,11 +99,12 @@ def test_a_run_has_the_learning_curve_of_one_machine_also_where_features_must_be
 
 
 def test_parameters_that_overflow_are_the_users_mistake_and_no_workers(
-    run: Run, cluster: Cluster, features: Path, tmp_path: Path
+    call: Run, cluster: Cluster, features: Path, tmp_path: Path
 ) -> None:
     sweep = ["sweep", *FEATURES, "--classifier", "mlp", "--grid", "learning_rate_init=1e30", "--taps", TAPS]
-    done = run(*sweep, *where(tmp_path, features), "--cluster", cluster.address)
-    alone = run(*sweep, *where(tmp_path, features))
+    cluster.have(1)
+    done = call(*sweep, *where(tmp_path, features), "--cluster", cluster.address)
+    alone = call(*sweep, *where(tmp_path, features))
     assert done.returncode == alone.returncode
     if alone.returncode:
         assert_user_error(done, "its numbers overflow")
@@ -110,7 +113,7 @@ def test_parameters_that_overflow_are_the_users_mistake_and_no_workers(
 
 def test_the_demo_runs_on_processes_of_this_machine(run: Run, tmp_path: Path) -> None:
     done = run(
-        "demo", "--weights", "random", "--image-size", "32", "--taps", TAPS, "--C", "0.01", "--curve-seeds", "2",
+        "demo", "--weights", "random", "--image-size", "32", "--taps", TAPS, "--limit", "300", "--C", "0.01", "--curve-seeds", "2",
         *where(tmp_path, tmp_path / "features"), "--cluster", "local:2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -43,7 +43,7 @@ def test_what_was_seen_is_never_scored(name: str) -> None:
     groups = splits.join_groups(generator.permutation(np.repeat(np.arange(120), 3)))
     features = FeatureRows([generator.standard_normal((120, 512)).astype(np.float32)[groups]])
     data = Samples(features, generator.integers(0, 2, 120)[groups], groups, groups)
-    values = {"n_neighbors": [1]} if name == "knn" else {"C": [1.0, 100.0]}
+    values = {"n_neighbors": [1]} if name == "knn" else {"C": [0.1, 10.0]}
     ((tuned, found),) = values.items()
     candidates = [Trial(name, TOP_TAPS, classifiers.resolve(name, {tuned: value}), 0) for value in found]
     with Progress("", 0, "fits") as progress:

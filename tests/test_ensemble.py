@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Run, assert_user_error
+from conftest import Run, assert_user_error, command
 from scipy.optimize import minimize
 
 import pipeline
@@ -17,7 +17,7 @@ from pipeline.models import vote
 
 pytestmark = pytest.mark.tensorflow
 
-DIGITS = ["--dataset", "digits", "--limit", "400", "--weights", "random", "--precision", "float32"]
+DIGITS = ["--dataset", "digits", "--limit", "200", "--weights", "random", "--precision", "float32"]
 QUICK = ["--no-learning-curve"]
 MEMBERS = [  # another size, other taps, another classifier; of decision values, too
     ["--image-size", "32", "--taps", "top", "--C", "0.1"],
@@ -28,18 +28,13 @@ Made = tuple[Path, list[str]]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A folder with caches of two sizes and three runs on them, and the names of the runs."""
     home = tmp_path_factory.mktemp("ensemble")
     taps = ["--taps", "block2_conv2.avg,block5_pool.avg"]
-    done = run("features", *DIGITS, *taps, "--image-size", "32,40", "--features-dir", home / "f")
-    assert done.returncode == 0, done.stderr
-    names = []
-    for member in MEMBERS:
-        done = run("train", *DIGITS, *member, *QUICK, *_places(home), "--json")
-        assert done.returncode == 0, done.stderr
-        names.append(json.loads(done.stdout)["run"])
-    return home, names
+    command("features", *DIGITS, *taps, "--image-size", "32,40", "--features-dir", home / "f")
+    told = [command("train", *DIGITS, *member, *QUICK, *_places(home), "--json") for member in MEMBERS]
+    return home, [json.loads(text)["run"] for text in told]
 
 
 def _places(home: Path) -> list[str]:

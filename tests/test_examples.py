@@ -1,37 +1,36 @@
-"""The examples run: each script of the gallery in a process of its own, the usual script on a few images,
-and the notebook in a kernel.
-"""
+"""The examples run: each script of the gallery, the usual script on a few images, and the notebook in a kernel."""
 
 from __future__ import annotations
 
 import functools
-import os
 import runpy
-import subprocess
-import sys
+import warnings
 from pathlib import Path
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from conftest import DATA_DIR, ROOT, WEIGHTS_FILE
+
+from pipeline.common.progress import log
 
 EXAMPLES = ROOT / "examples"
 pytestmark = [pytest.mark.tensorflow, pytest.mark.weights]
 
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("gallery/plot_*.py")), ids=lambda path: path.stem)
-def test_gallery(script: Path, tmp_path: Path) -> None:
+def test_gallery(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "data").symlink_to(DATA_DIR)
-    done = subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:__main__", script],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "error: " not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(log, "handlers", [])
+    with warnings.catch_warnings(), mpl.rc_context({"backend": "agg"}):
+        warnings.filterwarnings("error", category=DeprecationWarning, module="__main__")
+        runpy.run_path(str(script), run_name="__main__")
+    plt.close("all")
+    assert "error: " not in capsys.readouterr().err
 
 
 def test_the_usual_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -309,7 +309,7 @@ def arguments(folder: Path, features_dir: Path, *more: str) -> list[str]:
 
 def extract(folder: Path, features_dir: Path, *more: str) -> faults.Outcome:
     """Stage one under a cheap network in a process of its own, which counts what goes through it."""
-    faults._random_weights()
+    faults.random_weights()
 
     def work() -> int:
         faults.install(lambda number: None)
@@ -352,7 +352,7 @@ def test_rows_of_the_cache_are_named_and_faults_leave_no_gap(folder: Path, tmp_p
     for item in cache.skipped:
         assert pictures.FAULTS[item.file.split("/")[1]][1] in item.reason
         assert f"  {item.file}: {item.reason}" in outcome.said, "the closing lines list it"
-    network = faults._cheap_network(cache.spec.taps)
+    network = faults.cheap_network(cache.spec.taps)
     assert sum(cache.rows.values()) == 20
     for split in layout.SPLITS:
         with store.open(cache.path) as file:
@@ -475,7 +475,7 @@ def test_the_same_picture_in_another_file_is_a_leak_too(tmp_path: Path) -> None:
 
 def test_killed_on_the_way_a_folder_goes_on(folder: Path, tmp_path: Path) -> None:
     (folder / "ant" / "bad.png").write_bytes(pictures.FAULTS["truncated.png"][0](1))
-    faults._random_weights()
+    faults.random_weights()
     reference = extract(folder, tmp_path / "reference")
     expected = faults.arrays(tmp_path / "reference")
     for number in (40, 75, 110):

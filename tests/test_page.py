@@ -128,8 +128,8 @@ def put_map(output: Path) -> str:
 # --- the leaderboard --------------------------------------------------------------------------
 
 
-def test_the_leaderboard_lists_what_is_there(run: Run, output: Path) -> None:
-    done = run("report", "--output-dir", output)
+def test_the_leaderboard_lists_what_is_there(call: Run, output: Path) -> None:
+    done = call("report", "--output-dir", output)
     assert done.returncode == 0, done.stderr
     assert re.search(r"1 +digits-mlp-bbbbbbbb .* top ", done.stdout)
     rows = list(csv.DictReader((output / "leaderboard.csv").read_text().splitlines()))
@@ -147,16 +147,16 @@ def test_the_leaderboard_lists_what_is_there(run: Run, output: Path) -> None:
     (output / ".digits-knn-dddddddd.abc.tmp").mkdir()
     shutil.copy(output / "digits-ridge-cccccccc" / "metrics.json", output / ".digits-knn-dddddddd.abc.tmp")
     (output / "digits-knn-eeeeeeee").mkdir()
-    done = run("report", "--output-dir", output)
+    done = call("report", "--output-dir", output)
     assert done.returncode == 0
     text = (output / "leaderboard.csv").read_text() + (output / "index.html").read_text()
     for gone in ("bbbbbbbb", "dddddddd", "eeeeeeee"):
         assert gone not in text
 
 
-def test_a_data_set_filters_what_is_printed_and_nothing_else(run: Run, output: Path) -> None:
+def test_a_data_set_filters_what_is_printed_and_nothing_else(call: Run, output: Path) -> None:
     make_run(output, "birds-logistic-ffffffff", 0.6, dataset__name="birds")
-    done = run("report", "--output-dir", output, "--dataset", "birds")
+    done = call("report", "--output-dir", output, "--dataset", "birds")
     assert done.returncode == 0
     assert "ffffffff" in done.stdout
     assert "aaaaaaaa" not in done.stdout
@@ -164,7 +164,7 @@ def test_a_data_set_filters_what_is_printed_and_nothing_else(run: Run, output: P
         text = (output / name).read_text(encoding="utf-8")
         assert "ffffffff" in text, "runs on data that is not here are shown without images"
         assert "aaaaaaaa" in text
-    assert_user_error(run("report", "--output-dir", output, "--dataset", "brids"), "brids", "birds, digits")
+    assert_user_error(call("report", "--output-dir", output, "--dataset", "brids"), "brids", "birds, digits")
 
 
 def test_a_model_with_two_names_is_one_row(output: Path) -> None:
@@ -182,14 +182,14 @@ def test_a_model_with_two_names_is_one_row(output: Path) -> None:
     assert leaderboard.is_current(output)
 
 
-def test_corrupt_runs_are_named_and_skipped_and_kept(run: Run, output: Path) -> None:
+def test_corrupt_runs_are_named_and_skipped_and_kept(call: Run, output: Path) -> None:
     contents = {}
     for number, content in enumerate([b"", b"{", b"[]", b'{"run": 3}', b"\xff\xfe", b'{"run": "another"}']):
         path = output / f"digits-knn-{number:08x}" / "metrics.json"
         path.parent.mkdir()
         path.write_bytes(content)
         contents[path] = content
-    done = run("report", "--output-dir", output)
+    done = call("report", "--output-dir", output)
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     for path, content in contents.items():
@@ -325,8 +325,8 @@ def test_a_missing_template_is_no_failed_write(
     templating._environment.cache_clear()
 
 
-def test_no_runs_is_no_error(run: Run, tmp_path: Path) -> None:
-    done = run("report", "--output-dir", tmp_path / "new")
+def test_no_runs_is_no_error(call: Run, tmp_path: Path) -> None:
+    done = call("report", "--output-dir", tmp_path / "new")
     assert done.returncode == 0
     assert "There is no run yet" in done.stdout
     assert "There is no run yet" in (tmp_path / "new" / "index.html").read_text()

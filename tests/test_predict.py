@@ -8,14 +8,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pictures
 import pytest
-from conftest import ROOT, Run, assert_user_error
+from conftest import Run, assert_user_error, command
 from PIL import Image
 
 import pipeline
@@ -36,21 +34,15 @@ FLAGS = ["--weights", "random", "--precision", "float32", "--image-size", "32", 
 FLAGS += ["--fit", "crop"]
 
 
-def _pipeline(*arguments: object) -> None:
-    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of dark and light pictures, its features, and a model of each kind."""
     home = tmp_path_factory.mktemp("predict")
     pictures.tones(home / "tones", 12)
     places = ["--features-dir", home / "f"]
-    _pipeline("features", "--dataset", home / "tones", *FLAGS, "--batch-size", "16", *places)
+    command("features", "--dataset", home / "tones", *FLAGS, "--batch-size", "16", *places)
     places += ["--models-dir", home / "m", "--output-dir", home / "o"]
-    _pipeline("train", "--dataset", home / "tones", *FLAGS, *places, "--C", "0.1")
+    command("train", "--dataset", home / "tones", *FLAGS, *places, "--C", "0.1")
     return home
 
 

@@ -6,14 +6,12 @@ import csv
 import dataclasses
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pictures
 import pytest
-from conftest import ROOT, Run, assert_user_error
+from conftest import ROOT, Run, assert_user_error, command
 from PIL import Image
 
 import pipeline
@@ -34,21 +32,14 @@ SIZES = ["--image-size", "40,32"]
 LOGISTIC = ["--classifier", "logistic", "--C", "0.1", "--no-learning-curve"]
 
 
-def _pipeline(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of dark and light pictures, a cache of it for each size, and a run on both."""
     home = tmp_path_factory.mktemp("sizes")
     pictures.tones(home / "tones", 14)
-    done = _pipeline("features", *_places(home, "dataset", "features"), *ASKED, *SIZES, "--batch-size", "16", "--json")
-    assert [cache["spec"]["image_size"] for cache in json.loads(done.stdout)["caches"]] == [40, 32]
-    _pipeline("train", *_places(home), *ASKED, *SIZES, "--C", "0.1")
+    told = command("features", *_places(home, "dataset", "features"), *ASKED, *SIZES, "--batch-size", "16", "--json")
+    assert [cache["spec"]["image_size"] for cache in json.loads(told)["caches"]] == [40, 32]
+    command("train", *_places(home), *ASKED, *SIZES, "--C", "0.1")
     return home
 
 
@@ -87,7 +78,7 @@ def test_a_run_has_the_columns_of_all_its_caches_side_by_side(made: Path) -> Non
 def test_predictions_and_shared_models_are_those_of_the_run(made: Path) -> None:
     (path,) = (made / "o").glob("*/predictions.csv")
     (model,) = (made / "m").glob("*.joblib")
-    _pipeline("export", "--model", model)
+    command("export", "--model", model)
     rows = list(csv.DictReader(path.open()))
     files = tuple(made / "tones" / row["file"] for row in rows)
     for kind in (".joblib", ".skops"):
@@ -158,7 +149,7 @@ def test_what_cannot_be_joined_is_explained(made: Path, call: Run, tmp_path: Pat
     for i in range(14):
         Image.fromarray(pictures.pixels(i, 40, 50)).save(tmp_path / "tones" / "dark" / f"{i}.png")
     (tmp_path / "tones" / "light").symlink_to(made / "tones" / "light")
-    _pipeline("features", *_places(tmp_path, "dataset", "features"), *ASKED, "--image-size", "32", "--follow-links")
+    command("features", *_places(tmp_path, "dataset", "features"), *ASKED, "--image-size", "32", "--follow-links")
     (path,) = (tmp_path / "f").glob("*-32px-*.h5")
     with store.open(path) as cache:
         digests = (cache.spec.dataset_digest[:12], spec.dataset_digest[:12])

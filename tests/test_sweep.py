@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import faults
 import pictures
 import pytest
 import test_folders
@@ -269,13 +270,13 @@ def test_killed_at_random_times_the_table_is_the_same(features_dir: Path, tmp_pa
     kills = 4
 
     def start(folder: Path) -> int:
-        child = os.fork()  # a real process too, without the seconds that loading takes
-        if child == 0:
-            os.setsid()
+        def work() -> int:
             sys.argv = ["-c", str(features_dir), str(folder)]
             exec(COMPARE, {})
-            os._exit(0)
-        return child
+            return 0
+
+        with (tmp_path / "said").open("ab") as said:
+            return faults.start_child(work, said.fileno())
 
     def finish(folder: Path) -> None:
         assert os.waitpid(start(folder), 0)[1] == 0

@@ -13,6 +13,7 @@ import sys
 import termios
 from pathlib import Path
 
+import faults
 import pictures
 import pytest
 from conftest import ROOT, Run
@@ -21,21 +22,30 @@ from PIL import Image
 from pipeline import cli
 from pipeline.common import bar
 from pipeline.common.text import aligned, percent, shorten, text_table, wrap
+from pipeline.features import parts
 
 COLUMNS = 80
 LONG = "a class of a name that is far too long for any table, and goes on"
 FLAGS = ["--weights", "random", "--precision", "float32", "--image-size", "32", "--taps", "block3_pool.max"]
 
 
-def record(folder: Path, *arguments: str) -> str:
-    """All that a command writes to a terminal, escape sequences included."""
+def record(folder: Path, *arguments: str, **env: str) -> str:
+    """All that a command writes to a terminal, escape sequences included; a cheap function stands in for VGG16."""
+    rows = parts.PART_ROWS
+    faults.random_weights()
+
+    def work() -> int:
+        os.chdir(folder)
+        os.environ.update(env)
+        for name in ("COLUMNS", "LINES"):
+            os.environ.pop(name, None)
+        faults.install(lambda number: None)
+        parts.PART_ROWS = rows
+        return cli.main(list(arguments))
+
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
-    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-    command = [sys.executable, "-m", "pipeline", *arguments]
-    child = subprocess.Popen(
-        command, cwd=folder, env={**env, "PYTHONPATH": str(ROOT)}, stdin=slave, stdout=slave, stderr=slave
-    )
+    child = faults.start_child(work, slave)
     os.close(slave)
     said = bytearray()
     try:
@@ -44,7 +54,7 @@ def record(folder: Path, *arguments: str) -> str:
     except OSError:  # the other end was closed
         pass
     os.close(master)
-    assert child.wait() == 0, said.decode()
+    assert os.waitpid(child, 0)[1] == 0, said.decode()
     return said.decode()
 
 
@@ -58,16 +68,29 @@ def assert_fits(said: str) -> None:
     assert not wide, "\n".join(wide)
 
 
-@pytest.mark.tensorflow
-def test_no_line_of_demo_is_wider_than_the_terminal(tmp_path: Path) -> None:
-    said = record(tmp_path, "demo", "--weights", "random", "--image-size", "32", "--taps", "top")
+def test_demo_without_any_weights_goes_on_untrained(tmp_path: Path) -> None:
+    """No network, no registry: the last resort, said everywhere; and no line is wider than the terminal."""
+    nowhere = {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": "/none",
+        "KERAS_HOME": "/none",
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    flags = ["--image-size", "32", "--taps", "block3_conv3.avg", "--limit", "300", "--curve-seeds", "1"]
+    said = record(tmp_path, "demo", *flags, **nowhere)
     assert_fits(said)
     bars = [line for line in lines(said) if re.search(r"\d+%\|", line)]
     assert bars
     assert all(len(re.search(r"\|(.*?)\|", line)[1]) >= 10 for line in bars if "0/" not in line), bars  # type: ignore[index]
+    assert "could not be had. Tried:" in " ".join(said.split())
+    assert "untrained" in said
+    (metrics,) = tmp_path.glob("output/*/metrics.json")
+    assert json.loads(metrics.read_bytes())["features"]["weights"] == "random"
+    shown = [line.strip() for line in lines(said) if line.strip().endswith(".png")]
+    assert shown
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in shown)
 
 
-@pytest.mark.tensorflow
 def test_no_line_of_a_folder_with_long_names_is_wider(tmp_path: Path) -> None:
     for label, level in ((f"{LONG} 1", 40), (f"{LONG} 2", 200)):
         (tmp_path / "tones" / label).mkdir(parents=True)
@@ -120,31 +143,33 @@ def test_a_bar_keeps_ten_columns_and_its_words_are_shortened(monkeypatch: pytest
 # --- what every command has -------------------------------------------------------------------
 
 
-def test_bare_it_shows_help_and_each_help_has_an_example(run: Run) -> None:
-    bare, asked = run(), run("--help")
+def test_bare_it_shows_help_and_each_help_has_an_example(run: Run, call: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare, asked = run(), call("--help")
     assert bare.returncode == asked.returncode == 0
     assert bare.stdout == asked.stdout
-    assert run("--version").stdout.startswith("vgg16-features ")
+    assert call("--version").stdout.startswith("vgg16-features ")
+    monkeypatch.setenv("COLUMNS", "80")
     for name in cli.COMMANDS:
-        text = run(name, "--help", env={"COLUMNS": "80"}).stdout
+        assert name in bare.stdout
+        text = call(name, "--help").stdout
         assert f"example: python -m pipeline {name}" in " ".join(text.split())
         assert "None" not in text
         assert "--quiet" in text
         assert max(map(len, text.splitlines())) <= 80
-    assert "squash|crop|pad" in run("train", "--help").stdout
+    assert "squash|crop|pad" in call("train", "--help").stdout
 
 
-def test_json_is_all_that_is_printed(run: Run, tmp_path: Path) -> None:
-    done = run("--json", "report", "--output-dir", tmp_path)
+def test_json_is_all_that_is_printed(call: Run, tmp_path: Path) -> None:
+    done = call("--json", "report", "--output-dir", tmp_path)
     assert json.loads(done.stdout) == {
         "page": f"{tmp_path}/index.html", "leaderboard": f"{tmp_path}/leaderboard.csv", "runs": []
     }  # fmt: skip
 
 
-def test_quiet_says_nothing_of_the_work_and_verbose_says_when(run: Run, tmp_path: Path) -> None:
+def test_quiet_says_nothing_of_the_work_and_verbose_says_when(call: Run, tmp_path: Path) -> None:
     missing = ["inspect", str(tmp_path / "x.h5")]
-    assert "Traceback" not in run(*missing, "--quiet").stderr
-    told = run(*missing, "--verbose").stderr
+    assert "Traceback" not in call(*missing, "--quiet").stderr
+    told = call(*missing, "--verbose").stderr
     assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d.*error: There is no feature file", told)
     assert "Traceback" in told
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pictures
 import pytest
-from conftest import ROOT
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import SkipTestWarning
@@ -156,16 +153,6 @@ def test_set_output_gives_named_columns(tmp_path: Path) -> None:
     frame = features(tmp_path).set_output(transform="polars").fit_transform(IMAGES)
     assert isinstance(frame, polars.DataFrame)
     assert frame.columns == list(features(tmp_path).fit(IMAGES).get_feature_names_out())
-
-
-def test_importing_the_package_costs_nothing() -> None:
-    code = "import sys, pipeline; print(sorted({'numpy', 'sklearn', 'tensorflow', 'h5py', 'PIL'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-    import pipeline
-
-    with pytest.raises(AttributeError, match="nothing_like_it"):
-        _ = pipeline.nothing_like_it
 
 
 def test_load_features_says_what_is_wrong(tmp_path: Path) -> None:

@@ -125,8 +125,9 @@ def test_layers_above_the_highest_tap_are_not_computed(tap: str, convolutions: i
     assert sum(operation.type in ("Conv2D", "Conv3D") for operation in operations) == convolutions
 
 
-@pytest.mark.parametrize("view", ["plain", "mirror"])
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
+@pytest.mark.parametrize(
+    ("precision", "view"), [("float32", "mirror"), pytest.param("bfloat16", "plain", marks=needs_bfloat16)]
+)
 def test_numpy_computes_what_the_graph_does(precision: str, view: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the precision of the graph, of images of any shape, and whatever part of a map goes through at a time."""
     layers, taps, pictures = weights.random_weights().layers, every_tap(48), [images(1)[0], images(2)[1][:17, :30]]
@@ -146,10 +147,8 @@ def test_numpy_computes_what_the_graph_does(precision: str, view: str, monkeypat
 
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
-@pytest.mark.parametrize(
-    "size", [32, 40, 128]
-)  # the image's own, enlarged with odd maps, and the layout for large ones
-@pytest.mark.parametrize("view", ["plain", "mirror"])
+# The image's own size, enlarged with odd maps, and the layout for large ones.
+@pytest.mark.parametrize(("size", "view"), [(32, "mirror"), (40, "plain"), (128, "mirror")])
 def test_a_row_does_not_depend_on_its_neighbours(size: int, precision: str, view: str) -> None:
     """Bit for bit: at any place of a batch, in a batch that is not full, and from memory in another order."""
     taps = ("block1_conv2.avg", "block5_pool.avg", "block2_conv2.std", "block4_conv1.avg2x2", "block3_conv3.cov")

@@ -234,8 +234,8 @@ def cluster_kills(folder: Path, kills: int) -> Iterator[Tally]:
     reference = faults.arrays(undisturbed)
     (folder / "cluster").mkdir()
     with clusters.started(folder / "cluster") as cluster, ThreadPoolExecutor(1) as aside:
-        cluster.start_worker(threads=device.cores())  # each with those of the reference
-        cluster.start_worker(threads=device.cores())
+        cluster.start_worker(real=True, threads=device.cores())  # each with those of the reference
+        cluster.start_worker(real=True, threads=device.cores())
         number = 0
         while tally.faults < kills:
             place, ended = folder / f"round {number}", threading.Event()
