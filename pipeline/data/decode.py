@@ -105,28 +105,14 @@ def fault_of_head(name: str, head: bytes, size: int) -> str:
 
 
 def decode(source: bytes | IO[bytes], how: ImageOptions | None = None) -> NDArray[np.uint8]:
-    """Decode an image file.
+    """Decode an image file to RGB, uint8 (h, w, 3), at its own size, or as `resized_to_fit` makes it.
 
     Grey becomes three equal channels, 16 bits become 8 (of grey by dividing by 257, of colours as their upper byte),
     what is transparent shows white, CMYK goes through its embedded profile where it has one, and the orientation that a
     camera recorded is applied. Of an animation the first frame counts, of a TIFF the first page.
 
-    Parameters
-    ----------
-    source : bytes or binary file
-        The whole file; an open one spares the memory of its bytes.
-    how : ImageOptions, optional
-        As for `resized_to_fit`; left out, the image keeps its own size.
-
-    Returns
-    -------
-    ndarray, uint8 (h, w, 3)
-        RGB.
-
-    Raises
-    ------
-    Unusable
-        When it is empty, no image, damaged, has absurdly many pixels, or takes more memory than may be had.
+    The source is all its bytes, or a binary file, which spares their memory. Raises Unusable when it is empty, no
+    image, damaged, has absurdly many pixels, or takes more memory than may be had.
     """
     with _opened(source, how.image_size if how else None) as pixels:
         if how is not None:
