@@ -247,11 +247,11 @@ from pipeline.commands import train
 from pipeline.features import store
 from pipeline.features.find import find
 from pipeline.features.options import FeatureOptions
-from pipeline.selection import search, side_by_side
+from pipeline.selection import protocol, search
 from pipeline.selection.left_out import LeftOut
 from pipeline.selection.options import SweepOptions, TrainOptions
 features_dir, folder = Path(sys.argv[1]), Path(sys.argv[2])
-side_by_side.TOGETHER = 2
+protocol.TRIALS_TOGETHER = 2
 features = FeatureOptions(
     dataset="digits", features_dir=features_dir, image_size=32, weights="random", precision="float32",
     taps="block1_conv1.avg,block5_pool.avg",

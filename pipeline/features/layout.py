@@ -22,9 +22,6 @@ and, where parts of it were computed on a cluster::
     /computed_on                       (parts,) fixed-length text: for each 1,024 rows of train, then of test, the
                                        machine and its processor; "" for what the attributes tell of
 
-The line in front is an HDF5 user block, which HDF5 tools skip. It is what makes every single byte of the
-file verifiable *before* the HDF5 library parses it.
-
 Neither libhdf5 nor a crash in the middle of its writes can spoil a file: the library only lays out metadata
 in memory, and all bytes reach the disk through `pipeline.common.atomic`.
 """

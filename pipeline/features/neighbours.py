@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError
+from pipeline.common.memory import free_memory
 from pipeline.common.progress import Progress
 from pipeline.data.dataset import LazyImages
 from pipeline.features import store
@@ -196,24 +198,25 @@ class Index:
     ) -> None:
         self._sides, self.columns = list(sides), sides[0].shape[1]
         self._ends = np.cumsum([side.shape[0] for side in sides])
-        if known is None:
-            scale = moments(sides[0], progress)
-            known = scale, np.concatenate([_lengths(side, scale, progress) for side in sides])
-        self.scale, self._lengths = known
+        self.scale, self._lengths = self._measured(progress) if known is None else known
+        self._wide: NDArray[np.float32] | None = None  # all rows, in memory
 
     def rows(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
         """Features (n, columns) of rows, by their numbers in any order."""
-        as_they_are = Scale(np.zeros(self.columns), np.ones(self.columns), 1)
         once, places = np.unique(rows, return_inverse=True)
         result = np.empty((len(once), self.columns), np.float32)
         for side, end in zip(self._sides, self._ends, strict=True):
             mine = (once >= end - side.shape[0]) & (once < end)
-            result[mine] = side.read(once[mine] - (end - side.shape[0]), as_they_are)
+            result[mine] = side.read(once[mine] - (end - side.shape[0]))
         return result[places]
 
     def widen(self) -> None:
-        """Have all rows in memory, if there is so much, and search several times faster."""
-        self._sides = [side.widened() for side in self._sides]
+        """Have all rows in memory as float32, if there is so much room, and search several times faster."""
+        shape, free = (len(self._lengths), self.columns), free_memory()
+        if self._wide is None and (free is None or 4 * math.prod(shape) <= free // 2):
+            wide = np.empty(shape, np.float32)
+            self._visit(lambda rows, block: np.copyto(wide[rows], block))
+            self._wide = wide
 
     def distances(self, one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArray[np.float32]:
         """Distances (n,) between rows and other rows (n,)."""
@@ -241,8 +244,10 @@ class Index:
         lengths = np.linalg.norm(asked, axis=1)
         weights = np.ascontiguousarray((asked * self.scale.gain.astype(np.float32)).T)
         products = np.empty((len(self._lengths), len(features)), np.float32)
-        for side, end in zip(self._sides, self._ends, strict=True):
-            side.multiply(weights, products[end - side.shape[0] : end])
+        if self._wide is None:
+            self._visit(lambda rows, block: np.matmul(block, weights, out=products[rows]))
+        else:
+            np.matmul(self._wide, weights, out=products)
         products -= self.scale.mean.astype(np.float32) @ weights
         distances = np.clip(1 - products / np.maximum(self._lengths[:, None] * lengths, TINY), 0, 2).T
         nearest = np.argpartition(distances, count - 1, axis=1)[:, :count]
@@ -250,22 +255,30 @@ class Index:
         nearest = np.take_along_axis(nearest, order, axis=1)
         return np.take_along_axis(distances, nearest, axis=1), nearest
 
+    def _measured(self, progress: Callable[[int], object]) -> tuple[Scale, NDArray[np.float32]]:
+        """What standardises the rows, and the lengths (n,) that they have then."""
+        scale, lengths = moments(self._sides[0], progress), np.empty(self._ends[-1], np.float32)
+
+        def visit(rows: slice, block: NDArray[np.float32]) -> None:
+            scale.standardise(block)
+            lengths[rows] = np.sqrt(np.einsum("ij,ij->i", block, block))
+            progress(2 * block.size)
+
+        self._visit(visit)
+        return scale, lengths
+
+    def _visit(self, visit: Callable[[slice, NDArray[np.float32]], object]) -> None:
+        """Show all rows, block by block, with their numbers."""
+
+        def shifted(rows: slice, block: NDArray[np.float32], first: int) -> None:
+            visit(slice(first + rows.start, first + rows.stop), block)
+
+        for side, end in zip(self._sides, self._ends, strict=True):
+            side.reduce(shifted, partial(int, end - side.shape[0]))
+
 
 def unit(block: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Rows of length one, in place, and what their lengths were."""
     lengths = np.linalg.norm(block, axis=1)
     block /= np.maximum(lengths, TINY)[:, None]
     return block, lengths
-
-
-def _lengths(rows: FeatureRows, scale: Scale, progress: Callable[[int], object]) -> NDArray[np.float32]:
-    """Lengths (n,) of the standardised rows."""
-    result = np.empty(rows.shape[0], np.float32)
-
-    def visit(here: slice, block: NDArray[np.float32], _: None) -> None:
-        scale.standardise(block)
-        result[here] = np.sqrt(np.einsum("ij,ij->i", block, block))
-        progress(2 * block.size)
-
-    rows.reduce(visit, lambda: None)
-    return result

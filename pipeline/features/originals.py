@@ -57,9 +57,7 @@ def originals(cache: store.Cache, data_dir: Path) -> Originals:
     try:
         dataset = datasets.load_dataset(spec.dataset, data_dir, download=False)
         if dataset.digest != spec.dataset_digest:
-            return Originals(
-                {}, {}, f"The images are not shown: {spec.dataset} in {data_dir} is another than was used."
-            )
+            raise UserError(f"{spec.dataset} in {data_dir} is another than was used.")
         return Originals({split: dataset.splits[split].images for split in SPLITS}, {})
     except UserError as error:
         return Originals({}, {}, f"The images are not shown: {error}")

@@ -97,29 +97,6 @@ class FeatureRows:
             progress(2 * (stop - start) * self.shape[1])
         return result
 
-    def widened(self) -> FeatureRows:
-        """The same rows as one float32 array in memory, several times faster to multiply, if there is room."""
-        free = free_memory()
-        if self._wide is not None or (free is not None and 2 * self.nbytes > free // 2):
-            return self
-        result = np.empty(self.shape, np.float32)
-        self.reduce(lambda rows, block, _: np.copyto(result[rows], block), lambda: None)
-        return FeatureRows([result])
-
-    @property
-    def _wide(self) -> NDArray[np.float32] | None:
-        """All rows, if they are one float32 array in memory."""
-        (first, *others) = self._parts
-        held = isinstance(first, np.ndarray) and first.dtype == np.float32 and self._index is None and not others
-        return first if held else None  # type: ignore[return-value]
-
-    def multiply(self, weights: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """Write the products of all rows with weights, float32 (columns, any), to ``out``, float32 (n, any)."""
-        if (wide := self._wide) is not None:
-            np.matmul(wide, weights, out=out)
-        else:
-            self.reduce(lambda rows, block, _: np.matmul(block, weights, out=out[rows]), lambda: None)
-
     def columns(self, chosen: Sequence[slice]) -> FeatureRows:
         """Some of the columns, without a copy; of rows in a file, those of whole parts."""
         if self._on_disk:
@@ -133,12 +110,12 @@ class FeatureRows:
             merged.append(slice(merged.pop().start, each.stop) if joins else each)
         return FeatureRows([array[:, each] for each in merged], self._index)
 
-    def read(self, index: NDArray[Any], scale: Scale) -> NDArray[np.float32]:
-        """A standardised copy of some rows, by their numbers in any order."""
+    def read(self, index: NDArray[Any], scale: Scale | None = None) -> NDArray[np.float32]:
+        """A copy of some rows, by their numbers in any order, standardised if it is told by what."""
         order = np.argsort(index)
         result = np.empty((len(index), self.shape[1]), np.float32)
         for rows, block in self.take(index[order]).blocks(256):
-            result[order[rows]] = scale.standardise(block)
+            result[order[rows]] = block if scale is None else scale.standardise(block)
         return result
 
     def shuffled(self, generator: np.random.RandomState, size: int) -> list[NDArray[np.intp]]:
@@ -213,7 +190,7 @@ class FeatureRows:
                 for part in self._parts
             ]
             gathered = None if self._index is None or high - low == stop - start else self._index[start:stop] - low
-            yield start, stop, _getter(arrays, start, gathered)
+            yield start, stop, functools.partial(_pick, arrays, start, gathered)
             start = stop
 
     def _widen(self, pieces: Sequence[Any], out: NDArray[np.float32]) -> None:
@@ -234,14 +211,11 @@ class FeatureRows:
         np.multiply(out, np.float32(2.0**112), out=out)
 
 
-def _getter(
-    arrays: Sequence[NDArray[Any]], start: int, index: NDArray[np.intp] | None
-) -> Callable[[int, int], list[NDArray[Any]]]:
-    def get(first: int, stop: int) -> list[NDArray[Any]]:
-        rows: Any = slice(first - start, stop - start)
-        return [array[rows if index is None else index[rows]] for array in arrays]
-
-    return get
+def _pick(
+    arrays: Sequence[NDArray[Any]], start: int, index: NDArray[np.intp] | None, first: int, stop: int
+) -> list[NDArray[Any]]:
+    rows: Any = slice(first - start, stop - start)
+    return [array[rows if index is None else index[rows]] for array in arrays]
 
 
 @functools.cache

@@ -115,13 +115,13 @@ class Cache:
 
         The columns of the caches beside it follow.
         """
-        return FeatureRows([part for cache in self.parts for part in cache._file_parts(split, taps)])
-
-    def _file_parts(self, split: str, taps: Sequence[str]) -> list[FilePart]:
-        self._require(taps)
-        with read_errors(self.path):
-            held = [self._file[split][tap] for tap in taps]
-            return [FilePart(self._descriptor, each.id.get_offset() or 0, each.shape) for each in held]
+        found: list[FilePart] = []
+        for cache in self.parts:
+            cache._require(taps)
+            with read_errors(cache.path):
+                held = [cache._file[split][tap] for tap in taps]
+                found += [FilePart(cache._descriptor, each.id.get_offset() or 0, each.shape) for each in held]
+        return FeatureRows(found)
 
     def places_of(self, other: Cache, split: str) -> NDArray[np.intp]:
         """Numbers (n,) of the rows of a split here that hold the images of another cache's rows.
@@ -229,6 +229,7 @@ def _describe(path: Path, file: h5py.File) -> Cache:
         class_names = tuple(name.decode("utf-8") for name in read_proven(array_dataset(file, "class_names", (None,))))
     except UnicodeDecodeError as error:
         raise Unfit(f"/class_names is not UTF-8: {error}") from error
+    origins = read_proven(array_dataset(file, "computed_on", (None,))) if on_cluster else ()
     rate = file.attrs.get("images_per_second")
     if not isinstance(rate, (float, np.floating)):
         raise Unfit("the attribute 'images_per_second' is missing or no number")
@@ -245,7 +246,7 @@ def _describe(path: Path, file: h5py.File) -> Cache:
         has_members=has_members,
         has_groups=has_groups,
         skipped=_read_skipped(file) if has_members else (),
-        computed_on=_read_origins(file) if on_cluster else (),
+        computed_on=tuple(text.decode("utf-8", "replace") for text in origins),
         _file=file,
     )
 
@@ -277,11 +278,6 @@ def _read_skipped(file: h5py.File) -> tuple[Skipped, ...]:
         Skipped.stored(os.fsdecode(name), reason.decode("utf-8", "replace"))
         for name, reason in zip(names, reasons, strict=True)
     )
-
-
-def _read_origins(file: h5py.File) -> tuple[str, ...]:
-    texts = read_proven(array_dataset(file, "computed_on", (None,)))
-    return tuple(text.decode("utf-8", "replace") for text in texts)
 
 
 def peek_spec(path: Path) -> FeatureSpec:

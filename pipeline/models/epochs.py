@@ -158,7 +158,7 @@ class _Learner:
     def give_up(self) -> None:
         """End, others being ahead."""
         if not self.ended:
-            self.ended, self.behind, self.reason = True, True, jobs.given_up(self.history.steps[-1])
+            self.ended, self.behind, self.reason = True, True, jobs.GIVEN_UP.format(self.history.steps[-1].step)
 
     def fitted(self) -> Fitted:
         """What came of it."""

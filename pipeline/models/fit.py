@@ -21,11 +21,11 @@ from pipeline.features.rows import Scale
 from pipeline.models import classifiers, epochs, history, logistic, ridge
 from pipeline.models.history import FitAndValidation, History, Samples, Step
 from pipeline.models.jobs import (
+    GIVEN_UP,
     Fitted,
     Job,
     Watch,
     criterion_of,
-    given_up,
     overflow_as_user_error,
     row_weights,
     with_temperature,
@@ -49,6 +49,8 @@ def fit_side_by_side(
 ) -> list[Fitted]:
     """Fit sets of parameters of a classifier and score each on both of its sides.
 
+    Raises UserError when the parameters are so extreme that nothing finite comes out.
+
     Parameters
     ----------
     jobs : sequence of Job
@@ -59,11 +61,6 @@ def fit_side_by_side(
         Whether only the end is wanted, not validation scores on the way, and that end roughly.
     watch : callable
         Told every step of each.
-
-    Raises
-    ------
-    UserError
-        When the parameters are so extreme that nothing finite comes out.
     """
     for job in jobs:
         if len(np.unique(job.rows.data.labels[job.rows.fit])) <= job.rows.data.labels.max():
@@ -101,7 +98,7 @@ def _fit_iterations(jobs: Sequence[Job], rivals: bool, brief: bool, watch: Watch
             return None
         behind.add(number)
         latest[number] = np.inf  # so that the last one left is behind no one
-        return given_up(step)
+        return GIVEN_UP.format(step.step)
 
     tol = max(params["tol"], BRIEF_TOLERANCE) if brief else params["tol"]
     found = logistic.fit(
@@ -189,19 +186,9 @@ def refit(
 ) -> tuple[Pipeline, str | None]:
     """Fit the chosen parameters on all training rows, ``data``, whose scale is ``scale``.
 
-    Parameters
-    ----------
-    chosen : Fitted
-        On the 90 %: its parameters, where a solver may start, and the temperature. Used up.
-    tick : callable
-        Called after every iteration or epoch.
-
-    Returns
-    -------
-    model : Pipeline
-        From features to labels and probabilities.
-    not_converged : str or None
-        Why it did not converge; None when it did.
+    What was ``chosen`` on the 90 % gives the parameters, where a solver may start, and the temperature, and is used up;
+    ``tick`` is called after every iteration or epoch. Returns what makes labels and probabilities of features, and why
+    it did not converge, None when it did.
     """
     classifier, reason = classifiers.get(name), None
     everything = np.arange(len(data.labels))

@@ -19,6 +19,7 @@ from pipeline.models import classifiers
 from pipeline.models.history import FitAndValidation, History, Scores, Step
 from pipeline.models.logistic import LinearModel
 
+GIVEN_UP = "given up after step {:g}: others were ahead on validation"
 TEMPERATURE_ROWS = 5000  # of validation that the temperature, one number, is fitted on at most
 
 Watch = Callable[[int, Step], object]  # told which job, and its last step
@@ -57,11 +58,6 @@ def row_weights(params: Mapping[str, Any], labels: NDArray[Any]) -> NDArray[np.f
 def criterion_of(params: Mapping[str, Any], losses: NDArray[Any], labels: NDArray[Any]) -> float:
     """What parameters are chosen by, from the losses of the validation rows (n,)."""
     return float(np.average(losses, weights=row_weights(params, labels)))
-
-
-def given_up(last: Step) -> str:
-    """Why a fit ended before its end: its rivals."""
-    return f"given up after step {last.step:g}: others were ahead on validation"
 
 
 def is_overflow(error: ValueError) -> bool:

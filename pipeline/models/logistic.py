@@ -131,11 +131,8 @@ def fit(
             # From zeros the first step is Newton's, as far as the preconditioner tells.
             solvers.append(_Solver(strength, point, inverse, 1.0 if problem.start else 0.5))
 
-        def shifted(number: int, found: Fit, first: int = first) -> object:
-            return watch(first + number, found)
-
         own = weights[:, first : first + size]
-        fits += _lockstep(rows, labels, scale, solvers, own, dtype, tol, max_iter, turn, shifted)
+        fits += _lockstep(rows, labels, scale, solvers, own, dtype, tol, max_iter, turn, watch, first)
     return fits
 
 
@@ -150,6 +147,7 @@ def _lockstep(
     max_iter: int,
     turn: Floats | None,
     watch: Watch,
+    first: int,
 ) -> list[Fit]:
     fits = [Fit(LinearModel(np.empty(0), np.empty(0))) for _ in solvers]
     active = list(range(len(solvers)))
@@ -174,7 +172,7 @@ def _lockstep(
                 if ended:
                     found.not_converged = f"the solver stopped early: no step made the loss smaller at tol={tol:g}"
             if solver.backtracks == 0 or ended:
-                given_up = watch(number, found)
+                given_up = watch(first + number, found)
                 if isinstance(given_up, str) and not ended:
                     ended, found.not_converged = True, given_up
             if ended:

@@ -23,13 +23,8 @@ def weigh(probabilities: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float
     """Weights (models,) whose mean of the models' probabilities has the lowest cross-entropy; their sum is 1.
 
     They are the shares of a mixture of known components, whose likelihood has one maximum, found by expectation
-    maximisation: Dempster, Laird & Rubin 1977, https://doi.org/10.1111/j.2517-6161.1977.tb01600.x, section 4.3.
-
-    Parameters
-    ----------
-    probabilities : ndarray, float (models, n, classes)
-        Of rows that no model has learnt from.
-    labels : ndarray, int (n,)
+    maximisation: Dempster, Laird & Rubin 1977, https://doi.org/10.1111/j.2517-6161.1977.tb01600.x, section 4.3. The
+    probabilities (models, n, classes) are of rows that no model has learnt from, whose labels are (n,) ints.
     """
     right = probabilities[:, np.arange(len(labels)), labels].astype(np.float64)
     right = np.maximum(right, np.finfo(np.float32).eps)

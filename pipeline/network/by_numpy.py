@@ -67,10 +67,7 @@ class Network:
     def __call__(self, images: Images) -> dict[str, NDArray[np.float16]]:
         """Features of n images, uint8 (h, w, 3) each, RGB: for each tap, float16 (n, columns).
 
-        Raises
-        ------
-        UserError
-            When a feature is too large for float16, or not a number.
+        Raises UserError when a feature is too large for float16, or not a number.
         """
         with np.errstate(over="ignore", invalid="ignore"):  # said below, with the tap's name
             return checked({tap: values.astype(np.float16) for tap, values in self.raw(images).items()})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -51,16 +51,11 @@ def make_plan(precision: str, *, image_size: int, batch_size: int | None, elsewh
     return plan
 
 
-def make_extractor(
-    layers: Mapping[str, Layer],
-    *,
-    taps: Sequence[str],
-    image_size: int,
-    plan: Plan,
-    view: str = "plain",
-    threads: int | None = None,
-) -> Extractor:
-    """Compile the network, see `vgg16.Extractor`, and prove its precision on a few images."""
+def make_extractor(layers: Mapping[str, Layer], *, plan: Plan, threads: int | None = None, **network: Any) -> Extractor:
+    """Compile the network, see `vgg16.Extractor`, and prove its precision on a few images.
+
+    ``network`` is what `FeatureSpec.network` gives.
+    """
     log.info("loading TensorFlow")
     with quiet_stderr():
         with interrupts_later():
@@ -69,13 +64,7 @@ def make_extractor(
         if threads is not None:
             vgg16.use_threads(threads)
         extractor = vgg16.Extractor(
-            layers,
-            taps,
-            image_size=image_size,
-            precision=plan.precision,
-            batch_size=plan.batch_size,
-            view=view,
-            device=plan.device,
+            layers, precision=plan.precision, batch_size=plan.batch_size, device=plan.device, **network
         )
         # Not on the user's pictures: a blank page shows no difference between precisions.
         coarse = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)

@@ -98,9 +98,9 @@ def choose_device(
         )
     precision = asked if asked != "auto" else "bfloat16" if bfloat16 else "float32"
     chosen = batch_size or default_batch_size(image_size)
-    if batch_size is None and memory is not None:
-        chosen = max(1, min(chosen, _power_of_two(memory // _image_bytes(image_size, precision))))
     if memory is not None:
+        fitting = _power_of_two(memory // _image_bytes(image_size, precision))
+        chosen = batch_size or max(1, min(chosen, fitting))
         _check_memory(chosen, image_size, precision, memory)
     return Plan("CPU:0", "the processor", precision, chosen)
 

@@ -37,9 +37,7 @@ DIRECTIONS = 64  # that a map is projected to before its covariance is taken
 
 _AVG_AND_MAX = {
     **{f"{layer}.avg": channels for layer, channels in CONV_LAYERS.items()},
-    "block3_pool.max": 256,
-    "block4_pool.max": 512,
-    "block5_pool.max": 512,
+    **{f"{layer}.max": channels for layer, channels in POOL_LAYERS.items()},
     "block5_pool.avg": 512,
 }
 # Every tap (a layer and what is taken of its map) and its number of columns. Those that came later come last, so that

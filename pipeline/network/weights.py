@@ -120,39 +120,30 @@ def from_file(path: Path) -> VGGWeights:
 
 
 def _layers_in(path: Path) -> dict[str, Layer]:
-    return pick_layers(read_arrays(path), str(path))
-
-
-def pick_layers(arrays: Mapping[str, NDArray[Any]], where: str) -> dict[str, Layer]:
     """Pick the 13 convolutions out of a file's arrays, by layer name or, failing that, by their order.
 
     Keras 2's layout names each layer; Keras 3's ``.weights.h5`` numbers layers of a kind instead
     (``conv2d``, ``conv2d_1`` …), with ``vars/0`` the kernel and ``vars/1`` the bias. Raises UserError when a layer is
     missing, has another shape, or holds a number that is not finite.
     """
-    numbered = dict(zip(CONV_LAYERS, ["conv2d", *(f"conv2d_{i}" for i in range(1, 13))], strict=True))
-    layers: dict[str, Layer] = {}
-    for layer, kernel_shape in KERNELS.items():
-        bias_shape = kernel_shape[3:]
-        own = [array for name, array in arrays.items() if layer in name.split("/")[:-1]]
-        if not own:
-            own = [
-                array
-                for name, array in arrays.items()
-                if f"{numbered[layer]}/vars" in name.rpartition("/")[0] and numbered[layer] in name.split("/")
-            ]
+    arrays, layers = read_arrays(path), dict[str, Layer]()
+    folders = {name: name.split("/")[:-1] for name in arrays}
+    for place, (layer, kernel_shape) in enumerate(KERNELS.items()):
+        bias_shape, numbered = kernel_shape[3:], f"conv2d_{place}" if place else "conv2d"
+        own = [arrays[name] for name, inside in folders.items() if layer in inside]
+        own = own or [arrays[name] for name, inside in folders.items() if inside[-2:] == [numbered, "vars"]]
         kernels = [array for array in own if array.ndim == 4]
         biases = [array for array in own if array.ndim == 1]
         found = ", ".join(str(array.shape) for array in own) or "nothing"
         if [a.shape for a in kernels] != [kernel_shape] or [a.shape for a in biases] != [bias_shape]:
             raise UserError(
-                f"The weights of {where} are of another architecture than VGG16: for {layer} expected arrays of "
+                f"The weights of {path} are of another architecture than VGG16: for {layer} expected arrays of "
                 f"{kernel_shape} and {bias_shape}; found {found}. Give a VGG16 file, or use --weights imagenet."
             )
         kernel, bias = kernels[0].astype(np.float32), biases[0].astype(np.float32)
         if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
             raise UserError(
-                f"The weights of {where} hold a number that is not finite (NaN or infinity) in {layer}. Copy or "
+                f"The weights of {path} hold a number that is not finite (NaN or infinity) in {layer}. Copy or "
                 f"download the file again."
             )
         layers[layer] = (kernel, bias)

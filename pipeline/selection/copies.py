@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -108,16 +108,16 @@ def _alike(cache: store.Cache, taps: tuple[str, ...]) -> NDArray[np.int64]:
 
 def count(grouping: Grouping) -> Images:
     """Count what `group` found."""
+    images, groups = (np.split(each, [grouping.train]) for each in (grouping.images, grouping.groups))
 
-    def parted(numbers: Rows) -> dict[str, Rows]:
-        return dict(zip(SPLITS, np.split(numbers, [grouping.train]), strict=True))
+    def of_splits(counts: Iterable[int]) -> dict[str, int]:
+        return dict(zip(SPLITS, counts, strict=True))
 
-    distinct = {split: np.unique(each) for split, each in parted(grouping.images).items()}
     return Images(
-        {split: len(each) for split, each in parted(grouping.images).items()},
-        {split: len(each) for split, each in distinct.items()},
-        len(np.intersect1d(distinct["train"], distinct["test"])),
-        {split: len(np.unique(each)) for split, each in parted(grouping.groups).items()} if grouping.own else None,
+        of_splits(map(len, images)),
+        of_splits(len(np.unique(each)) for each in images),
+        len(np.intersect1d(images[0], images[1])),
+        of_splits(len(np.unique(each)) for each in groups) if grouping.own else None,
     )
 
 

@@ -16,8 +16,7 @@ from sklearn.pipeline import Pipeline
 
 from pipeline.common.bar import Bar
 from pipeline.models.history import Samples, predict
-from pipeline.network.taps import columns_among, columns_of
-from pipeline.selection import protocol, side_by_side, splits
+from pipeline.selection import protocol, splits
 from pipeline.selection.protocol import Selection
 from pipeline.selection.splits import Rows
 from pipeline.selection.trials import Trial, TrialResult
@@ -44,7 +43,7 @@ class CrossValidation:
         seed: int,
         progress: Bar,
     ) -> None:
-        self._groups, self._taps, self._class_names = side_by_side.arrange(candidates), taps, class_names
+        self._groups, self._taps, self._class_names = protocol.arrange(candidates), taps, class_names
         self._data, self._folds, self._seed, self._progress = data, folds, seed, progress
         least = max(folds, 4 if folds == 2 else 3)  # so that two are left to choose and fit on
         self._parts = [
@@ -58,11 +57,7 @@ class CrossValidation:
     def score(self) -> tuple[Rows, NDArray[np.float32]]:
         """Predict each image, in each repeat, by what was chosen and fitted without it.
 
-        Returns
-        -------
-        rows : ndarray, int (n,)
-            One row of each image, ascending.
-        probabilities : ndarray, float32 (repeats, n, classes)
+        Returns one row of each image (n,), ascending, and probabilities (repeats, n, classes).
         """
         rows = splits.one_of_each(self._data.images)
         probabilities = np.full((len(self._parts), len(rows), len(self._class_names)), np.nan, np.float32)
@@ -71,7 +66,8 @@ class CrossValidation:
                 data, mine = self._data.taken(fit), np.isin(rows, held_out)
                 trial = self._only or self.choose(data)[0][0]
                 _, _, model, _ = self.fit(trial, data)
-                features = self._data.features.take(rows[mine]).columns(self._columns(trial))
+                columns = protocol.columns_of_trial(trial, data.features, self._taps)
+                features = self._data.features.take(rows[mine]).columns(columns)
                 probabilities[repeat, mine] = predict(model, features)
         if np.isnan(probabilities).any():
             raise AssertionError("an image is in no fold")
@@ -80,15 +76,14 @@ class CrossValidation:
     def choose(self, data: Samples) -> Table:
         """All candidates with their mean scores over folds of some rows, the lowest validation loss first."""
         trials = [trial for group in self._groups for trial in group]
-        groups = data.groups
-        count = min(self._folds, splits.fewest(data.labels, groups))
+        count = min(self._folds, splits.fewest(data.labels, data.groups))
         found: list[list[TrialResult]] = [[] for _ in trials]
-        for fit, held_out in splits.folds(data.labels, groups, count, self._seed, self._class_names):
+        for fit, held_out in splits.folds(data.labels, data.groups, count, self._seed, self._class_names):
             rows = protocol.sides(data, fit, held_out[splits.one_of_each(data.images[held_out])])
             results = (
                 result
                 for group in self._groups
-                for _, _, result in side_by_side.fit_together(group, rows, self._taps, self._progress.note)
+                for _, _, result in protocol.fit_together(group, rows, self._taps, self._progress.note)
             )
             for own, result in zip(found, results, strict=True):
                 own.append(result)
@@ -101,16 +96,13 @@ class CrossValidation:
 
         Returns the rows with its columns, the fit on 90 % of them, the one on all, and why it did not converge.
         """
-        own = dataclasses.replace(data, features=data.features.columns(self._columns(trial)))
+        columns = protocol.columns_of_trial(trial, data.features, self._taps)
+        own = dataclasses.replace(data, features=data.features.columns(columns))
         rows = protocol.prepare(own, trial.seed, self._class_names)
         selection = protocol.select(trial.classifier, trial.params, rows, trial.seed)
         model, reason = protocol.refit(trial.classifier, selection.fitted, own, trial.seed)
         self._progress.update(1)
         return own, selection, model, reason or selection.fitted.not_converged
-
-    def _columns(self, trial: Trial) -> list[slice]:
-        caches = range(self._data.features.shape[1] // columns_of(self._taps))
-        return columns_among(trial.taps, self._taps, caches)
 
 
 def _mean(results: Sequence[TrialResult]) -> TrialResult:

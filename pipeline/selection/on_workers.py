@@ -25,7 +25,7 @@ from pipeline.features.rows import FeatureRows
 from pipeline.features.spec import FeatureSpec
 from pipeline.models.history import FitAndValidation, Samples
 from pipeline.network import device
-from pipeline.selection import protocol, side_by_side
+from pipeline.selection import protocol
 from pipeline.selection.trials import Trial, TrialResult
 
 PACKAGES = ("scikit-learn", "scipy", "numpy")  # whose versions decide on what is fitted
@@ -71,7 +71,7 @@ def workers(
 def fit_groups(
     there: cluster.Workers, groups: Sequence[list[Trial]], rows: int, note: Callable[[str], object]
 ) -> Generator[list[tuple[Trial, Any, TrialResult]]]:
-    """Have trials fitted, as `side_by_side.arrange` puts them together, on so many distinct images.
+    """Have trials fitted, as `protocol.arrange` puts them together, on so many distinct images.
 
     Yields each group when it is done: trials, their parameters with what was found besides, and results. Raises
     UserError when one of them cannot be fitted.
@@ -155,7 +155,7 @@ def attempt(prepared: Prepared, work: Callable[..., Any], *arguments: Any) -> An
 def fit_group(prepared: Prepared, together: list[Trial], rows: int) -> list[tuple[Any, TrialResult]]:
     """Fit trials side by side."""
     sides = prepared.sides(together[0].seed).first(rows)
-    return [(fitted.params, result) for _, fitted, result in side_by_side.fit_together(together, sides, prepared.taps)]
+    return [(fitted.params, result) for _, fitted, result in protocol.fit_together(together, sides, prepared.taps)]
 
 
 def follow_curve(prepared: Prepared, curve: protocol.Curve) -> NDArray[np.float64]:

@@ -70,13 +70,7 @@ class TrainOptions(ClusterOptions):
         return self.weighted(self.classifier, classifiers.resolve(self.classifier, self.options))
 
     def weighted(self, classifier: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Parameters of a classifier, and how it weighs classes where that was asked for.
-
-        Raises
-        ------
-        UserError
-            When it cannot.
-        """
+        """The same of parameters of a classifier; raises UserError when it cannot weigh them."""
         if self.class_weight is None:
             return dict(params)
         if not classifiers.get(classifier).weighs_classes:

@@ -8,6 +8,8 @@ rows accuracy jumps by chance where the loss is smooth. The chosen one is then r
 from __future__ import annotations
 
 import dataclasses
+import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,10 +25,12 @@ from pipeline.models import classifiers, history
 from pipeline.models import fit as fitting
 from pipeline.models.fit import fit_side_by_side
 from pipeline.models.history import FitAndValidation, History, Samples, Step
-from pipeline.models.jobs import Fitted, Job, Watch
+from pipeline.models.jobs import Fitted, Job
+from pipeline.network.taps import columns_among, columns_of
 from pipeline.selection import splits
 from pipeline.selection.options import DEFAULT_CURVE_SEEDS
 from pipeline.selection.splits import Rows, Split
+from pipeline.selection.trials import Trial, TrialResult
 
 if TYPE_CHECKING:
     from pipeline.common.bar import Bar
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 LEARNING_CURVE_SIZES = 5
 FITTED_ROWS = 10_000  # of those fitted on, whose probabilities are kept beside those of validation
 TOGETHER = 5  # values of C that are fitted side by side: the best is most often among the first five
+TRIALS_TOGETHER = 9  # at most: those that are interrupted are fitted again
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ def select(name: str, options: Mapping[str, Any], rows: FitAndValidation, seed: 
                 name,
                 [Job(params, rows, seed) for params in group],
                 rivals=True,
-                watch=_noting(progress, [f"{tuned}={params[tuned]:g}" for params in group]),
+                watch=functools.partial(_note, progress, [f"{tuned}={params[tuned]:g}" for params in group]),
             )
         best = min(found, key=lambda fitted: fitted.criterion)
         if best is not found[-1]:
@@ -145,12 +150,66 @@ def probabilities(chosen: Fitted, rows: FitAndValidation, numbers: NDArray[np.in
     return found
 
 
-def _noting(progress: Bar, names: Sequence[str]) -> Watch:
-    def watch(number: int, step: Step) -> None:
-        progress.note(f"{names[number]}, step {step.step:g}, validation accuracy {percent(step.validation_accuracy)}")
-        progress.update(1)
+def _note(progress: Bar, names: Sequence[str], number: int, step: Step) -> None:
+    progress.note(f"{names[number]}, step {step.step:g}, validation accuracy {percent(step.validation_accuracy)}")
+    progress.update(1)
 
-    return watch
+
+def refit(name: str, chosen: Fitted, data: Samples, seed: int) -> tuple[Pipeline, str | None]:
+    """Fit the chosen parameters on all training rows, ``data``: see `fit.refit`."""
+    scale = _moments(data.features)
+    with Progress("refit on all rows", chosen.params.get("epochs", 0), "steps") as progress:
+        return fitting.refit(name, data, scale, seed, chosen, lambda: progress.update(1))
+
+
+# --- trials, many of them -----------------------------------------------------------------------
+
+
+def arrange(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Trials that differ in the tuned option alone together, the most regularised first: they share passes of rows."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        tuned = classifiers.get(trial.classifier).tuned_option
+        rest: dict[str, Any] = {name: value for name, value in trial.params.items() if name != tuned}
+        groups.setdefault(repr((trial.classifier, trial.taps, rest, trial.seed)), []).append(trial)
+    found = []
+    for group in groups.values():
+        tuned = classifiers.get(group[0].classifier).tuned_option
+        ordered = sorted(group, key=lambda trial: trial.params[tuned])
+        found += [ordered[first : first + TRIALS_TOGETHER] for first in range(0, len(ordered), TRIALS_TOGETHER)]
+    return found
+
+
+def columns_of_trial(trial: Trial, features: FeatureRows, taps: tuple[str, ...]) -> list[slice]:
+    """Where the columns of a trial's taps are in features of ``taps``, of one cache or of several side by side."""
+    return columns_among(trial.taps, taps, range(features.shape[1] // columns_of(taps)))
+
+
+def fit_together(
+    trials: Sequence[Trial],
+    rows: FitAndValidation,
+    taps: tuple[str, ...],
+    on_step: Callable[[str], object] = lambda what: None,
+) -> list[tuple[Trial, Fitted, TrialResult]]:
+    """Fit trials as `arrange` puts them together; ``taps``, what the columns of ``rows`` are, has at least theirs.
+
+    ``on_step`` is told what is being done.
+    """
+
+    def watch(number: int, step: Step) -> None:
+        on_step(f"{trials[number].describe()}: step {step.step:g}, {percent(step.validation_accuracy)}")
+
+    began = time.monotonic()
+    own = rows.columns(columns_of_trial(trials[0], rows.data.features, taps))
+    fits = fit_side_by_side(trials[0].classifier, [Job(trial.params, own, trial.seed) for trial in trials], watch=watch)
+    seconds = round((time.monotonic() - began) / len(trials), 3)
+    return [
+        (trial, fit, TrialResult(*fit.validation, *fit.train, fit.not_converged, seconds, fit.criterion))
+        for trial, fit in zip(trials, fits, strict=True)
+    ]
+
+
+# --- the learning curve -------------------------------------------------------------------------
 
 
 def curve_sizes(rows: int, classes: int) -> list[int]:
@@ -235,10 +294,3 @@ def follow(
             starts[number] = fitted.model
         progress(sum(curve.sizes[index] for curve in going.values()))
     return [np.array(each, float).reshape(-1, 2) for each in scores]
-
-
-def refit(name: str, chosen: Fitted, data: Samples, seed: int) -> tuple[Pipeline, str | None]:
-    """Fit the chosen parameters on all training rows, ``data``: see `fit.refit`."""
-    scale = _moments(data.features)
-    with Progress("refit on all rows", chosen.params.get("epochs", 0), "steps") as progress:
-        return fitting.refit(name, data, scale, seed, chosen, lambda: progress.update(1))

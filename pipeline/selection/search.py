@@ -176,7 +176,7 @@ class _Runner:
 
     def run(self, candidates: Sequence[Trial], rows: int) -> Table:
         """Results of all candidates on so many rows, best first; those without a record are fitted."""
-        from pipeline.selection import side_by_side
+        from pipeline.selection import protocol
 
         path = self._records.path
         tried = {path(trial): trial for trial in (dataclasses.replace(each, rows=rows) for each in candidates)}
@@ -189,7 +189,7 @@ class _Runner:
         groups = [
             together
             for seed in sorted({trial.seed for trial in pending})
-            for together in side_by_side.arrange([trial for trial in tried.values() if trial.seed == seed])
+            for together in protocol.arrange([trial for trial in tried.values() if trial.seed == seed])
             if not all(path(trial) in found for trial in together)
         ]
         title = "candidates" if rows == self.rows else f"candidates on {rows:,} rows"
@@ -233,7 +233,7 @@ class _Runner:
         self, groups: Sequence[list[Trial]], rows: int, taps: tuple[str, ...], note: Callable[[str], object]
     ) -> Iterator[list[tuple[Trial, Mapping[str, Any], TrialResult]]]:
         """Fit groups of trials, here or elsewhere; each has the parameters, and what was found besides."""
-        from pipeline.selection import protocol, side_by_side
+        from pipeline.selection import protocol
 
         if self._workers is not None and groups:
             from pipeline.selection import on_workers
@@ -243,7 +243,7 @@ class _Runner:
         for seed, of_seed in itertools.groupby(groups, lambda together: together[0].seed):
             prepared = protocol.prepare(self._load(taps), seed, self._cache.class_names).first(rows)
             for together in of_seed:
-                done = side_by_side.fit_together(together, prepared, self._taps, note)
+                done = protocol.fit_together(together, prepared, self._taps, note)
                 yield [(trial, fitted.params, result) for trial, fitted, result in done]
 
     def _load(self, taps: tuple[str, ...]) -> Samples:
