@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_it_is_the_convolution(height: int, width: int, channels: int, results: 
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "channels"), [(2, 3, 64), (4, 4, 512), (7, 7, 512), (12, 12, 256), (64, 64, 64)]
+    ("height", "width", "channels"), [(2, 3, 64), (8, 8, 64), (4, 4, 512), (7, 7, 512), (12, 12, 256), (64, 64, 64)]
 )
 def test_an_image_is_the_same_anywhere(height: int, width: int, channels: int) -> None:
     """Bit for bit: at any place of a batch of any size, with any number of threads."""
@@ -105,6 +106,18 @@ def test_a_row_does_not_depend_on_its_batch(size: int, view: str) -> None:
     for tap, rows in whole.items():
         assert rows[order].tobytes() == shuffled[tap].tobytes(), tap
         assert rows[3:4].tobytes() == single[tap].tobytes(), tap
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_threads_may_share_a_network() -> None:
+    """Maps of all batches have the same places in memory."""
+    network = extractor(weights.random_weights().layers, 64, 8, ("block1_conv2.avg", "block3_conv3.std"))
+    pictures = np.split(images(32), 4)
+    one_by_one = [network.raw(some) for some in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        for expected, found in zip(one_by_one, pool.map(network.raw, pictures), strict=True):
+            for tap, values in expected.items():
+                assert values.tobytes() == found[tap].tobytes(), tap
 
 
 @pytest.mark.usefixtures("anywhere")

@@ -9,7 +9,8 @@ lies outside of an image is not multiplied. `pipeline.network.winograd` is made 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -29,8 +30,8 @@ class Layout:
 
     direct = True
 
-    def layer(self, maps: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-        """A convolution, its bias and ReLU."""
+    def layer(self, maps: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, after: Iterable[tf.Tensor]) -> tf.Tensor:
+        """A convolution, its bias and ReLU; ``after`` is all else that was to be computed from maps before."""
         return tf.nn.relu(tf.nn.bias_add(self.convolve(maps, kernel), bias))
 
     def enter(self, pixels: tf.Tensor) -> tf.Tensor:
@@ -81,13 +82,19 @@ class _Winograd(_BatchInnermost):
 
     def __init__(self) -> None:
         self._workers = winograd.Workers(tf.config.threading.get_intra_op_parallelism_threads() or cores())
+        self._turns = itertools.cycle((0, 1))
 
-    def layer(self, maps: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    def layer(self, maps: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, after: Iterable[tf.Tensor]) -> tf.Tensor:
         _, height, width, images, channels = maps.shape
-        if not winograd.suits(height, width, images, channels):
-            return super().layer(maps, kernel, bias)
-        convolution = winograd.Convolution(kernel.numpy(), bias.numpy(), self._workers)
-        result = tf.numpy_function(lambda maps: convolution(maps[0])[np.newaxis], [maps], tf.float32, stateful=False)
+        if not winograd.suits(height, width, images, channels, kernel.shape[-1]):
+            return super().layer(maps, kernel, bias, after)
+        convolution = winograd.Convolution(kernel.numpy(), bias.numpy(), self._workers, next(self._turns))
+
+        def compute(maps: winograd.Maps) -> winograd.Maps:
+            return convolution(maps[0])[np.newaxis]
+
+        with tf.control_dependencies(after):  # it may overwrite what those are computed from
+            result = tf.numpy_function(compute, [maps], tf.float32, stateful=False)
         return tf.ensure_shape(result, (*maps.shape[:-1], kernel.shape[-1]))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,7 @@ class Extractor:
         self._size, self._view = image_size, view
         self.batch_size = batch_size
         self._device = device
+        self._alone = threading.Lock()  # maps of one batch at a time: convolutions may have one place for them
         # On a GPU that computes float32 by TF32, with 10 bits of significand, "float32" would be no true name.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         self._enlarge = tf.function(self._resized, input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
@@ -143,7 +145,7 @@ class Extractor:
 
     def _run(self, images: Images) -> tf.Tensor:
         """Features of at most a batch of images: float32 (n, columns of all taps side by side)."""
-        with tf.device(self._device):
+        with tf.device(self._device), self._alone:
             pixels = self._pixels(images)
             missing = self.batch_size - len(images)
             pixels = tf.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else pixels
@@ -314,7 +316,7 @@ def _network(pixels: tf.Tensor, weights: Weights, taps: Sequence[str], layout: L
 
     for layer, following in zip(weights, [*list(weights)[1:], ""], strict=True):
         kernel, bias = weights[layer]
-        maps = layout.layer(maps, kernel, bias)
+        maps = layout.layer(maps, kernel, bias, list(pooled.values()))
         keep(layer)
         if following[:6] != layer[:6]:  # the block ends
             maps = layout.halve(maps)
