@@ -59,6 +59,7 @@ class Contender:
     batch: int = 0
     difference: float = 0.0
     rates: list[float] = field(default_factory=list)
+    joules: list[float] = field(default_factory=list)  # for an image; none where the machine does not tell
 
     def ask(self, line: str | None = None) -> dict[str, Any]:
         """Send a line, if any, and read the answer."""
@@ -111,8 +112,8 @@ def start(name: str, *arguments: object) -> Contender:
 
 
 def _able() -> list[str]:
-    """Contenders for this processor: emulating bfloat16 would say nothing about anyone."""
-    return [name for name in contenders.NAMES if device.has_bfloat16() or not name.endswith("bfloat16")]
+    """Contenders for this processor: where bfloat16 is slower than float32, nobody would use it."""
+    return [name for name in contenders.NAMES if device.is_faster_in_bfloat16() or not name.endswith("bfloat16")]
 
 
 def compare(size: int, images: Path, chosen: argparse.Namespace) -> list[Contender]:
@@ -135,6 +136,7 @@ def compare(size: int, images: Path, chosen: argparse.Namespace) -> list[Contend
             for one in running[number % len(running) :] + running[: number % len(running)]:
                 answer = one.ask(str(chosen.seconds))
                 one.rates.append(answer["images"] / answer["seconds"])
+                one.joules += [answer["joules"] / answer["images"]] if answer["joules"] else []
             say(f"{size} px: round {number + 1} of {chosen.rounds}")
     finally:
         for one in running:
@@ -227,10 +229,11 @@ def classic_rate(found: list[Contender]) -> float:
 def table(size: int, found: list[Contender], ceiling: float) -> str:
     """A Markdown table of one size."""
     classic = classic_rate(found)
+    energy = all(one.joules for one in found)
     lines = [
         "| contender | batch | images/s, median (least to most) | times the classic script | share of the ceiling "
-        "| difference from float32 |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| difference from float32 |" + " joules/image |" * energy,
+        "| --- | --- | --- | --- | --- | --- |" + " --- |" * energy,
     ]
     for one in sorted(found, key=lambda one: statistics.median(one.rates)):
         rate = statistics.median(one.rates)
@@ -238,6 +241,7 @@ def table(size: int, found: list[Contender], ceiling: float) -> str:
         spread = f"{rate:,.0f} ({min(one.rates):,.0f} to {max(one.rates):,.0f})"
         lines.append(
             f"| {one.name} | {one.batch} | {spread} | {rate / classic:.2f} | {share:.0%} | {one.difference:.1e} |"
+            + (f" {statistics.median(one.joules):.3g} |" if energy else "")
         )
     return "\n".join(lines)
 

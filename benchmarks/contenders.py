@@ -4,7 +4,8 @@
 
 The process builds the contender, tries its batch sizes, and prints one line of JSON: the batch size chosen and the
 features of the first images, for the check. For every line on stdin, a number of seconds, it then computes for that
-long and prints images and seconds. Between two lines it sleeps, so it takes nothing from the others.
+long and prints images, seconds, and the energy that the processors took, where the machine tells it. Between two lines
+it sleeps, so it takes nothing from the others.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pipeline.network.taps import ALL_TAPS, TOP_TAPS
 
 CHECKED = 64  # images whose features are compared with the reference
 TRIAL_SECONDS = 0.7
+MOST_PIXELS = 4 * device.BATCH_PIXELS  # of a batch that is tried: more of large images take minutes, and gigabytes
 PRODUCTS = (1024, 2048, 4096)  # rows and columns of the matrices of the ceiling
 MEAN_BGR = (103.939, 116.779, 123.68)
 
@@ -290,6 +292,16 @@ NAMES = {
 FROM_32 = "ours, from 32 px"  # the bare graph of the default command, enlarging included
 
 
+def joules() -> float | None:
+    """Energy that the processors have taken, from some time on; None where the machine does not tell."""
+    counters = Path("/sys/class/powercap").glob("intel-rapl:[0-9]*")
+    try:
+        packages = [int((one / "energy_uj").read_text()) for one in counters if one.name.count(":") == 1]
+    except OSError:  # only root may read it
+        return None
+    return sum(packages) / 1e6 if packages else None
+
+
 def compute(forward: Forward, batch: int, images: Images, seconds: float) -> tuple[int, float]:
     """Compute for some seconds, in whole pieces; return images and seconds."""
     piece = batch * getattr(forward, "at_once", 1)
@@ -324,6 +336,7 @@ def main() -> None:
     images: Images = np.load(chosen.images)
     build = contender(_layers(chosen.data_dir), chosen.size)
     best: tuple[float, int, Forward] | None = None
+    batches = [batch for batch in batches if batch <= max(min(batches), MOST_PIXELS // chosen.size**2)]
     for batch in batches or [device.default_batch_size(chosen.size)]:
         forward = build(batch)
         compute(forward, batch, images, 0.0)  # compiles
@@ -338,8 +351,11 @@ def main() -> None:
     answers.write(json.dumps({"batch": batch, "features": found[:CHECKED].astype(float).tolist()}) + "\n")
     answers.flush()
     for line in sys.stdin:
+        before = joules()
         done, seconds = compute(forward, batch, images, float(line))
-        answers.write(json.dumps({"images": done, "seconds": seconds}) + "\n")
+        after = joules()
+        energy = None if before is None or after is None or after < before else after - before  # it may start anew
+        answers.write(json.dumps({"images": done, "seconds": seconds, "joules": energy}) + "\n")
         answers.flush()
 
 
