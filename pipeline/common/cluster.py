@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import itertools
 import logging
 import pickle
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -66,30 +67,14 @@ class Lacking(UserError):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a worker says.
+    """What a worker says: of a task, or of whether it is prepared."""
 
-    Attributes
-    ----------
-    worker : str
-        Its address.
-    result : Sealed, optional
-        Of a task.
-    refusal : str, optional
-        Why it cannot compute.
-    lacks : bool
-        Whether it could, if it were sent more.
-    label : str
-        Machine, processor and threads, of a worker that is prepared.
-    seconds : float
-        That a task took.
-    """
-
-    worker: str
-    result: Sealed | None = None
-    refusal: str | None = None
-    lacks: bool = False
-    label: str = ""
-    seconds: float = 0.0
+    worker: str  # its address
+    result: Sealed | None = None  # of a task
+    refusal: str | None = None  # why it cannot compute
+    lacks: bool = False  # whether it could, if it were sent more
+    label: str = ""  # machine, processor and threads, of a worker that is prepared
+    seconds: float = 0.0  # that a task took
 
 
 _prepared: dict[str, tuple[Any, str]] = {}  # by the digests of what was sent: what came of it, and a label
@@ -173,16 +158,13 @@ class Workers:
 
     Parameters
     ----------
-    client : Client
-    where : str
-        What the cluster is called in messages.
-    packages : sequence of str
+    client, where : Client, str
+        The cluster, and what messages call it.
+    packages : tuple of str
         Whose versions must be those of this process, besides this package's and Python's.
-    prepare : callable
-        Run once by each worker's process, on ``setup``: gives what its tasks work with, and what to call the worker.
-        A UserError that it raises refuses the worker.
-    setup : object
-        Sent once to each worker's process.
+    prepare, setup : callable, object
+        The one is run once by each worker's process, on the other: it gives what tasks work with, and what to call the
+        worker. A UserError that it raises refuses the worker.
     whole : callable, optional
         Makes what is sent instead of ``setup`` to one for which that is `Lacking`.
     """
@@ -207,7 +189,7 @@ class Workers:
         self._joining: dict[Future, tuple[str, Callable[[str, Any], None]]] = {}
         self._refused: dict[str, str] = {}
         self._waits = False
-        self._done: dict[str, list[float]] = {}  # of each worker: units and seconds
+        self._done: dict[str, tuple[int, float]] = {}  # of each worker: units and seconds
 
     def run(
         self, work: Callable[..., Any], tasks: Iterable[tuple[Task, tuple[Any, ...]]], size: Callable[[Task], int],
@@ -222,31 +204,28 @@ class Workers:
             refuses the worker, and another does the task.
         tasks : iterable of (task, arguments)
             Made as they are sent, so only a few for each worker are ever in memory.
-        size : callable
-            How many units a task is, of which there are so many a second.
-        unit : str
-            In the plural.
-        note : callable
-            Told how many workers there are, and the rate of each.
+        size, unit, note
+            Of how many units a task is, what they are called, and who is told how many each worker does in a second.
 
         Raises
         ------
         UserError
             When the scheduler is gone, no worker there can do the work, or workers die of one and the same task.
         """
-        todo, again = iter(tasks), deque[_Flight[Task]]()
+        todo = (_Flight(task, seal(arguments)) for task, arguments in tasks)
+        again = deque[_Flight[Task]]()  # what was lost, else the next to do, while there is any
         running: dict[Future, _Flight[Task]] = {}
         try:
             while True:
-                self._refill(again, todo)
+                again.extend(itertools.islice(todo, not again))
                 alive = self._look()
                 self._meet(alive)
                 for future in [future for future, flight in running.items() if not flight.workers & alive]:
                     again.append(self._lost(running.pop(future)))
                 while again and len(running) < AHEAD * len(self._ready):
-                    flight = again.popleft()
-                    running[self._send(work, flight)] = replace(flight, workers=frozenset(self._ready))
-                    self._refill(again, todo)
+                    flight = replace(again.popleft(), workers=frozenset(self._ready))
+                    running[self._submit(_work, work, self._setup.digest, flight.sealed, to=flight.workers)] = flight
+                    again.extend(itertools.islice(todo, not again))
                 if not running and not again:
                     return
                 for future in self._finished([*running, *self._joining]):
@@ -254,10 +233,12 @@ class Workers:
                         self._joined(future)
                         continue
                     flight = running.pop(future)
-                    reply = self._reply(future)
-                    if reply is None:
+                    try:
+                        reply: Reply = future.result(timeout=SILENCE)  # what is a bug there is raised here
+                    except (OSError, CancelledError, KilledWorker):
                         again.append(self._lost(flight))
-                    elif (result := self._proven(reply)) is None:
+                        continue
+                    if (result := self._proven(reply)) is None:
                         again.append(flight)
                     else:
                         self._count(reply, size(flight.task), unit, note)
@@ -267,16 +248,8 @@ class Workers:
             self._known -= {address for address, _ in self._joining.values()}
             self._joining.clear()
 
-    @staticmethod
-    def _refill(again: deque[_Flight[Task]], todo: Iterator[tuple[Task, tuple[Any, ...]]]) -> None:
-        """Have the next task at hand, if there is one."""
-        if not again and (task := next(todo, None)) is not None:
-            again.append(_Flight(task[0], seal(task[1])))
-
-    def _send(self, work: Callable[..., Any], flight: _Flight[Any]) -> Future:
-        return self._client.submit(
-            _work, work, self._setup.digest, flight.sealed, workers=sorted(self._ready), pure=False
-        )
+    def _submit(self, *call: Any, to: Collection[str], priority: int = 0) -> Future:
+        return self._client.submit(*call, workers=sorted(to), pure=False, priority=priority)
 
     def _look(self) -> set[str]:
         """Addresses of the workers that the scheduler has now."""
@@ -309,10 +282,8 @@ class Workers:
             self._known.add(address)
             self._ask(address, self._heard, self._teller)
         if alive and alive <= self._refused.keys():
-            reasons: dict[str, list[str]] = {}
-            for address in sorted(alive):
-                reasons.setdefault(self._refused[address], []).append(address)
-            listed = "; ".join(f"{', '.join(who)}: {why.rstrip('.')}" for why, who in reasons.items())
+            by_reason = itertools.groupby(sorted(alive, key=self._refused.__getitem__), self._refused.__getitem__)
+            listed = "; ".join(f"{', '.join(sorted(who))}: {why.rstrip('.')}" for why, who in by_reason)
             raise UserError(
                 f"No worker of the cluster {self._where} can do the work. {listed}. What is finished is kept: correct "
                 f"that and run the same command again."
@@ -325,9 +296,8 @@ class Workers:
             )  # fmt: skip
         self._waits = not alive
 
-    def _ask(self, address: str, then: Callable[[str, Any], None], ask: Callable[..., Any], *arguments: Any) -> None:
-        future = self._client.submit(ask, *arguments, workers=[address], pure=False, priority=10)
-        self._joining[future] = address, then
+    def _ask(self, address: str, then: Callable[[str, Any], None], *call: Any) -> None:
+        self._joining[self._submit(*call, to=[address], priority=10)] = address, then
 
     def _joined(self, future: Future) -> None:
         address, then = self._joining.pop(future)
@@ -342,12 +312,11 @@ class Workers:
 
     def _heard(self, address: str, versions: Mapping[str, str]) -> None:
         """A worker has told its versions; Python's must agree in its first two numbers."""
-        differ = [
-            f"{name} is {versions.get(name, 'none')} there and {own} here"
-            for name, own in self._wanted.items()
-            if own.split(".")[: 2 if name == "Python" else None]
-            != versions.get(name, "none").split(".")[: 2 if name == "Python" else None]
-        ]
+        differ = []
+        for name, own in self._wanted.items():
+            there, numbers = versions.get(name, "none"), 2 if name == "Python" else None
+            if there.split(".")[:numbers] != own.split(".")[:numbers]:
+                differ.append(f"{name} is {there} there and {own} here")
         if differ:
             self._refuse(address, f"{'; '.join(differ)}. Install there what is here")
         else:
@@ -358,12 +327,11 @@ class Workers:
             log.info("sending the worker %s what it lacks: %s", address, reply.refusal)
             self._whole = self._whole or seal(self._make_whole())
             self._ask(address, self._admit, _prepare, self._prepare, self._setup.digest, self._whole)
-            return
-        if reply.refusal is not None:
+        elif reply.refusal is not None:
             self._refuse(address, reply.refusal)
-            return
-        self._ready.add(address)
-        log.info("the worker %s joins: %s", address, reply.label)
+        else:
+            self._ready.add(address)
+            log.info("the worker %s joins: %s", address, reply.label)
 
     def _refuse(self, address: str, why: str) -> None:
         log.warning("warning: the worker %s is refused, and others do its work: %s", address, why)
@@ -379,15 +347,6 @@ class Workers:
         with suppress(TimeoutError, CancelledError):
             wait(futures, timeout=1, return_when="FIRST_COMPLETED")
         return [future for future in futures if future.status != "pending"]
-
-    @staticmethod
-    def _reply(future: Future) -> Reply | None:
-        """What a worker says of a task; None when it was lost on the way. What is a bug there is raised here."""
-        try:
-            reply: Reply = future.result(timeout=SILENCE)
-        except (OSError, CancelledError, KilledWorker):
-            return None
-        return reply
 
     def _proven(self, reply: Reply) -> tuple[Any] | None:
         """The result of a task, if it can be used."""
@@ -416,13 +375,10 @@ class Workers:
 
     def _count(self, reply: Reply, units: int, unit: str, note: Callable[[str], object]) -> None:
         """Show the work done over all workers, and how fast each of them is."""
-        spent = self._done.setdefault(reply.worker, [0.0, 0.0])
-        spent[0] += units
-        spent[1] += reply.seconds
-        rates = sorted(
-            (done / max(seconds, 1e-9) for address, (done, seconds) in self._done.items() if address in self._ready),
-            reverse=True,
-        )
+        done, seconds = self._done.get(reply.worker, (0, 0.0))
+        self._done[reply.worker] = done + units, seconds + reply.seconds
+        rates = [done / max(spent, 1e-9) for worker, (done, spent) in self._done.items() if worker in self._ready]
+        rates.sort(reverse=True)
         listed = " + ".join(f"{rate:.3g}" for rate in rates[:SHOWN])
         more = f" + {len(rates) - SHOWN} more" if len(rates) > SHOWN else ""
         count = len(self._ready)
