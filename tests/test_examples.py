@@ -1,36 +1,19 @@
-"""The examples run: each script of the gallery, the usual script on a few images, and the notebook in a kernel."""
+"""The examples run: the usual script on a few images, and the notebook in a kernel; `make docs` runs the gallery."""
 
 from __future__ import annotations
 
 import functools
 import runpy
-import warnings
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from conftest import DATA_DIR, ROOT, WEIGHTS_FILE
 
-from pipeline.common.progress import log
+from pipeline.common.progress import in_notebook
 
 EXAMPLES = ROOT / "examples"
 pytestmark = [pytest.mark.tensorflow, pytest.mark.weights]
-
-
-@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("gallery/plot_*.py")), ids=lambda path: path.stem)
-def test_gallery(
-    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "data").symlink_to(DATA_DIR)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(log, "handlers", [])
-    with warnings.catch_warnings(), mpl.rc_context({"backend": "agg"}):
-        warnings.filterwarnings("error", category=DeprecationWarning, module="__main__")
-        runpy.run_path(str(script), run_name="__main__")
-    plt.close("all")
-    assert "error: " not in capsys.readouterr().err
 
 
 def test_the_usual_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,4 +49,5 @@ def test_the_notebook_has_its_outputs_and_runs(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert outputs() == committed
+    assert not in_notebook(), "only what it started is one"
     assert sum("display_data" in each for each in committed) == 3, "the images, what is confused, and the mistakes"

@@ -15,8 +15,9 @@ log = logging.getLogger("pipeline")
 
 
 def in_notebook() -> bool:
-    """Whether this is the process of a notebook."""
-    return "ipykernel" in sys.modules
+    """Whether this is the process of a notebook; what starts one has loaded the same modules."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return "IPKernelApp" in getattr(shell, "config", {})
 
 
 class ConsoleHandler(logging.StreamHandler[TextIO]):
