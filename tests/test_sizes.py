@@ -21,8 +21,10 @@ from pipeline.commands.presets import PRESETS
 from pipeline.common.errors import UserError
 from pipeline.features import store
 from pipeline.features.options import FeatureOptions
+from pipeline.models import classifiers
 from pipeline.network.taps import RICH_TAPS, columns_of
 from pipeline.selection.options import TrainOptions
+from pipeline.selection.trials import Trial
 
 pytestmark = pytest.mark.tensorflow
 
@@ -182,6 +184,8 @@ def test_a_preset_is_choices_that_are_allowed(name: str) -> None:
     many = TrainOptions(classifier=preset.classifier, for_few=preset.for_few)
     assert many.for_rows(20_000) is many
     assert many.for_rows(19_999).classifier == preset.for_few
+    chosen = many.of_trial(Trial("svm", RICH_TAPS, classifiers.resolve("svm", {"alpha": 1.0}), 0))
+    assert chosen.for_rows(100) is chosen, "a sweep has compared them"
     told = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     sizes = " and ".join(map(str, asked.image_size))
     assert f"| `{name}` | {sizes} px | {asked.views} | `{asked.taps}` | `{preset.classifier}` |" in told

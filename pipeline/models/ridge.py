@@ -1,4 +1,4 @@
-"""Ridge regression on the classes, for every strength from one matrix of products of columns."""
+"""Ridge regression on the classes, for every strength from one matrix: of products of columns, or of rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve, lstsq
-from scipy.linalg.blas import dsyrk
+from scipy.linalg.blas import dger, dsyrk
 from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import LabelBinarizer
@@ -55,12 +55,13 @@ def fit(
     Raises
     ------
     UserError
-        When there are so many columns that their products do not fit into memory.
+        When the products do not fit into memory.
     """
     count, columns = len(labels), rows.shape[1] if before is None else len(before.get_feature_names_out())
     few = count < columns  # then products of rows with each other are fewer, and tell the same
-    needed = 8 * count * (count + columns) if few else 2 * 8 * columns**2
-    check_memory("ridge" if before is None else "kernel", f"the products of {columns:,} columns", needed)
+    what = f"the products of {count:,} rows" if few else f"the products of {columns:,} columns"
+    needed = 8 * count * (2 * count + columns) if few else 2 * 8 * columns**2
+    check_memory("ridge" if before is None else "kernel", what, needed)
     binarizer = LabelBinarizer(neg_label=-1).fit(labels)
     targets = binarizer.transform(labels).astype(np.float64)
     total, means = weights.sum(), weights @ targets / weights.sum()
@@ -80,14 +81,17 @@ def fit(
         products = dsyrk(1.0, wide.T, beta=1.0, c=products, lower=1, overwrite_c=1)
     if few:
         root = np.sqrt(weights)
-        everything -= np.outer(root, moments / total)
+        dger(-1.0, moments / total, root, a=everything.T, overwrite_a=1)  # in place: that memory was asked for once
         # Centring took a direction away, without which there is no inverse. Targets have nothing of it either, so that
         # it may be anything.
-        products, right = dsyrk(1.0, everything, lower=1) + np.outer(root, root), targets
+        products = np.outer(root, root).T
+        products = dsyrk(1.0, everything.T, beta=1.0, c=products, trans=1, lower=1, overwrite_c=1)
+        right = targets
     else:
         products = dsyrk(-1 / total, moments[:, None], beta=1.0, c=products, lower=1, overwrite_c=1)
+    strengthened = np.empty_like(products)
     for estimator in estimators:
-        strengthened = products.copy(order="F")
+        strengthened[...] = products
         strengthened[np.diag_indices(len(products))] += estimator.alpha
         try:
             coef = cho_solve(cho_factor(strengthened, lower=True, overwrite_a=True, check_finite=False), right)

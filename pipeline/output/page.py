@@ -50,7 +50,7 @@ def _table(run: RunResults, what: str) -> Columns:
         found: Columns = getattr(run, what)
         if what == "predictions":
             _ = found["index"], found["label"], found["predicted"], found["confidence"]
-    except (ValueError, LookupError, csv.Error) as error:
+    except (ValueError, LookupError, OverflowError, csv.Error) as error:
         log.warning("warning: %s cannot be read (%s): the page does without it", run.folder / f"{what}.csv", error)
         return {}
     return found

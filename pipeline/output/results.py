@@ -130,5 +130,6 @@ def load_run(name: str, output_dir: str | Path = "output") -> RunResults:
             return read_run(folder)
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(
-                f"The run {folder} cannot be read: {path.name} was edited or damaged. Train it again."
+                f"The run {folder} cannot be read: {path.name} was edited or damaged, or its folder renamed ({error}). "
+                f"Give the folder its name again, or train it again."
             ) from error

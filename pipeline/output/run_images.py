@@ -51,7 +51,7 @@ class PageImages:
 
     data_dir: Path
     shown: dict[str, str] = field(default_factory=dict)
-    _uris: dict[tuple[str, Place | None], str] = field(default_factory=dict)
+    _uris: dict[tuple[int, Place | None], str] = field(default_factory=dict)
     _known: dict[tuple[str, str], tuple[Originals, dict[str, Place]]] = field(default_factory=dict)
 
     def of(self, run: RunResults) -> RunImages:
@@ -72,7 +72,7 @@ class PageImages:
 
     def id_of(self, images: RunImages, position: int) -> str:
         """The id of an image, or of a placeholder when there is no such image any more."""
-        place = str(images.folder), images.places[position]
+        place = id(images.originals), images.places[position]  # one folder may have been read in several ways
         if place not in self._uris:
             self._uris[place] = thumbnails.uri(images.pixels(position))
         return self.shown.setdefault(self._uris[place], f"i{len(self.shown)}")

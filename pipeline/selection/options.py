@@ -90,7 +90,7 @@ class TrainOptions(ClusterOptions):
     def of_trial(self, trial: Trial) -> Self:
         """The same, for the classifier, parameters and seed of a trial."""
         options = {name: value for name, value in trial.params.items() if name != "class_weight"}
-        return dataclasses.replace(self, classifier=trial.classifier, options=options, seed=trial.seed)
+        return dataclasses.replace(self, classifier=trial.classifier, options=options, seed=trial.seed, for_few=None)
 
     def keyed(self) -> dict[str, Any]:
         """All that changes a run's result, besides features, seed and protocol.
