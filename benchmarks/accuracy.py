@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import os
+import string
 import subprocess
 import sys
 import time
@@ -117,6 +118,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     rows = [{**row, "cost": row["one"] + row["two"]} for row in rows if not math.isnan(row["one"] + row["two"])]
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
@@ -127,16 +129,18 @@ def draw(rows: list[dict[str, Any]]) -> None:
     axes.plot(
         [cost for cost, _ in edge], [100 * value for _, value in edge], drawstyle="steps-post", color="grey", lw=1
     )
-    for row in rows:
-        if (row["cost"], row["validation"]) in edge:
-            text = f"{row['taps']}, {row['views']}, {row['classifier']}"
-            axes.annotate(
-                text, (row["cost"], 100 * row["validation"]), fontsize=7, xytext=(4, -9), textcoords="offset points"
-            )
+    best = sorted((row for row in rows if (row["cost"], row["validation"]) in edge), key=lambda row: float(row["cost"]))
+    for letter, row in zip(string.ascii_uppercase, best, strict=False):
+        at = row["cost"], 100 * row["validation"]
+        axes.annotate(letter, at, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
+        axes.plot([], [], " ", label=f"{letter}: {row['taps']}; {row['views']}; {row['classifier']}")
     axes.set(xscale="log", xlabel="processor time of both stages (minutes of one core)")
     axes.set_ylabel("validation accuracy (%)")
-    axes.margins(x=0.15)
-    axes.legend()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.margins(x=0.1, y=0.1)
+    axes.legend(loc="lower right", fontsize=8)
     figure.savefig(PICTURE, dpi=120)
 
 
