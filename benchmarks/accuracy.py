@@ -60,9 +60,10 @@ ROWS = [  # each pooling and view by itself where images are small and cheap; wh
 
 
 def run(arguments: list[str], records: Path) -> dict[str, Any]:
-    """Give a command to this program; what it says as JSON, and what making it took, if that is known.
+    """Give a command to this program; what it says as JSON, and what making it took: NaN where that is not known.
 
-    That are ``peak``, in bytes, and ``minutes`` of the processor. They are kept in a file, for when a row is there.
+    That is ``peak``, in bytes, and ``minutes`` of the processor, kept in a file for when a row is there. Of what was
+    stopped and went on they are those of the last call.
     """
     began = time.time()
     command = [sys.executable, "-m", "pipeline", *arguments, "--json"]
@@ -80,7 +81,12 @@ def run(arguments: list[str], records: Path) -> dict[str, Any]:
         known[Path(made[0]).name] = {"peak": usage.ru_maxrss * 1024, "minutes": minutes}
         records.write_text(json.dumps(known, indent=1))
     each = [known.get(Path(one).name, {"peak": math.nan, "minutes": math.nan}) for one in made]
-    return {**found, "peak": max(one["peak"] for one in each), "minutes": sum(one["minutes"] for one in each)}
+    return {**found, "peak": largest(*(one["peak"] for one in each)), "minutes": sum(one["minutes"] for one in each)}
+
+
+def largest(*values: float) -> float:
+    """The largest of some numbers; NaN, unknown, where one of them is."""
+    return math.nan if any(map(math.isnan, values)) else max(values)
 
 
 def frontier(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -167,7 +173,7 @@ def main() -> None:
             "size": size.replace("+", " and "), "views": views, "taps": taps, "classifier": classifier,
             "columns": metrics["features"]["columns"], "validation": metrics["accuracy"]["validation"],
             "test": metrics["accuracy"]["test"], "interval": metrics["interval"]["test"],
-            "one": made["minutes"], "two": metrics["minutes"], "peak": max(made["peak"], metrics["peak"]),
+            "one": made["minutes"], "two": metrics["minutes"], "peak": largest(made["peak"], metrics["peak"]),
         })  # fmt: skip
         text = PAGE.read_text(encoding="utf-8")
         head, _, rest = text.partition(BEGIN)
