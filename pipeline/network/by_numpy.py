@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError
-from pipeline.network.taps import CONV_LAYERS, DIRECTIONS, TAP_COLUMNS, columns_of
+from pipeline.network.taps import CONV_LAYERS, POOLINGS, TAP_COLUMNS, columns_of
 
 if TYPE_CHECKING:
     from pipeline.network.weights import Layer
@@ -77,9 +77,9 @@ class Network:
         maps, found = self._narrow(pixels[..., ::-1] - np.array(MEAN_RGB[::-1], self._dtype)), {}
 
         def keep(name: str) -> None:
-            for how, pool in _POOLINGS.items():
+            for how, pooling in POOLINGS.items():
                 if (tap := f"{name}.{how}") in self._taps:
-                    found[tap] = pool(maps, self._narrow)
+                    found[tap] = pooling.pool(maps, self._narrow)
 
         for layer, following in itertools.pairwise([*self._layers, ""]):
             kernel, bias = self._layers[layer]
@@ -119,13 +119,6 @@ def checked(features: dict[str, NDArray[np.float16]]) -> dict[str, NDArray[np.fl
                 f"other weights."
             )
     return features
-
-
-@functools.cache
-def directions(channels: int) -> NDArray[np.float32]:
-    """What a map's channels are projected to: orthonormal, float32 (channels, 64), the same for every data set."""
-    drawn = np.random.RandomState(0).standard_normal((channels, DIRECTIONS))
-    return np.linalg.qr(drawn)[0].astype(np.float32)
 
 
 # --- of one image -----------------------------------------------------------------------------
@@ -184,36 +177,3 @@ def _products(padded: Array, kernel: Array) -> Array:
     above += own
     above += below
     return above.reshape(height, width, -1)
-
-
-# --- what is kept of a map (h, w, channels), of whose precision means are -------------------------
-
-Pooling = Callable[[Array, Callable[[Array], Array]], Array]
-
-
-def _average(maps: Array, narrow: Callable[[Array], Array]) -> Array:
-    return narrow(maps.mean(axis=(0, 1)))
-
-
-def _quadrants(maps: Array, narrow: Callable[[Array], Array]) -> Array:
-    """Row by row; those of an odd map share its middle row and column."""
-    halves = [(slice(0, -(-side // 2)), slice(side // 2, side)) for side in maps.shape[:2]]
-    return np.concatenate([_average(maps[each], narrow) for each in itertools.product(*halves)])
-
-
-def _covariance(maps: Array, narrow: Callable[[Array], Array]) -> Array:
-    """Upper triangle, row by row, of the covariance of a few directions, under a signed square root."""
-    projection = narrow(directions(maps.shape[-1])).astype(maps.dtype)
-    projected = narrow(maps.reshape(-1, maps.shape[-1]) @ projection)
-    centred = projected - projected.mean(axis=0)
-    upper: Array = (centred.T @ centred)[np.triu_indices(DIRECTIONS)] / len(centred)
-    return np.copysign(np.sqrt(np.abs(upper)), upper)
-
-
-_POOLINGS: Mapping[str, Pooling] = {
-    "avg": _average,
-    "max": lambda maps, _: maps.max(axis=(0, 1)),
-    "std": lambda maps, _: maps.std(axis=(0, 1)),
-    "avg2x2": _quadrants,
-    "cov": _covariance,
-}

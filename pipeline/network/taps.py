@@ -1,13 +1,24 @@
-"""Taps: what is kept of the network, a layer and a pooling each."""
+"""Taps: what is kept of the network, a layer and a pooling each.
+
+NumPy is imported by the poolings alone, when they compute: names of taps are asked for where help must be instant.
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.common.errors import UserError
 from pipeline.common.text import did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
 
 # VGG16's convolutional base, configuration D of Simonyan & Zisserman, https://arxiv.org/abs/1409.1556,
 # table 1: every layer and its number of channels, in the order of the forward pass. A max pooling
@@ -35,21 +46,76 @@ KERNELS = {
 POOL_LAYERS = {"block3_pool": 256, "block4_pool": 512, "block5_pool": 512}
 DIRECTIONS = 64  # that a map is projected to before its covariance is taken
 
-_AVG_AND_MAX = {
-    **{f"{layer}.avg": channels for layer, channels in CONV_LAYERS.items()},
-    **{f"{layer}.max": channels for layer, channels in POOL_LAYERS.items()},
-    "block5_pool.avg": 512,
+
+# --- poolings of a map (h, w, channels) in NumPy -------------------------------------------------
+
+
+class Pooling(NamedTuple):
+    """What can be taken of a layer's map: from which layers, how, and how many columns of how many channels.
+
+    How: of a map, and of what rounds to the precision that means are of.
+    """
+
+    layers: Sequence[str]
+    pool: Callable[[Array, Callable[[Array], Array]], Array]
+    columns: Callable[[int], int] = lambda channels: channels
+
+
+def _average(maps: Array, narrow: Callable[[Array], Array]) -> Array:
+    return narrow(maps.mean(axis=(0, 1)))
+
+
+def _quadrants(maps: Array, narrow: Callable[[Array], Array]) -> Array:
+    """Row by row; those of an odd map share its middle row and column."""
+    import numpy as np
+
+    halves = [(slice(0, -(-side // 2)), slice(side // 2, side)) for side in maps.shape[:2]]
+    return np.concatenate([_average(maps[each], narrow) for each in itertools.product(*halves)])
+
+
+def _covariance(maps: Array, narrow: Callable[[Array], Array]) -> Array:
+    """Upper triangle, row by row, of the covariance of a few directions, under a signed square root."""
+    import numpy as np
+
+    projection = narrow(directions(maps.shape[-1])).astype(maps.dtype)
+    projected = narrow(maps.reshape(-1, maps.shape[-1]) @ projection)
+    centred = projected - projected.mean(axis=0)
+    upper: Array = (centred.T @ centred)[np.triu_indices(DIRECTIONS)] / len(centred)
+    return np.copysign(np.sqrt(np.abs(upper)), upper)
+
+
+@functools.cache
+def directions(channels: int) -> NDArray[np.float32]:
+    """What a map's channels are projected to: orthonormal, float32 (channels, 64), the same for every data set."""
+    import numpy as np
+
+    drawn = np.random.RandomState(0).standard_normal((channels, DIRECTIONS))
+    return np.linalg.qr(drawn)[0].astype(np.float32)
+
+
+# Those that came later come last, so that the order of the others' taps, which is in their keys, stays.
+POOLINGS = {
+    "avg": Pooling((*CONV_LAYERS, "block5_pool"), _average),
+    "max": Pooling((*POOL_LAYERS,), lambda maps, _: maps.max(axis=(0, 1))),
+    "std": Pooling((*CONV_LAYERS,), lambda maps, _: maps.std(axis=(0, 1))),
+    "avg2x2": Pooling((*CONV_LAYERS, *POOL_LAYERS), _quadrants, lambda channels: 4 * channels),
+    "cov": Pooling((*CONV_LAYERS,), _covariance, lambda _: DIRECTIONS * (DIRECTIONS + 1) // 2),
 }
-# Every tap (a layer and what is taken of its map) and its number of columns. Those that came later come last, so that
-# the order of the others, which is in their keys, stays.
-TAP_COLUMNS: dict[str, int] = {
-    **_AVG_AND_MAX,
-    **{f"{layer}.std": channels for layer, channels in CONV_LAYERS.items()},
-    **{f"{layer}.avg2x2": 4 * channels for layer, channels in {**CONV_LAYERS, **POOL_LAYERS}.items()},
-    **{f"{layer}.cov": DIRECTIONS * (DIRECTIONS + 1) // 2 for layer in CONV_LAYERS},
+
+# --- taps -----------------------------------------------------------------------------------------
+
+ALL_TAPS = (
+    *(f"{layer}.avg" for layer in CONV_LAYERS),
+    *(f"{layer}.max" for layer in POOL_LAYERS),
+    "block5_pool.avg",
+)
+# Every tap (a layer and what is taken of its map) and its number of columns; first those that were there at first.
+TAP_COLUMNS: dict[str, int] = dict.fromkeys(ALL_TAPS, 0) | {
+    f"{layer}.{how}": pooling.columns({**CONV_LAYERS, **POOL_LAYERS}[layer])
+    for how, pooling in POOLINGS.items()
+    for layer in pooling.layers
 }
 TOP_TAPS = ("block5_pool.avg",)  # what Keras calls include_top=False, pooling="avg"
-ALL_TAPS = tuple(_AVG_AND_MAX)
 # All, and what raised validation accuracy most for its columns and time, as docs/accuracy.md has it.
 RICH_TAPS = (
     *ALL_TAPS,

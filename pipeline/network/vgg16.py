@@ -28,7 +28,7 @@ from pipeline.network import by_numpy
 from pipeline.network.by_numpy import MEAN_RGB, Images
 from pipeline.network.device import Gpu
 from pipeline.network.layouts import Layout, choose_layout
-from pipeline.network.taps import DIRECTIONS, columns_of
+from pipeline.network.taps import DIRECTIONS, columns_of, directions
 
 if TYPE_CHECKING:
     from pipeline.network.weights import Layer
@@ -290,8 +290,8 @@ def _covariance(maps: tf.Tensor, layout: Layout) -> tf.Tensor:
     Second-order pooling with a signed square root, as bilinear pooling has it (Lin, RoyChowdhury & Maji 2015,
     https://arxiv.org/abs/1504.07889); the upper triangle, diagonal included, row by row.
     """
-    directions = tf.constant(by_numpy.directions(maps.shape[-1])[np.newaxis, np.newaxis], maps.dtype)
-    projected = layout.rows(tf.cast(layout.convolve(maps, directions), tf.float32))
+    projection = tf.constant(directions(maps.shape[-1])[np.newaxis, np.newaxis], maps.dtype)
+    projected = layout.rows(tf.cast(layout.convolve(maps, projection), tf.float32))
     centred = projected - tf.reduce_mean(projected, axis=1, keepdims=True)
     products = tf.matmul(centred, centred, transpose_a=True) / projected.shape[1]
     rows, columns = np.triu_indices(DIRECTIONS)
