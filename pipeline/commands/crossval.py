@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.commands.train import Clock, Outcome, left_out_of, make, place_of
+from pipeline.commands.train import Clock, Outcome, Run, left_out_of, make, place_of
 from pipeline.common.keys import digest_of
 from pipeline.common.progress import Progress
 from pipeline.features import arrays, store
@@ -51,16 +51,10 @@ def loaded(
 
 
 def compute(
-    cache: store.Cache,
-    data: Samples,
-    folds: CrossValidation,
-    table: Table,
-    options: TrainOptions,
-    without: LeftOut,
-    clock: Clock,
+    run: Run, data: Samples, folds: CrossValidation, table: Table, options: TrainOptions, without: LeftOut
 ) -> Outcome:
     """Score every image, and fit the first of a table, which must be of all rows, on all of them."""
-    class_names, kept = cache.class_names, without.kept(cache.rows)
+    class_names, kept, clock = run.cache.class_names, without.kept(run.cache.rows), run.clock
     rows, probabilities = folds.score()
     clock.lap("search")
     trial, result = table[0]
@@ -88,7 +82,7 @@ def compute(
         {"fit": len(rows), "validation": None, **protocol.class_sizes(data, class_names)},
         kept[rows], data.labels[rows], data.features.take(rows),
         {"folds": options.cv, "repeats": options.repeats, "accuracy": right.mean(axis=1).tolist()},
-        left_out_of(without, sum(cache.rows.values()) - len(kept)),
+        left_out_of(without, sum(run.cache.rows.values()) - len(kept)),
     )  # fmt: skip
 
 
@@ -114,8 +108,5 @@ def sweep(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tupl
         own = dataclasses.replace(asked, taps=best.taps)
         chosen = training.of_trial(best)
         place = place_of(own, chosen, copies.count(plain), {"candidates": asked_for, **without.keyed()})
-        make(
-            cache, own, place, chosen, grouping, clock,
-            lambda: compute(cache, data, folds, table, training, without, clock),
-        )  # fmt: skip
-    return table, target, place
+        run = Run(cache, own, place, chosen, grouping, clock)
+        return table, target, make(run, lambda: compute(run, data, folds, table, training, without))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.commands.options import EnsembleOptions
-from pipeline.commands.train import Clock, Outcome, make, place_of
+from pipeline.commands.train import Clock, Outcome, Run, make, place_of
 from pipeline.common.errors import UserError, file_errors
 from pipeline.features import arrays, store
 from pipeline.features.find import find_specs
@@ -61,10 +61,10 @@ def ensemble(options: EnsembleOptions) -> RunFolder:
     }
     asked = _joined({name: model.spec for name, model in models.items()})
     with store.open_all(_caches(options, asked), asked) as cache:
-        grouping, clock = copies.group(cache, [asked.taps]), Clock(start)
+        grouping = copies.group(cache, [asked.taps])
         place = place_of(asked, options, copies.count(grouping))
-        make(cache, asked, place, options, grouping, clock, lambda: _compute(cache, asked, runs, models, clock))
-    return place
+        joined = Run(cache, asked, place, options, grouping, Clock(start))
+        return make(joined, lambda: _compute(joined, runs, models))
 
 
 def _check(run: RunResults, first: RunResults) -> None:
@@ -122,14 +122,13 @@ def _caches(options: EnsembleOptions, asked: FeatureSpec) -> list[Any]:
     return [held[0][0] for held in found]
 
 
-def _compute(
-    cache: store.Cache, asked: FeatureSpec, runs: Sequence[RunResults], models: Mapping[str, Model], clock: Clock
-) -> Outcome:
+def _compute(joined: Run, runs: Sequence[RunResults], models: Mapping[str, Model]) -> Outcome:
     """Weigh the runs on validation, then score the mean of their models, fitted on all of train, on test once."""
     from pipeline.models import history, vote
     from pipeline.output.metrics import score
     from pipeline.selection.protocol import LearningCurve, Selection
 
+    cache, asked, clock = joined.cache, joined.asked, joined.clock
     # Best first, so that the history says what each adds to those before it.
     order = sorted(runs, key=lambda run: run.metrics["log_loss"]["validation"])
     fitted = _weighed(order, cache.labels("train"))

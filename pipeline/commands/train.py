@@ -74,35 +74,38 @@ def train_on(
 ) -> RunFolder:
     """Do as `train` does, on an open cache that holds the features asked for; ``start`` is by `time.monotonic`."""
     plain, options = copies.group(cache, [asked.taps]), options.for_rows(cache.rows["train"])
-    images, grouping, clock = copies.count(plain), without.joined(plain), Clock(start)
+    images = copies.count(plain)
     place = place_of(asked, options, images, without.keyed())
-    make(
-        cache, asked, place, options, grouping, clock,
-        lambda: _compute(cache, asked, options, grouping, without, clock),
-    )  # fmt: skip
+    run = Run(cache, asked, place, options, without.joined(plain), Clock(start))
+    make(run, lambda: _compute(run, options, without))
     copies.remember(options.output_dir, asked.key(), images)
     return place
 
 
-def make(
-    cache: store.Cache,
-    asked: FeatureSpec,
-    place: RunFolder,
-    options: TrainOptions | EnsembleOptions,
-    grouping: copies.Grouping,
-    clock: Clock,
-    compute: Callable[[], Outcome],
-) -> None:
-    """Make sure that a run is there: compute it, once it can be saved, and save it."""
+@dataclass(frozen=True)
+class Run:
+    """A run that is to be there: what it is computed from, and where it goes."""
+
+    cache: store.Cache  # holds the features asked for
+    asked: FeatureSpec
+    place: RunFolder
+    options: TrainOptions | EnsembleOptions
+    grouping: copies.Grouping  # of all rows, near duplicates joined where that was asked for
+    clock: Clock
+
+
+def make(run: Run, compute: Callable[[], Outcome]) -> RunFolder:
+    """Make sure that a run is there, and return where: compute it, once it can be saved, and save it."""
+    cache, place, options = run.cache, run.place, run.options
     if is_there(place, options):
-        return
+        return place
     import sklearn  # late: a run that is there is shown without it
 
     # Stage one refused whatever is not finite: checking a gigabyte again at every step would cost half the time.
     sklearn.set_config(assume_finite=True)
     say_untrained(cache.provenance["weights"])
     if cache.provenance["official"] is not True:
-        log.warning("warning: these features come from files that are not the official %s", asked.dataset)
+        log.warning("warning: these features come from files that are not the official %s", run.asked.dataset)
     with file_errors("write the results", place.output_dir):
         place.prepare()  # now, not after minutes of computing
     outcome = compute()
@@ -110,9 +113,10 @@ def make(
         log.warning(
             "warning: %s did not converge: %s. The run is kept, and marked", options.classifier, outcome.not_converged
         )
-    results = _contents(cache, asked, place, options, grouping, outcome, clock)
+    results = _contents(run, outcome)
     with file_errors("write the results", place.output_dir, "The feature cache is as it was."):
         place.save(*results)
+    return place
 
 
 def is_there(place: RunFolder, options: TrainOptions | EnsembleOptions) -> bool:
@@ -155,11 +159,9 @@ class Outcome:
     probabilities: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # for `ensemble`, where it has use for them
 
 
-def _compute(
-    cache: store.Cache, asked: FeatureSpec, options: TrainOptions, grouping: copies.Grouping, without: LeftOut,
-    clock: Clock,
-) -> Outcome:  # fmt: skip
+def _compute(run: Run, options: TrainOptions, without: LeftOut) -> Outcome:
     """Choose on validation, refit on all of train, score test; or cross-validate."""
+    cache, asked, grouping, clock = run.cache, run.asked, run.grouping, run.clock
     if options.cv is not None:
         from pipeline.commands import crossval
 
@@ -167,7 +169,7 @@ def _compute(
         candidates = [Trial(options.classifier, asked.taps, each, options.seed) for each in params]
         with crossval.loaded(cache, asked.taps, candidates, options, grouping, without) as (data, folds):
             clock.lap("load")
-            return crossval.compute(cache, data, folds, folds.choose(data), options, without, clock)
+            return crossval.compute(run, data, folds, folds.choose(data), options, without)
     # Late, all of it: a run that is there is shown without scikit-learn.
     from pipeline.models import history
     from pipeline.output.metrics import score
@@ -228,21 +230,18 @@ def left_out_of(without: LeftOut, excluded: int, duplicates: int = 0, accuracy: 
     return {**without.source, "excluded_rows": excluded, **more} if without.source else {}
 
 
-def _contents(
-    cache: store.Cache, asked: FeatureSpec, place: RunFolder, options: TrainOptions | EnsembleOptions,
-    grouping: copies.Grouping, outcome: Outcome, clock: Clock,
-) -> tuple[dict[str, bytes], bytes, dict[str, Any], str]:  # fmt: skip
+def _contents(run: Run, outcome: Outcome) -> tuple[dict[str, bytes], bytes, dict[str, Any], str]:
     """Return the run folder's files, the model file, its description and its card."""
     import joblib
 
     from pipeline.output import figures, maps
 
-    classes, scores = cache.class_names, outcome.scores
-    chosen, taps = outcome.selection.fitted, asked.taps
+    cache, asked, options = run.cache, run.asked, run.options
+    classes, scores, chosen = cache.class_names, outcome.scores, outcome.selection.fitted
     created = datetime.now(UTC).isoformat(timespec="seconds")
     title = report.title(cache, asked, options.classifier)
     metrics = {
-        "run": place.name,
+        "run": run.place.name,
         "created": created,
         "dataset": {
             "name": asked.dataset,
@@ -258,7 +257,7 @@ def _contents(
             **asked.image,
             "image_size": _one_or_all(asked.sizes),
             "precision": asked.precision,
-            "taps": list(taps),
+            "taps": list(asked.taps),
             "columns": asked.columns,
             "weights": cache.provenance["weights"],
             "limit": asked.limit,
@@ -269,7 +268,7 @@ def _contents(
         "convergence": outcome.not_converged,
         "search": outcome.selection.trials,
         "seed": options.seed,
-        "images": {**dataclasses.asdict(copies.count(grouping)), **outcome.sides},
+        "images": {**dataclasses.asdict(copies.count(run.grouping)), **outcome.sides},
         "accuracy": {"train": chosen.train[1], "validation": chosen.validation[1], "test": scores.accuracy},
         "log_loss": {"train": chosen.train[0], "validation": chosen.validation[0], "test": scores.log_loss},
         **scores.fields,
@@ -296,8 +295,8 @@ def _contents(
     }
     buffer = io.BytesIO()
     joblib.dump(outcome.model, buffer, compress=3)
-    clock.lap("evaluate")
-    metrics["seconds"] = clock.seconds()
+    run.clock.lap("evaluate")
+    metrics["seconds"] = run.clock.seconds()
     contents = {
         "report.txt": report.report_text(metrics, scores.text).encode("utf-8"),
         "metrics.json": to_json(metrics),
@@ -317,7 +316,7 @@ def _contents(
         "created": created,
         "spec": asked.to_dict(),
         "key": asked.key(),
-        "taps": list(taps),
+        "taps": list(asked.taps),
         "classes": list(classes),
         "classifier": metrics["classifier"],
         "weights": cache.provenance["weights"],
