@@ -23,9 +23,10 @@ from pipeline.common.errors import UserError
 from pipeline.models import classifiers
 from pipeline.network.taps import ALL_TAPS, TOP_TAPS
 from pipeline.selection import grid as grids
+from pipeline.selection.options import TrainOptions
 
 SWEEP = ["sweep", *DIGITS, "--taps", "top", "--taps", "block1_conv1.avg"]
-DEFAULTS = grids.Defaults("logistic", {}, 0, [ALL_TAPS, TOP_TAPS])
+DEFAULTS = TrainOptions(), [ALL_TAPS, TOP_TAPS]
 
 
 @pytest.fixture(scope="module")
@@ -88,18 +89,20 @@ def test_grids_that_are_none_are_explained(text: str, words: str) -> None:
 
 
 def test_what_is_left_out_is_searched_as_train_would() -> None:
-    found = grids.expand([{}], DEFAULTS, sure=False)
+    found = grids.expand([{}], *DEFAULTS, sure=False)
     for taps, columns in ((ALL_TAPS, 6016), (TOP_TAPS, 512)):
         values = [candidate.params["C"] for candidate in found if candidate.taps == taps]
         assert values == classifiers.get("logistic").space(columns)
-    several = grids.expand([{"classifier": ["ridge", "knn"], "seed": [0, 1], "taps": [TOP_TAPS]}], DEFAULTS, sure=False)
+    several = grids.expand(
+        [{"classifier": ["ridge", "knn"], "seed": [0, 1], "taps": [TOP_TAPS]}], *DEFAULTS, sure=False
+    )
     assert {(candidate.classifier, candidate.seed) for candidate in several} == {
         ("ridge", 0), ("ridge", 1), ("knn", 0), ("knn", 1),
     }  # fmt: skip
     twice = {"C": [0.1, 0.10], "taps": [TOP_TAPS]}
-    assert len(grids.expand([twice, twice], DEFAULTS, sure=False)) == 1
+    assert len(grids.expand([twice, twice], *DEFAULTS, sure=False)) == 1
     both = grids.read_flags(["alpha=1,10", "taps=top", "classifier=ridge,svm"], "logistic")
-    assert [(trial.classifier, trial.taps) for trial in grids.expand([both], DEFAULTS, sure=False)] == [
+    assert [(trial.classifier, trial.taps) for trial in grids.expand([both], *DEFAULTS, sure=False)] == [
         ("ridge", TOP_TAPS), ("ridge", TOP_TAPS), ("svm", TOP_TAPS), ("svm", TOP_TAPS),
     ]  # fmt: skip
 
@@ -108,11 +111,11 @@ def test_many_candidates_are_counted_before_they_are_listed() -> None:
     start = time.monotonic()
     million = grids.read_flags(["C=1e-4..1,log,500000"], "logistic")
     with pytest.raises(UserError, match="1,000,000 candidates.*--yes"):
-        grids.expand([million], DEFAULTS, sure=False)
+        grids.expand([million], *DEFAULTS, sure=False)
     with pytest.raises(UserError, match="the most that a sweep takes"):
-        grids.expand([million] * 2, DEFAULTS, sure=True)
+        grids.expand([million] * 2, *DEFAULTS, sure=True)
     assert time.monotonic() - start < 3
-    assert len(grids.expand([grids.read_flags(["C=1e-4..1,log,150"], "logistic")], DEFAULTS, sure=True)) == 300
+    assert len(grids.expand([grids.read_flags(["C=1e-4..1,log,150"], "logistic")], *DEFAULTS, sure=True)) == 300
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,7 @@ def test_faulty_files_are_explained(call: Run, features_dir: Path, tmp_path: Pat
     path = tmp_path / "my experiments.toml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as caught:
-        grids.expand(grids.read_file(path), DEFAULTS, sure=False)
+        grids.expand(grids.read_file(path), *DEFAULTS, sure=False)
     for word in words:
         assert word in str(caught.value)
     assert str(path) in str(caught.value)
@@ -156,15 +159,14 @@ def test_faulty_files_are_explained(call: Run, features_dir: Path, tmp_path: Pat
 def test_tables_without_a_classifier_have_the_one_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "e.toml"
     path.write_text("[[grid]]\nn_neighbors = '3..12,log,3'\nseed = '0..1,lin,2'\n", encoding="utf-8")
-    defaults = grids.Defaults("knn", {}, 0, [TOP_TAPS])
-    found = grids.expand(grids.read_file(path, "knn"), defaults, sure=False)
+    found = grids.expand(grids.read_file(path, "knn"), TrainOptions(classifier="knn"), [TOP_TAPS], sure=False)
     assert [(each.params["n_neighbors"], each.seed) for each in found] == [
         (3, 0), (6, 0), (12, 0), (3, 1), (6, 1), (12, 1),
     ]  # fmt: skip
 
 
 def test_the_example_file_is_right() -> None:
-    found = grids.expand(grids.read_file(ROOT / "experiments.toml"), DEFAULTS, sure=False)
+    found = grids.expand(grids.read_file(ROOT / "experiments.toml"), *DEFAULTS, sure=False)
     assert {candidate.classifier for candidate in found} == set(classifiers.REGISTRY)
 
 

@@ -100,16 +100,15 @@ def _contents(
     cache: store.Cache, asked: FeatureSpec, features: FeatureOptions, options: AuditOptions
 ) -> dict[str, bytes]:
     """All files of an audit."""
-    from pipeline.models.history import Samples  # late, like all that follows: what is there is shown without
-    from pipeline.selection import alike, copies, out_of_fold
+    from pipeline.selection import alike, copies, out_of_fold  # late: what is there is shown without
 
     out_of_fold.check_installed()  # now, not after minutes of computing
     classes, images = cache.class_names, originals(cache, features.data_dir)
     if images.absent:
         log.warning("warning: %s Blank and tiny ones are not looked for", images.absent)
     grouping = copies.group(cache, [asked.taps])
-    rows, labels = arrays.load_all(cache, asked.taps)
-    data = Samples(rows, labels, grouping.groups, grouping.images)
+    data = left_out.LeftOut().samples(cache, asked.taps, grouping, test=True)
+    rows, labels = data.features, data.labels
     probabilities = out_of_fold.probabilities(data, classes, folds=options.cv, seed=options.seed)
     wrong, quality = out_of_fold.mislabelled(labels, probabilities)
     with Progress("neighbours", 0, "steps"):

@@ -11,17 +11,17 @@ from pathlib import Path
 from pipeline.commands.train import Clock, Outcome, Run, left_out_of, make, place_of
 from pipeline.common.keys import digest_of
 from pipeline.common.progress import Progress
-from pipeline.features import arrays, store
+from pipeline.features import store
 from pipeline.features.spec import FeatureSpec
 from pipeline.models.history import Samples
 from pipeline.output.metrics import score
 from pipeline.output.run_folder import RunFolder
 from pipeline.selection import copies, left_out, protocol, search, splits
-from pipeline.selection.crossval import CrossValidation, Table
+from pipeline.selection.crossval import CrossValidation
 from pipeline.selection.left_out import LeftOut
 from pipeline.selection.options import SweepOptions, TrainOptions
 from pipeline.selection.protocol import Selection
-from pipeline.selection.trials import Trial
+from pipeline.selection.trials import Table, Trial
 
 
 @contextmanager
@@ -40,9 +40,7 @@ def loaded(
     UserError
         When a class has too few images for the folds.
     """
-    data = Samples(*arrays.load_all(cache, taps), grouping.groups, grouping.images)
-    if without.rows:
-        data = data.taken(without.kept(cache.rows))
+    data = without.samples(cache, taps, grouping, test=True)
     with Progress("cross-validation", 0, "fits") as progress:
         yield data, CrossValidation(
             candidates, data, taps, cache.class_names,

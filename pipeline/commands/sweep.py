@@ -24,7 +24,7 @@ from pipeline.network.taps import describe_taps, parse_taps
 from pipeline.output.run_folder import RunFolder
 from pipeline.selection import left_out, search
 from pipeline.selection.options import SweepOptions
-from pipeline.selection.search import Table
+from pipeline.selection.trials import Table
 
 log = logging.getLogger("pipeline")
 

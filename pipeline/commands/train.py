@@ -6,6 +6,7 @@ python -m pipeline train --classifier logistic --taps all
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import logging
 import platform
@@ -176,13 +177,9 @@ def _compute(run: Run, options: TrainOptions, without: LeftOut) -> Outcome:
     from pipeline.selection import protocol, splits
 
     name, classes, taps = options.classifier, cache.class_names, asked.taps
-    features, labels = arrays.load_split(cache, "train", taps)
-    data = history.Samples(features, labels, grouping.groups[: len(labels)], grouping.images[: len(labels)])
-    if without.rows:
-        data = data.taken(without.kept({"train": len(labels)}))
-    excluded = len(labels) - len(data.labels)
+    data, kept = without.samples(cache, taps, grouping), without.kept({"train": cache.rows["train"]})
     clock.lap("load")
-    log.info("%s on %s features of %s rows", name, f"{features.shape[1]:,}", f"{features.shape[0]:,}")
+    log.info("%s on %s features of %s rows", name, f"{asked.columns:,}", f"{cache.rows['train']:,}")
     rows = protocol.prepare(data, options.seed, classes)
     selection = protocol.select(name, options.settings(), rows, options.seed)
     chosen = selection.fitted
@@ -190,26 +187,27 @@ def _compute(run: Run, options: TrainOptions, without: LeftOut) -> Outcome:
         "chosen on validation: %s (accuracy %.2f %%, log loss %.4f)",
         classifiers.describe(chosen.params), 100 * chosen.validation[1], chosen.validation[0],
     )  # fmt: skip
-    kept = protocol.probabilities(chosen, rows, without.kept({"train": len(labels)}))
+    said = protocol.probabilities(chosen, rows, kept)
     clock.lap("search")
     sides = {**protocol.sizes_of_sides(rows), **protocol.class_sizes(data, classes)}
     elsewhere = None
     if options.cluster is not None and options.seeds:
         from pipeline.selection import on_workers  # late: it loads Dask
 
-        elsewhere = on_workers.follower(options.cluster, cache, asked, data, without.kept({"train": len(labels)}))
+        elsewhere = functools.partial(on_workers.follow, options.cluster, cache, asked, data, kept)
     curve = protocol.learning_curve(name, chosen, rows, options.seed, classes, seeds=options.seeds, elsewhere=elsewhere)
     del rows
     clock.lap("evaluate")
     model, reason = protocol.refit(name, chosen, data, options.seed)
     learnt = np.unique(data.images)
-    del data, features
+    del data
     clock.lap("fit")
     test_features, test_labels = arrays.load_split(cache, "test", taps)
     clock.lap("load")
     images = grouping.images[grouping.train :]
     tested = splits.one_of_each(images)  # a copy tells nothing new: each image is counted and listed once
     probabilities = history.predict(model, test_features.take(tested))
+    excluded = cache.rows["train"] - len(kept)
     told = left_out_of(without, excluded)
     if without.pairs:
         new = ~np.isin(images[tested], learnt)
@@ -220,7 +218,7 @@ def _compute(run: Run, options: TrainOptions, without: LeftOut) -> Outcome:
     clock.lap("evaluate")
     return Outcome(
         selection, curve, scores, model, reason or chosen.not_converged, sides, tested, test_labels[tested],
-        test_features.take(tested), left_out=told, probabilities=kept,
+        test_features.take(tested), left_out=told, probabilities=said,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.stats import binom, bootstrap
 
 from pipeline.common.text import padded, shorten
 
@@ -115,7 +115,6 @@ def bootstrap_intervals(losses: NDArray[Any], confidences: NDArray[Any], right: 
     rows = len(right)
     if rows < 2:
         return {"log_loss": None, "calibration": None}
-    random = np.random.default_rng(0)
     places = np.clip(np.ceil(confidences * BINS).astype(np.intp), 1, BINS) - 1
 
     def error(chosen: NDArray[np.intp], hits: NDArray[np.bool_]) -> float:
@@ -123,19 +122,14 @@ def bootstrap_intervals(losses: NDArray[Any], confidences: NDArray[Any], right: 
         gaps = np.bincount(places[chosen], weights=confidences[chosen] - hits, minlength=BINS)
         return float(np.abs(gaps).sum() / rows)
 
-    everything = np.arange(rows)
-    resamples = [random.integers(rows, size=rows) for _ in range(RESAMPLES)]
-    measured = {"log_loss": float(losses.mean()), "calibration": error(everything, right)}
-    drawn = {
-        "log_loss": [float(losses[chosen].mean()) for chosen in resamples],
-        "calibration": [error(chosen, right[chosen]) for chosen in resamples],
-    }
+    everything, random = np.arange(rows), np.random.default_rng(0)
+    statistics = {"log_loss": lambda chosen: losses[chosen].mean(), "calibration": lambda at: error(at, right[at])}
     found = {}
-    for name, value in measured.items():
-        low, high = np.quantile(drawn[name], [0.025, 0.975])
-        found[name] = [max(0.0, float(2 * value - high)), max(0.0, float(2 * value - low))]
+    for name, statistic in statistics.items():
+        drawn = bootstrap((everything,), statistic, n_resamples=RESAMPLES, method="basic", batch=100, rng=0)
+        found[name] = [max(0.0, float(end)) for end in drawn.confidence_interval]
     honest = [error(everything, random.random(rows) < confidences) for _ in range(RESAMPLES)]
-    if measured["calibration"] <= np.quantile(honest, 0.95):
+    if error(everything, right) <= np.quantile(honest, 0.95):
         found["calibration"][0] = 0.0
     return found
 

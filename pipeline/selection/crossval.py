@@ -19,9 +19,7 @@ from pipeline.models.history import Samples, predict
 from pipeline.selection import protocol, splits
 from pipeline.selection.protocol import Selection
 from pipeline.selection.splits import Rows
-from pipeline.selection.trials import Trial, TrialResult
-
-Table = list[tuple[Trial, TrialResult]]
+from pipeline.selection.trials import Table, Trial, TrialResult
 
 
 class CrossValidation:
@@ -60,7 +58,7 @@ class CrossValidation:
         Returns one row of each image (n,), ascending, and probabilities (repeats, n, classes).
         """
         rows = splits.one_of_each(self._data.images)
-        probabilities = np.full((len(self._parts), len(rows), len(self._class_names)), np.nan, np.float32)
+        probabilities = np.empty((len(self._parts), len(rows), len(self._class_names)), np.float32)
         for repeat, parts in enumerate(self._parts):
             for fit, held_out in parts:
                 data, mine = self._data.taken(fit), np.isin(rows, held_out)
@@ -69,8 +67,6 @@ class CrossValidation:
                 columns = protocol.columns_of_trial(trial, data.features, self._taps)
                 features = self._data.features.take(rows[mine]).columns(columns)
                 probabilities[repeat, mine] = predict(model, features)
-        if np.isnan(probabilities).any():
-            raise AssertionError("an image is in no fold")
         return rows, probabilities
 
     def choose(self, data: Samples) -> Table:
@@ -89,7 +85,7 @@ class CrossValidation:
                 own.append(result)
                 self._progress.update(1)
         table = [(trial, _mean(results)) for trial, results in zip(trials, found, strict=True)]
-        return sorted(table, key=lambda item: (item[1].criterion, item[1].reason is not None, -item[1].accuracy))
+        return sorted(table, key=lambda item: item[1].rank)
 
     def fit(self, trial: Trial, data: Samples) -> tuple[Samples, Selection, Pipeline, str | None]:
         """Fit a candidate on some rows, as `protocol.select` and `protocol.refit` do.

@@ -13,15 +13,17 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.options import Option
 from pipeline.models import classifiers
 from pipeline.network.taps import ALL_TAPS, TOP_TAPS, columns_of, parse_taps
 from pipeline.selection.trials import Trial
+
+if TYPE_CHECKING:
+    from pipeline.selection.options import TrainOptions
 
 MANY = 200  # candidates from which on a person is asked: by far the most grids are smaller, or slips
 MOST = 1_000_000  # candidates that are not even listed
@@ -175,37 +177,31 @@ def _read_taps(choice: Any) -> tuple[str, ...]:
 # --- what they expand to ----------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """What a grid leaves open: the classifier, its options and the seed given on the command line."""
-
-    classifier: str
-    options: Mapping[str, Any]
-    seed: int
-    taps: Sequence[tuple[str, ...]]
-    sizes: int = 1  # caches whose columns stand side by side
-
-
-def _parts(grid: Grid, defaults: Defaults) -> Iterator[tuple[str, tuple[str, ...], Grid]]:
+def _parts(
+    grid: Grid, training: TrainOptions, choices: Sequence[tuple[str, ...]], sizes: int
+) -> Iterator[tuple[str, tuple[str, ...], Grid]]:
     """Each classifier and choice of taps of a grid, with the values of the seed and of every option."""
-    for classifier in grid.get("classifier", [defaults.classifier]):
-        given = defaults.options if classifier == defaults.classifier else {}
+    for classifier in grid.get("classifier", [training.classifier]):
+        given = training.options if classifier == training.classifier else {}
         base = classifiers.resolve(classifier, given)
-        for taps in grid.get("taps", defaults.taps):
-            varied = {"seed": grid.get("seed", [defaults.seed])}
-            columns = defaults.sizes * columns_of(taps)
+        for taps in grid.get("taps", choices):
+            varied = {"seed": grid.get("seed", [training.seed])}
+            columns = sizes * columns_of(taps)
             for name, value in classifiers.by_columns(base, columns).items():
                 left_out = [value] if value is not None else classifiers.get(classifier).space(columns)
                 varied[name] = grid.get(name, left_out)
             yield classifier, taps, varied
 
 
-def expand(grids: Sequence[Grid], defaults: Defaults, *, sure: bool) -> list[Trial]:
-    """List all candidates, each once; what a grid does not name is as the defaults say, or searched as `train` would.
+def expand(
+    grids: Sequence[Grid], training: TrainOptions, choices: Sequence[tuple[str, ...]], *, sizes: int = 1, sure: bool
+) -> list[Trial]:
+    """List all candidates, each once; what a grid does not name is as in ``training``, or searched as `train` would.
 
-    Raises UserError when there are very many, unless the user is ``sure``, or more than a sweep takes.
+    ``choices`` are the taps to compare where a grid names none, of so many ``sizes`` side by side. Raises UserError
+    when there are very many, unless the user is ``sure``, or more than a sweep takes.
     """
-    parts = [part for grid in grids for part in _parts(grid, defaults)]
+    parts = [part for grid in grids for part in _parts(grid, training, choices, sizes)]
     total = sum(math.prod(map(len, varied.values())) for _, _, varied in parts)
     if total > MOST or (total > MANY and not sure):
         says = f"That makes {total:,} candidates, each of them a fit"
@@ -213,7 +209,7 @@ def expand(grids: Sequence[Grid], defaults: Defaults, *, sure: bool) -> list[Tri
             raise UserError(f"{says}; {MOST:,} is the most that a sweep takes. Make the grid smaller.")
         raise UserError(f"{says}. Add --yes if that is meant, or make the grid smaller.")
     found = (
-        Trial(classifier, taps, dict(zip(list(varied)[1:], values, strict=True)), seed)
+        Trial(classifier, taps, training.weighted(classifier, dict(zip(list(varied)[1:], values, strict=True))), seed)
         for classifier, taps, varied in parts
         for seed, *values in itertools.product(*varied.values())
     )

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from pipeline.common.errors import UserError, file_errors
 from pipeline.common.keys import digest_of
+from pipeline.features import arrays, store
 from pipeline.features.layout import SPLITS
+from pipeline.models.history import Samples
 from pipeline.selection.copies import Grouping
 from pipeline.selection.options import TrainOptions
 
@@ -54,6 +56,12 @@ class LeftOut:
             if split in splits and row < splits[split]:  # a cache of fewer rows has not all that the table lists
                 stay[list(splits).index(split)][row] = False
         return np.flatnonzero(np.concatenate(stay))
+
+    def samples(self, cache: store.Cache, taps: tuple[str, ...], grouping: Grouping, *, test: bool = False) -> Samples:
+        """The rows of train that are left, with the columns of ``taps``; behind them those of ``test``, if wanted."""
+        rows, labels = arrays.load_all(cache, taps) if test else arrays.load_split(cache, "train", taps)
+        data = Samples(rows, labels, grouping.groups[: len(labels)], grouping.images[: len(labels)])
+        return data.taken(self.kept(cache.rows if test else {"train": len(labels)})) if self.rows else data
 
     def joined(self, grouping: Grouping) -> Grouping:
         """The same groups, in which near duplicates are copies of one image."""

@@ -77,32 +77,34 @@ def fit_groups(
     UserError when one of them cannot be fitted.
     """
     tasks = ((together, (fit_group, together, rows)) for together in groups)
-    for together, done, _, _ in there.run(attempt, tasks, len, "candidates", note):
-        if isinstance(done, UserError):
-            raise done
+    for together, done in _run(there, tasks, len, "candidates", note):
         yield [(trial, *found) for trial, found in zip(together, done, strict=True)]
 
 
-def follower(
-    where: str, open_cache: store.Cache, spec: FeatureSpec, data: Samples, kept: NDArray[np.intp]
-) -> Callable[[Sequence[protocol.Curve], Bar], list[NDArray[np.float64]]]:
-    """Make what does as `protocol.follow`, on the workers of a cluster, each seed by itself; see `workers`."""
+def follow(
+    where: str, open_cache: store.Cache, spec: FeatureSpec, data: Samples, kept: NDArray[np.intp],
+    curves: Sequence[protocol.Curve], progress: Bar,
+) -> list[NDArray[np.float64]]:  # fmt: skip
+    """Do as `protocol.follow` on the workers of a cluster, each seed by itself; see `workers`."""
 
-    def follow(curves: Sequence[protocol.Curve], progress: Bar) -> list[NDArray[np.float64]]:
-        def images(number: int) -> int:
-            return sum(curves[number].sizes)
+    def images(number: int) -> int:
+        return sum(curves[number].sizes)
 
-        found = {}
-        tasks = ((number, (follow_curve, curve)) for number, curve in enumerate(curves))
-        with workers(where, open_cache, spec, spec.taps, data, kept) as there:
-            for number, scores, _, _ in there.run(attempt, tasks, images, "images", progress.note):
-                if isinstance(scores, UserError):
-                    raise scores
-                progress.update(images(number))
-                found[number] = scores
-        return [found[number] for number in range(len(curves))]
+    found = {}
+    tasks = ((number, (follow_curve, curve)) for number, curve in enumerate(curves))
+    with workers(where, open_cache, spec, spec.taps, data, kept) as there:
+        for number, scores in _run(there, tasks, images, "images", progress.note):
+            progress.update(images(number))
+            found[number] = scores
+    return [found[number] for number in range(len(curves))]
 
-    return follow
+
+def _run(there: cluster.Workers, *how: Any) -> Iterator[tuple[Any, Any]]:
+    """Each task as it is done, with its result; why it cannot be done is raised."""
+    for task, done, _, _ in there.run(attempt, *how):
+        if isinstance(done, UserError):
+            raise done
+        yield task, done
 
 
 # --- on a worker ------------------------------------------------------------------------------

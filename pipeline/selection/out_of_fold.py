@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
 
 from pipeline.common.errors import UserError
 from pipeline.common.progress import Progress
 from pipeline.models import classifiers
 from pipeline.models.fit import fit_side_by_side
-from pipeline.models.history import SCORED_TOGETHER, FitAndValidation, Samples
+from pipeline.models.history import FitAndValidation, Samples, predict
 from pipeline.models.jobs import Job
 from pipeline.selection import protocol, splits
 
@@ -31,17 +30,11 @@ def probabilities(data: Samples, class_names: Sequence[str], *, folds: int, seed
     chosen = protocol.select("logistic", classifiers.resolve("logistic", {}), rows, seed).fitted
     scale = rows.scale  # needs no labels, so that of all folds may be one
     jobs = [Job(chosen.params, FitAndValidation(data, *sides, scale), seed) for sides in parts]
-    result = np.full((len(data.labels), len(class_names)), np.nan, np.float32)
+    result = np.empty((len(data.labels), len(class_names)), np.float32)
     with Progress(f"fit {folds} folds", 0, "steps") as progress:
         found = fit_side_by_side("logistic", jobs, brief=True, watch=lambda *_: progress.update(1))
     for (_, held_out), fitted in zip(parts, found, strict=True):
-        coef, intercept = fitted.model.coef.astype(np.float32), fitted.model.intercept.astype(np.float32)
-        for here, block in data.features.take(held_out).blocks(SCORED_TOGETHER):
-            values = scale.standardise(block) @ coef.T + intercept
-            one = expit(values)
-            result[held_out[here]] = softmax(values, axis=1) if values.shape[1] > 1 else np.hstack([1 - one, one])
-    if np.isnan(result).any():
-        raise AssertionError("a row is in no fold")
+        result[held_out] = predict(fitted.model, data.features.take(held_out), scale)
     return result
 
 

@@ -25,7 +25,7 @@ from pipeline.common.errors import Interrupted, UserError, file_errors
 from pipeline.common.keys import digest_of, safe_name
 from pipeline.common.progress import Progress
 from pipeline.common.text import percent, to_csv
-from pipeline.features import arrays, store
+from pipeline.features import store
 from pipeline.features.spec import FeatureSpec
 from pipeline.models import classifiers
 from pipeline.network.taps import parse_taps
@@ -34,15 +34,13 @@ from pipeline.selection import copies, trials
 from pipeline.selection import grid as grids
 from pipeline.selection.left_out import LeftOut
 from pipeline.selection.options import SweepOptions
-from pipeline.selection.trials import Trial, TrialRecords, TrialResult
+from pipeline.selection.trials import Table, Trial, TrialRecords, TrialResult
 
 if TYPE_CHECKING:
     from pipeline.common.cluster import Workers
     from pipeline.models.history import Samples
 
 log = logging.getLogger("pipeline")
-
-Table = list[tuple[Trial, TrialResult]]
 
 HALVING_FROM = 12  # candidates: fewer are fitted on all rows in the time that halving would take
 HALVING_FACTOR = 3  # as scikit-learn's: a third of the candidates goes on, to three times the rows
@@ -59,11 +57,7 @@ def expand_candidates(options: SweepOptions, cache: store.Cache) -> list[Trial]:
     choices = [parse_taps(text) for text in options.taps]
     if not choices and options.grid == () and options.file is None:
         choices = [taps for taps in grids.BUILT_IN_TAPS if set(taps) <= set(held)]
-    defaults = grids.Defaults(training.classifier, training.options, training.seed, choices or [held], len(cache.parts))
-    candidates = [
-        dataclasses.replace(trial, params=training.weighted(trial.classifier, trial.params))
-        for trial in grids.expand(options.grids(), defaults, sure=options.yes)
-    ]
+    candidates = grids.expand(options.grids(), training, choices or [held], sizes=len(cache.parts), sure=options.yes)
     missing = sorted({tap for candidate in candidates for tap in candidate.taps} - set(held))
     if missing:
         raise UserError(
@@ -84,15 +78,15 @@ def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions, witho
     say_untrained(cache.provenance["weights"])
     grouping = copies.group(cache, sorted({candidate.taps for candidate in candidates}))
     records = TrialRecords(training.output_dir, asked, copies.count(grouping).protocol, without.keyed())
-    runner = _Runner(cache, asked, without.joined(grouping), records, without)
+    runner = _Runner(cache, asked, candidates, without.joined(grouping), records, without)
     log.info("%s candidates on %s rows", f"{len(candidates):,}", f"{cache.rows['train']:,}")
     table: Table = []
     with ExitStack() as stack, file_errors("write the results", training.output_dir, "What was recorded is kept."):
         if training.cluster is not None:
-            runner.go_to(training.cluster, candidates, stack)
+            runner.go_to(training.cluster, stack)
         try:
             remaining = candidates
-            for rows, keep in runner.rungs(candidates, not options.no_halving):
+            for rows, keep in runner.rungs(not options.no_halving):
                 scored = runner.run(remaining, rows)
                 remaining = [trial for trial, _ in scored[:keep]]
                 table = [*scored, *table[len(scored) :]]
@@ -136,36 +130,41 @@ class _Runner:
         self,
         cache: store.Cache,
         asked: FeatureSpec,
+        candidates: Sequence[Trial],
         grouping: copies.Grouping,
         records: TrialRecords,
         without: LeftOut,
     ) -> None:
         from pipeline.selection import splits  # late: it loads scikit-learn
 
-        self._cache, self._asked, self._records = cache, asked, records
+        self._cache, self._asked, self._candidates, self._records = cache, asked, candidates, records
+        self._grouping, self._without = grouping, without
         self._workers: Callable[[], Workers] | None = None
         self._kept = without.kept({"train": cache.rows["train"]})
-        self._groups, self._images = grouping.groups[self._kept], grouping.images[self._kept]
-        self._data: Samples | None = None
-        self._taps: tuple[str, ...] = ()  # whose columns these are
+        self._taps = tuple(tap for tap in cache.taps if any(tap in trial.taps for trial in candidates))
         self._asked_for: set[Path] = set()
-        total = len(splits.one_of_each(self._groups))
+        total = len(splits.one_of_each(grouping.groups[self._kept]))
         self.rows = total - splits.validation_rows(total, len(cache.class_names))
+
+    @functools.cached_property
+    def _data(self) -> Samples:
+        """All that is fitted on, read when there is something to fit."""
+        return self._without.samples(self._cache, self._taps, self._grouping)
 
     def recorded(self) -> int:
         """How many of the fits asked for so far are recorded, whichever process did that."""
         return sum(path.exists() for path in self._asked_for)
 
-    def rungs(self, candidates: Sequence[Trial], halving: bool) -> list[tuple[int, int]]:
+    def rungs(self, halving: bool) -> list[tuple[int, int]]:
         """Distinct images of each round, none of which lacks a class, and how many candidates go on from it."""
         from pipeline.selection import splits
 
-        classes, going = self._cache.class_names, len(candidates)
+        classes, going = self._cache.class_names, len(self._candidates)
         sizes = [self.rows // HALVING_FACTOR**rung for rung in reversed(range(HALVING_RUNGS))]
         if not halving or going < HALVING_FROM or sizes[0] < ROWS_OF_A_CLASS * len(classes):
             return [(self.rows, going)]
-        labels, seeds = self._cache.labels("train")[self._kept], {candidate.seed for candidate in candidates}
-        parts = [splits.split(labels, self._groups, seed, classes) for seed in seeds]
+        labels, seeds = self._cache.labels("train")[self._kept], {candidate.seed for candidate in self._candidates}
+        parts = [splits.split(labels, self._grouping.groups[self._kept], seed, classes) for seed in seeds]
         least = max(splits.groups_with_every_class(labels, each) for each in parts)
         found = []
         for size in sizes:
@@ -200,37 +199,28 @@ class _Runner:
                 so_far = f"best so far {percent(best.accuracy)} (loss {best.log_loss:.4f}), " if best else ""
                 progress.note(f"{so_far}{what}")
 
-            for fitted in self._fit(groups, rows, self._taps_of(pending), note):
+            for fitted in self._fit(groups, rows, note):
                 for trial, params, result in fitted:
                     if path(trial) not in found:
                         self._records.write(trial, params, result)
                         found[path(trial)] = result
                         progress.update(1)
+        return [(tried[name], found[name]) for name in sorted(found, key=lambda name: (found[name].rank, name.stem))]
 
-        def rank(name: Path) -> tuple[float, bool, float, str]:
-            result = found[name]
-            return (result.criterion, result.reason is not None, -result.accuracy, name.stem)
-
-        return [(tried[name], found[name]) for name in sorted(found, key=rank)]
-
-    def go_to(self, where: str, candidates: Sequence[Trial], stack: ExitStack) -> None:
+    def go_to(self, where: str, stack: ExitStack) -> None:
         """Have all that is to be fitted be fitted on a cluster, which is reached when there is something to fit."""
 
         @functools.cache
         def workers() -> Workers:
             from pipeline.selection import on_workers  # late: it loads Dask
 
-            taps = self._taps_of(candidates)
-            reached = on_workers.workers(where, self._cache, self._asked, taps, self._load(taps), self._kept)
+            reached = on_workers.workers(where, self._cache, self._asked, self._taps, self._data, self._kept)
             return stack.enter_context(reached)
 
         self._workers = workers
 
-    def _taps_of(self, trials: Sequence[Trial]) -> tuple[str, ...]:
-        return tuple(tap for tap in self._cache.taps if any(tap in trial.taps for trial in trials))
-
     def _fit(
-        self, groups: Sequence[list[Trial]], rows: int, taps: tuple[str, ...], note: Callable[[str], object]
+        self, groups: Sequence[list[Trial]], rows: int, note: Callable[[str], object]
     ) -> Iterator[list[tuple[Trial, Mapping[str, Any], TrialResult]]]:
         """Fit groups of trials, here or elsewhere; each has the parameters, and what was found besides."""
         from pipeline.selection import protocol
@@ -241,18 +231,7 @@ class _Runner:
             yield from on_workers.fit_groups(self._workers(), groups, rows, note)
             return
         for seed, of_seed in itertools.groupby(groups, lambda together: together[0].seed):
-            prepared = protocol.prepare(self._load(taps), seed, self._cache.class_names).first(rows)
+            prepared = protocol.prepare(self._data, seed, self._cache.class_names).first(rows)
             for together in of_seed:
                 done = protocol.fit_together(together, prepared, self._taps, note)
                 yield [(trial, fitted.params, result) for trial, fitted, result in done]
-
-    def _load(self, taps: tuple[str, ...]) -> Samples:
-        from pipeline.models.history import Samples
-
-        if self._data is None or not set(taps) <= set(self._taps):
-            self._data = None  # gives the rows back before there are new ones
-            features, labels = arrays.load_split(self._cache, "train", taps)
-            if len(self._kept) < len(labels):
-                features, labels = features.take(self._kept), labels[self._kept]
-            self._data, self._taps = Samples(features, labels, self._groups, self._images), taps
-        return self._data

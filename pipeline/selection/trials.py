@@ -56,6 +56,14 @@ class TrialResult:
     seconds: float  # that the fit took
     criterion: float  # what the best is chosen by: the validation loss, with classes weighed as they are in fitting
 
+    @property
+    def rank(self) -> tuple[float, bool, float]:
+        """What trials are sorted by, the best first."""
+        return self.criterion, self.reason is not None, -self.accuracy
+
+
+Table = list[tuple[Trial, TrialResult]]
+
 
 @dataclass(frozen=True)
 class TrialRecords:
