@@ -5,39 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.common.errors import UserError
-    from pipeline.features.arrays import class_names
-    from pipeline.features.neighbours import Neighbours
-    from pipeline.features.transformer import VGG16Features
-    from pipeline.models.image_classifier import load_model
-    from pipeline.output.displays import (
-        CalibrationDisplay,
-        ConfusionMatrixDisplay,
-        HistoryDisplay,
-        LearningCurveDisplay,
-    )
-    from pipeline.output.frames import caches, runs
-    from pipeline.output.results import load_run
-    from pipeline.selection.arrays import load_features, row_names
+    from pipeline.common.errors import UserError as UserError
+    from pipeline.features.arrays import class_names as class_names
+    from pipeline.features.neighbours import Neighbours as Neighbours
+    from pipeline.features.transformer import VGG16Features as VGG16Features
+    from pipeline.models.image_classifier import load_model as load_model
+    from pipeline.output.displays import CalibrationDisplay as CalibrationDisplay
+    from pipeline.output.displays import ConfusionMatrixDisplay as ConfusionMatrixDisplay
+    from pipeline.output.displays import HistoryDisplay as HistoryDisplay
+    from pipeline.output.displays import LearningCurveDisplay as LearningCurveDisplay
+    from pipeline.output.frames import caches as caches
+    from pipeline.output.frames import runs as runs
+    from pipeline.output.results import load_run as load_run
+    from pipeline.selection.arrays import load_features as load_features
+    from pipeline.selection.arrays import row_names as row_names
 
 __version__ = "0.2.0"
-
-__all__ = [
-    "CalibrationDisplay",
-    "ConfusionMatrixDisplay",
-    "HistoryDisplay",
-    "LearningCurveDisplay",
-    "Neighbours",
-    "UserError",
-    "VGG16Features",
-    "caches",
-    "class_names",
-    "load_features",
-    "load_model",
-    "load_run",
-    "row_names",
-    "runs",
-]
 
 _HOMES = {
     "CalibrationDisplay": "output.displays",
@@ -55,6 +38,7 @@ _HOMES = {
     "row_names": "selection.arrays",
     "runs": "output.frames",
 }
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -56,11 +56,10 @@ def compute(
     rows, probabilities = folds.score()
     clock.lap("search")
     trial, result = table[0]
-    own, selection, model, reason = folds.fit(trial, data)
+    sides, selection, model, reason = folds.fit(trial, data)
     clock.lap("fit")
-    prepared = protocol.prepare(own, trial.seed, class_names)
     curve = protocol.learning_curve(
-        trial.classifier, selection.fitted, prepared, trial.seed, class_names, seeds=options.seeds
+        trial.classifier, selection.fitted, sides, trial.seed, class_names, seeds=options.seeds
     )
     fitted = dataclasses.replace(
         selection.fitted,

@@ -114,13 +114,12 @@ def _lines(values: dict[str, str]) -> str:
 
 
 def _comparison(held: FeatureSpec, asked: FeatureOptions) -> dict[str, str]:
-    """What `_compare` says; nothing where no data set was named, and the file is of another than the default one."""
-    unnamed = asked.dataset == FeatureOptions().dataset != held.dataset
-    return {} if unnamed else {"asked for": _compare(held, asked)}
+    """How what the file holds differs from what the same options would ask of ``features``.
 
-
-def _compare(held: FeatureSpec, asked: FeatureOptions) -> str:
-    """How what the file holds differs from what the same options would ask of ``features``."""
+    Nothing where no data set was named, and the file is of another than the default one.
+    """
+    if asked.dataset == FeatureOptions().dataset != held.dataset:
+        return {}
     try:
         dataset = datasets.load_dataset(asked.dataset, asked.data_dir, download=False, how=asked)
         unknown = ""
@@ -132,6 +131,7 @@ def _compare(held: FeatureSpec, asked: FeatureOptions) -> str:
     specs = candidate_specs(asked, dataset)
     specs = [dataclasses.replace(spec, dataset_digest=spec.dataset_digest or held.dataset_digest) for spec in specs]
     if any(held.covers(spec) for spec in specs):
-        return f"this file serves it{unknown}"
+        return {"asked for": f"this file serves it{unknown}"}
     differences = min((spec.differences(held) for spec in specs), key=len)
-    return f"this file does not serve it ('here' is asked, 'there' the file): {'; '.join(differences)}{unknown}"
+    told = f"this file does not serve it ('here' is asked, 'there' the file): {'; '.join(differences)}{unknown}"
+    return {"asked for": told}

@@ -79,31 +79,28 @@ def group(cache: store.Cache, choices: Sequence[tuple[str, ...]]) -> Grouping:
 
 
 def _alike(cache: store.Cache, taps: tuple[str, ...]) -> NDArray[np.int64]:
-    """Numbers (n,) of the rows of both splits, equal where all features are; more taps are read only where it takes."""
-    train, total = cache.rows["train"], sum(cache.rows[split] for split in SPLITS)
-    numbers, left = -1 - np.arange(total), np.arange(total)  # rows that may yet have a copy
-    found = np.zeros(total, np.int64)
-    for tap in sorted(taps, key=TAP_COLUMNS.__getitem__):
-        hashes = np.zeros(len(left), np.int64)
-        for start in range(0, len(left), BLOCK_ROWS):
-            rows = left[start : start + BLOCK_ROWS]
-            values = [
-                row
-                for split, own in (("train", rows[rows < train]), ("test", rows[rows >= train] - train))
-                for _, block in cache.feature_rows(split, [tap]).take(own).blocks(BLOCK_ROWS)
-                for row in block
-            ]
-            hashes[start : start + len(rows)] = [
-                int.from_bytes(hashlib.blake2b(row, digest_size=8).digest(), "little", signed=True) for row in values
-            ]
-        both = np.stack([found[left], hashes])
-        _, same, count = np.unique(both, axis=1, return_inverse=True, return_counts=True)
-        found[left] = same
-        left = left[count[same] > 1]
-        if not len(left):
-            break
-    numbers[left] = found[left]
-    return numbers
+    """Numbers (n,) of the rows of both splits, equal where all features are.
+
+    All taps are read only of rows that have the smallest one in common with another.
+    """
+    every = np.arange(sum(cache.rows[split] for split in SPLITS))
+    found = _hashes(cache, [min(taps, key=TAP_COLUMNS.__getitem__)], every)
+    _, same, count = np.unique(found, return_inverse=True, return_counts=True)
+    doubtful = np.flatnonzero(count[same] > 1)
+    found[doubtful] = _hashes(cache, taps, doubtful)
+    return found
+
+
+def _hashes(cache: store.Cache, taps: Sequence[str], rows: Rows) -> NDArray[np.int64]:
+    """64 bits of the features of rows (n,), ascending."""
+    train = cache.rows["train"]
+    found = [
+        hashlib.blake2b(row, digest_size=8).digest()
+        for split, own in (("train", rows[rows < train]), ("test", rows[rows >= train] - train))
+        for _, block in cache.feature_rows(split, taps).take(own).blocks(BLOCK_ROWS)
+        for row in block
+    ]
+    return np.frombuffer(b"".join(found), np.int64).copy()
 
 
 def count(grouping: Grouping) -> Images:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
 from pipeline.common.bar import Bar
-from pipeline.models.history import Samples, predict
+from pipeline.models.history import FitAndValidation, Samples, predict
 from pipeline.selection import protocol, splits
 from pipeline.selection.protocol import Selection
 from pipeline.selection.splits import Rows
@@ -87,7 +87,7 @@ class CrossValidation:
         table = [(trial, _mean(results)) for trial, results in zip(trials, found, strict=True)]
         return sorted(table, key=lambda item: item[1].rank)
 
-    def fit(self, trial: Trial, data: Samples) -> tuple[Samples, Selection, Pipeline, str | None]:
+    def fit(self, trial: Trial, data: Samples) -> tuple[FitAndValidation, Selection, Pipeline, str | None]:
         """Fit a candidate on some rows, as `protocol.select` and `protocol.refit` do.
 
         Returns the rows with its columns, the fit on 90 % of them, the one on all, and why it did not converge.
@@ -98,7 +98,7 @@ class CrossValidation:
         selection = protocol.select(trial.classifier, trial.params, rows, trial.seed)
         model, reason = protocol.refit(trial.classifier, selection.fitted, own, trial.seed)
         self._progress.update(1)
-        return own, selection, model, reason or selection.fitted.not_converged
+        return rows, selection, model, reason or selection.fitted.not_converged
 
 
 def _mean(results: Sequence[TrialResult]) -> TrialResult:
