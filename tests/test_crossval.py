@@ -26,6 +26,7 @@ from pipeline.network.taps import TOP_TAPS
 from pipeline.output import metrics
 from pipeline.selection import splits
 from pipeline.selection.crossval import CrossValidation
+from pipeline.selection.options import TrainOptions
 from pipeline.selection.trials import Trial
 
 
@@ -47,7 +48,7 @@ def test_what_was_seen_is_never_scored(name: str) -> None:
     ((tuned, found),) = values.items()
     candidates = [Trial(name, TOP_TAPS, classifiers.resolve(name, {tuned: value}), 0) for value in found]
     with Progress("", 0, "fits") as progress:
-        folds = CrossValidation(candidates, data, TOP_TAPS, ("a", "b"), folds=3, repeats=2, seed=0, progress=progress)
+        folds = CrossValidation(candidates, data, TOP_TAPS, ("a", "b"), TrainOptions(cv=3, repeats=2), progress)
         rows, probabilities = folds.score()
     assert len(set(groups[rows])) == len(rows) == 120
     assert probabilities.shape == (2, 120, 2)

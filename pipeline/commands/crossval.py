@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.commands.train import Clock, Outcome, Run, left_out_of, make, place_of
@@ -24,31 +23,23 @@ from pipeline.selection.protocol import Selection
 from pipeline.selection.trials import Table, Trial
 
 
-@contextmanager
-def loaded(
-    cache: store.Cache,
-    taps: tuple[str, ...],
-    candidates: Sequence[Trial],
-    options: TrainOptions,
-    grouping: copies.Grouping,
-    without: LeftOut,
-) -> Iterator[tuple[Samples, CrossValidation]]:
-    """All rows of a cache, those of train first, and the cross-validation of candidates on them.
+def train(run: Run, candidates: Sequence[Trial], options: TrainOptions, without: LeftOut) -> Outcome:
+    """Cross-validate candidates of one choice of taps, and fit the best on all rows.
 
     Raises
     ------
     UserError
         When a class has too few images for the folds.
     """
-    data = without.samples(cache, taps, grouping, test=True)
+    cache, taps = run.cache, run.asked.taps
+    data = without.samples(cache, taps, run.grouping, test=True)
+    run.clock.lap("load")
     with Progress("cross-validation", 0, "fits") as progress:
-        yield data, CrossValidation(
-            candidates, data, taps, cache.class_names,
-            folds=options.cv or 0, repeats=options.repeats, seed=options.seed, progress=progress,
-        )  # fmt: skip
+        folds = CrossValidation(candidates, data, taps, cache.class_names, options, progress)
+        return _compute(run, data, folds, folds.choose(data), options, without)
 
 
-def compute(
+def _compute(
     run: Run, data: Samples, folds: CrossValidation, table: Table, options: TrainOptions, without: LeftOut
 ) -> Outcome:
     """Score every image, and fit the first of a table, which must be of all rows, on all of them."""
@@ -96,8 +87,10 @@ def sweep(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tupl
     plain, clock = copies.group(cache, choices), Clock(time.monotonic())
     grouping = without.joined(plain)
     asked_for = digest_of([sorted(map(repr, candidates)), training.cv, training.repeats, training.seed])
-    with loaded(cache, taps, candidates, training, grouping, without) as (data, folds):
-        clock.lap("load")
+    data = without.samples(cache, taps, grouping, test=True)
+    clock.lap("load")
+    with Progress("cross-validation", 0, "fits") as progress:
+        folds = CrossValidation(candidates, data, taps, cache.class_names, training, progress)
         count = len(splits.one_of_each(data.images))
         table = [(dataclasses.replace(trial, rows=count), result) for trial, result in folds.choose(data)]
         target = search.write_table(table, training.output_dir, asked, asked_for[:12])
@@ -106,4 +99,4 @@ def sweep(cache: store.Cache, asked: FeatureSpec, options: SweepOptions) -> tupl
         chosen = training.of_trial(best)
         place = place_of(own, chosen, copies.count(plain), {"candidates": asked_for, **without.keyed()})
         run = Run(cache, own, place, chosen, grouping, clock)
-        return table, target, make(run, lambda: compute(run, data, folds, table, training, without))
+        return table, target, make(run, lambda: _compute(run, data, folds, table, training, without))

@@ -168,9 +168,7 @@ def _compute(run: Run, options: TrainOptions, without: LeftOut) -> Outcome:
 
         params = classifiers.candidates(options.classifier, options.settings(), asked.columns)
         candidates = [Trial(options.classifier, asked.taps, each, options.seed) for each in params]
-        with crossval.loaded(cache, asked.taps, candidates, options, grouping, without) as (data, folds):
-            clock.lap("load")
-            return crossval.compute(run, data, folds, folds.choose(data), options, without)
+        return crossval.train(run, candidates, options, without)
     # Late, all of it: a run that is there is shown without scikit-learn.
     from pipeline.models import history
     from pipeline.output.metrics import score

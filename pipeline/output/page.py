@@ -69,7 +69,7 @@ def _galleries(predictions: Columns, source: RunImages, images: PageImages) -> d
     pairs = Counter((labels[row], predicted[row]) for row in mistakes)
 
     def pictures(rows: Sequence[int]) -> list[dict[str, Any]]:
-        return [] if source.absent else [
+        return [] if source.originals.absent else [
             {
                 "image": images.id_of(source, row), "label": labels[row], "predicted": predicted[row],
                 "confidence": confidences[row], "name": _name(predictions, row), "link": source.link(row),
@@ -87,7 +87,7 @@ def _galleries(predictions: Columns, source: RunImages, images: PageImages) -> d
             )
             for pair, count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:GALLERY_PAIRS]
         ],
-        "why_no_images": source.absent,
+        "why_no_images": source.originals.absent,
     }
 
 
@@ -234,7 +234,7 @@ def _map(views: Sequence[Mapping[str, Any]], images: PageImages) -> dict[str, An
         sheet = maps.tiles(
             run.folder.parent,
             [run.metrics["dataset"]["digest"], bool(run.metrics.get("cross_validation")), rows],
-            None if source.absent else lambda point: source.pixels(int(positions[point])),  # noqa: B023 - called at once
+            None if source.originals.absent else lambda point: source.pixels(int(positions[point])),  # noqa: B023 - called at once
             len(points),
         )
         names = [_name(predictions, position) for position in positions.tolist()]

@@ -24,12 +24,11 @@ Place = tuple[str, int]  # a split, and a row of it
 
 @dataclass(frozen=True)
 class RunImages:
-    """Images of what a run predicted, by their positions in its predictions; ``absent`` says why there are none."""
+    """Images of what a run predicted, by their positions in its predictions."""
 
     originals: Originals
     places: list[Place | None]  # None of what is not in the data set any more
     folder: Path
-    absent: str = ""
 
     def pixels(self, position: int) -> Image | None:
         """An image; None when there is no such any more."""
@@ -68,7 +67,7 @@ class PageImages:
             before = run.metrics["images"]["rows"]["train"] if run.metrics.get("cross_validation") else 0
             rows = [("train", row) if row < before else ("test", row - before) for row in predictions["index"].tolist()]
             places = [(split, row) if row < len(originals.images[split]) else None for split, row in rows]
-        return RunImages(originals, places, Path(key[0]).resolve(), originals.absent)
+        return RunImages(originals, places, Path(key[0]).resolve())
 
     def id_of(self, images: RunImages, position: int) -> str:
         """The id of an image, or of a placeholder when there is no such image any more."""

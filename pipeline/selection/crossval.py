@@ -17,6 +17,7 @@ from sklearn.pipeline import Pipeline
 from pipeline.common.bar import Bar
 from pipeline.models.history import FitAndValidation, Samples, predict
 from pipeline.selection import protocol, splits
+from pipeline.selection.options import TrainOptions
 from pipeline.selection.protocol import Selection
 from pipeline.selection.splits import Rows
 from pipeline.selection.trials import Table, Trial, TrialResult
@@ -25,8 +26,8 @@ from pipeline.selection.trials import Table, Trial, TrialResult
 class CrossValidation:
     """Chooses among candidates, fits the chosen one, and says how well what is so made does.
 
-    ``data`` are all rows, whose columns are ``taps``; ``progress`` counts fits. Raises UserError when a class has too
-    few images for the folds.
+    ``data`` are all rows, whose columns are ``taps``; ``options`` say into how many folds they go and how often, and
+    ``progress`` counts fits. Raises UserError when a class has too few images for the folds.
     """
 
     def __init__(
@@ -35,13 +36,11 @@ class CrossValidation:
         data: Samples,
         taps: tuple[str, ...],
         class_names: Sequence[str],
-        *,
-        folds: int,
-        repeats: int,
-        seed: int,
+        options: TrainOptions,
         progress: Bar,
     ) -> None:
         self._groups, self._taps, self._class_names = protocol.arrange(candidates), taps, class_names
+        folds, seed, repeats = options.cv or 0, options.seed, options.repeats
         self._data, self._folds, self._seed, self._progress = data, folds, seed, progress
         least = max(folds, 4 if folds == 2 else 3)  # so that two are left to choose and fit on
         self._parts = [
