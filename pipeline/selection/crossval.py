@@ -78,7 +78,7 @@ class CrossValidation:
             results = (
                 result
                 for group in self._groups
-                for _, _, result in protocol.fit_together(group, rows, self._taps, self._progress.note)
+                for _, result in protocol.fit_together(group, rows, self._taps, self._progress.note)
             )
             for own, result in zip(found, results, strict=True):
                 own.append(result)

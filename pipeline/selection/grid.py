@@ -110,13 +110,11 @@ def read_file(path: Path, classifier: str = "logistic") -> list[Grid]:
 
 def _read_table(table: Mapping[str, Any], many: bool, classifier: str) -> Grid:
     """A table's values, checked and in their types; ``many`` allows lists and ranges of them."""
-    grid: dict[str, Sequence[Any]] = {"classifier": [classifier], **{key: [value] for key, value in table.items()}}
-    ranges = {key: value for key, value in table.items() if many and isinstance(value, str) and ".." in value}
-    if many:
-        grid |= {key: value for key, value in table.items() if isinstance(value, list)}
-        grid |= {key: _range(key, value) for key, value in ranges.items()}
-    for key, values in grid.items():
-        if not values:
+    grid: dict[str, Sequence[Any]] = {"classifier": [classifier]}
+    ranges = {key for key, value in table.items() if many and isinstance(value, str) and ".." in value}
+    for key, value in table.items():
+        grid[key] = _range(key, value) if key in ranges else value if many and isinstance(value, list) else [value]
+        if not grid[key]:
             raise UserError(f"the key {key!r} is an empty list. Give at least one value, or leave it out.")
     names = grid["classifier"]
     if not all(isinstance(name, str) and name in classifiers.REGISTRY for name in names):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,15 +70,14 @@ def workers(
 
 def fit_groups(
     there: cluster.Workers, groups: Sequence[list[Trial]], rows: int, note: Callable[[str], object]
-) -> Generator[list[tuple[Trial, Any, TrialResult]]]:
+) -> Iterator[tuple[list[Trial], list[tuple[Mapping[str, Any], TrialResult]]]]:
     """Have trials fitted, as `protocol.arrange` puts them together, on so many distinct images.
 
-    Yields each group when it is done: trials, their parameters with what was found besides, and results. Raises
-    UserError when one of them cannot be fitted.
+    Yields each group when it is done, with what `protocol.fit_together` gives. Raises UserError when one of them cannot
+    be fitted.
     """
     tasks = ((together, (fit_group, together, rows)) for together in groups)
-    for together, done in _run(there, tasks, len, "candidates", note):
-        yield [(trial, *found) for trial, found in zip(together, done, strict=True)]
+    return _run(there, tasks, len, "candidates", note)
 
 
 def follow(
@@ -154,10 +153,9 @@ def attempt(prepared: Prepared, work: Callable[..., Any], *arguments: Any) -> An
         return UserError(str(error))
 
 
-def fit_group(prepared: Prepared, together: list[Trial], rows: int) -> list[tuple[Any, TrialResult]]:
+def fit_group(prepared: Prepared, together: list[Trial], rows: int) -> list[tuple[Mapping[str, Any], TrialResult]]:
     """Fit trials side by side."""
-    sides = prepared.sides(together[0].seed).first(rows)
-    return [(fitted.params, result) for _, fitted, result in protocol.fit_together(together, sides, prepared.taps)]
+    return protocol.fit_together(together, prepared.sides(together[0].seed).first(rows), prepared.taps)
 
 
 def follow_curve(prepared: Prepared, curve: protocol.Curve) -> NDArray[np.float64]:

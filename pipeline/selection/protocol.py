@@ -190,10 +190,11 @@ def fit_together(
     rows: FitAndValidation,
     taps: tuple[str, ...],
     on_step: Callable[[str], object] = lambda what: None,
-) -> list[tuple[Trial, Fitted, TrialResult]]:
+) -> list[tuple[Mapping[str, Any], TrialResult]]:
     """Fit trials as `arrange` puts them together; ``taps``, what the columns of ``rows`` are, has at least theirs.
 
-    ``on_step`` is told what is being done.
+    ``on_step`` is told what is being done. Of each are returned its parameters, with what was found besides, and how
+    it did.
     """
 
     def watch(number: int, step: Step) -> None:
@@ -204,8 +205,8 @@ def fit_together(
     fits = fit_side_by_side(trials[0].classifier, [Job(trial.params, own, trial.seed) for trial in trials], watch=watch)
     seconds = round((time.monotonic() - began) / len(trials), 3)
     return [
-        (trial, fit, TrialResult(*fit.validation, *fit.train, fit.not_converged, seconds, fit.criterion))
-        for trial, fit in zip(trials, fits, strict=True)
+        (fit.params, TrialResult(*fit.validation, *fit.train, fit.not_converged, seconds, fit.criterion))
+        for fit in fits
     ]
 
 

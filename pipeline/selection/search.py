@@ -199,8 +199,8 @@ class _Runner:
                 so_far = f"best so far {percent(best.accuracy)} (loss {best.log_loss:.4f}), " if best else ""
                 progress.note(f"{so_far}{what}")
 
-            for fitted in self._fit(groups, rows, note):
-                for trial, params, result in fitted:
+            for together, done in self._fit(groups, rows, note):
+                for trial, (params, result) in zip(together, done, strict=True):
                     if path(trial) not in found:
                         self._records.write(trial, params, result)
                         found[path(trial)] = result
@@ -221,8 +221,8 @@ class _Runner:
 
     def _fit(
         self, groups: Sequence[list[Trial]], rows: int, note: Callable[[str], object]
-    ) -> Iterator[list[tuple[Trial, Mapping[str, Any], TrialResult]]]:
-        """Fit groups of trials, here or elsewhere; each has the parameters, and what was found besides."""
+    ) -> Iterator[tuple[list[Trial], list[tuple[Mapping[str, Any], TrialResult]]]]:
+        """Fit groups of trials, here or elsewhere; each comes with what `protocol.fit_together` gives."""
         from pipeline.selection import protocol
 
         if self._workers is not None and groups:
@@ -233,5 +233,4 @@ class _Runner:
         for seed, of_seed in itertools.groupby(groups, lambda together: together[0].seed):
             prepared = protocol.prepare(self._data, seed, self._cache.class_names).first(rows)
             for together in of_seed:
-                done = protocol.fit_together(together, prepared, self._taps, note)
-                yield [(trial, fitted.params, result) for trial, fitted, result in done]
+                yield together, protocol.fit_together(together, prepared, self._taps, note)
