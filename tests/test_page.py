@@ -507,8 +507,9 @@ def test_a_map_is_computed_once_and_a_broken_one_costs_only_its_part(output: Pat
     path = output / maps.FOLDER / f"{key}.csv"
     found = maps.read(output, key)
     assert found is not None
-    assert found.rows.tolist() == list(range(ROWS))
-    assert (found.places.min(), found.places.max()) == (0, 1)
+    rows, places = found
+    assert rows.tolist() == list(range(ROWS))
+    assert (places.min(), places.max()) == (0, 1)
     before = path.stat().st_mtime_ns
     assert put_map(output) == key
     assert path.stat().st_mtime_ns == before

@@ -43,13 +43,6 @@ class Ring(NamedTuple):
     otherwise: str  # what is said of the others
 
 
-class Places(NamedTuple):
-    """Which of the rows that were scored are on a map, int (n,), and where, float64 (n, 2), from 0 to 1."""
-
-    rows: NDArray[np.intp]
-    places: NDArray[np.float64]
-
-
 # --- kept in the output folder ----------------------------------------------------------------
 
 
@@ -78,8 +71,11 @@ def keep(output_dir: Path, features: str, rows: FeatureRows, numbers: NDArray[np
     return key
 
 
-def read(output_dir: Path, key: str | None) -> Places | None:
-    """The map of a run that has one and where it is still there."""
+def read(output_dir: Path, key: str | None) -> tuple[NDArray[np.intp], NDArray[np.float64]] | None:
+    """The map of a run that has one and where it is still there.
+
+    Which of the rows that were scored are on it, (n,), and where, (n, 2), each coordinate from 0 to 1.
+    """
     path = output_dir / FOLDER / f"{key}.csv"
     if key is None or not path.is_file():
         return None
@@ -87,7 +83,7 @@ def read(output_dir: Path, key: str | None) -> Places | None:
         with open(path, encoding="utf-8", newline="") as stream:
             _, *lines = csv.reader(stream)
         rows = np.array([line[0] for line in lines], np.intp)
-        return Places(rows, np.array([line[1:3] for line in lines], np.float64).reshape(len(rows), 2))
+        return rows, np.array([line[1:3] for line in lines], np.float64).reshape(len(rows), 2)
     except (OSError, ValueError, IndexError, csv.Error) as error:
         log.warning("warning: %s cannot be read (%s): the page does without it", path, error)
         return None

@@ -211,11 +211,12 @@ def _map(views: Sequence[Mapping[str, Any]], images: PageImages) -> dict[str, An
         found = maps.read(run.folder.parent, run.metrics.get("map"))
         if found is None or not predictions or not set(predictions["label"]) <= set(classes):
             continue
+        mapped, everywhere = found
         numbers = {name: number for number, name in enumerate(classes)}
         where = {row: position for position, row in enumerate(predictions["index"].tolist())}
         points = [  # class by class
             (numbers[predictions["label"][where[row]]], where[row], place)
-            for place, row in enumerate(found.rows.tolist())
+            for place, row in enumerate(mapped.tolist())
             if row in where
         ]
         if len(points) < maps.FEWEST:
@@ -229,7 +230,7 @@ def _map(views: Sequence[Mapping[str, Any]], images: PageImages) -> dict[str, An
                 said = {point: str(guesses[positions[point]]) for point in mistakes}
                 taken = {point: numbers.get(guess, f"taken for {guess}") for point, guess in said.items()}
                 rings.append(maps.Ring(f"mistakes of {view['rank']}. {view['short']}", taken, "predicted rightly"))
-        source, places = images.of(run), found.places[order]
+        source, places = images.of(run), everywhere[order]
         rows = predictions["index"][positions].tolist()
         sheet = maps.tiles(
             run.folder.parent,

@@ -127,12 +127,11 @@ class SweepOptions(Options):
     yes: bool = option(False, "fit a very large grid without asking")
     no_halving: bool = option(False, "fit every candidate on all rows, however many there are")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.grids()
-
     def grids(self) -> list[Grid]:
-        """All grids that were asked for; one that names nothing where there was none."""
+        """All grids that were asked for; one that names nothing where there was none.
+
+        Raises UserError when one is none, or the file of experiments cannot be read.
+        """
         name = self.training.classifier
         asked = [] if self.file is None else read_file(self.file, name)
         return asked + ([read_flags(self.grid, name)] if self.grid or self.file is None else [])

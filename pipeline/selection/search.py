@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.common import atomic
-from pipeline.common.errors import Interrupted, UserError, file_errors
+from pipeline.common.errors import Interrupted, file_errors
 from pipeline.common.keys import digest_of, safe_name
 from pipeline.common.progress import Progress
 from pipeline.common.text import percent, to_csv
@@ -51,20 +51,13 @@ ROWS_OF_A_CLASS = 10  # that the smallest round must have on average: fewer say 
 def expand_candidates(options: SweepOptions, cache: store.Cache) -> list[Trial]:
     """All candidates that were asked for.
 
-    Raises UserError when a grid is empty, very large, or does not fit its classifier, or the cache lacks a tap.
+    Raises UserError when a grid is empty, very large, or does not fit its classifier.
     """
     training, held = options.training, cache.taps
     choices = [parse_taps(text) for text in options.taps]
     if not choices and options.grid == () and options.file is None:
         choices = [taps for taps in grids.BUILT_IN_TAPS if set(taps) <= set(held)]
-    candidates = grids.expand(options.grids(), training, choices or [held], sizes=len(cache.parts), sure=options.yes)
-    missing = sorted({tap for candidate in candidates for tap in candidate.taps} - set(held))
-    if missing:
-        raise UserError(
-            f"The feature cache has no tap {', '.join(missing)}; it holds {', '.join(held)}. Choose among these, or "
-            f"run 'python -m pipeline features' with the taps wanted."
-        )
-    return candidates
+    return grids.expand(options.grids(), training, choices or [held], sizes=len(cache.parts), sure=options.yes)
 
 
 def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions, without: LeftOut) -> tuple[Table, Path]:
