@@ -289,10 +289,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     """What was asked for; flags in front of the command count as if they stood behind it.
 
-    Raises
-    ------
-    UserError
-        When there is no such command, or it has no such flag.
+    Raises UserError when there is no such command, or it has no such flag.
     """
     parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:  # the shell asks how a line might go on

@@ -55,10 +55,8 @@ ISSUES = {
 def audit(features: FeatureOptions, options: AuditOptions) -> tuple[str, dict[str, Any]]:
     """Make an audit, unless it is there; return what is to be printed, and the same for programs.
 
-    Raises
-    ------
-    UserError
-        When there is no cache, it does not verify, a class has too few images for the folds, or cleanlab is missing.
+    Raises UserError when there is no cache, it does not verify, a class has too few images for the folds, or cleanlab
+    is missing.
     """
     paths, asked = find(features)
     key = digest_of([RULES, asked.key(), options.cv, options.seed, options.threshold])

@@ -26,10 +26,7 @@ from pipeline.selection.trials import Table, Trial
 def train(run: Run, candidates: Sequence[Trial], options: TrainOptions, without: LeftOut) -> Outcome:
     """Cross-validate candidates of one choice of taps, and fit the best on all rows.
 
-    Raises
-    ------
-    UserError
-        When a class has too few images for the folds.
+    Raises UserError when a class has too few images for the folds.
     """
     cache, taps = run.cache, run.asked.taps
     data = without.samples(cache, taps, run.grouping, test=True)

@@ -40,10 +40,7 @@ if TYPE_CHECKING:
 def ensemble(options: EnsembleOptions) -> RunFolder:
     """Make sure that the ensemble asked for is there, and return where.
 
-    Raises
-    ------
-    UserError
-        When a run is not there, they are not of the same rows, or no cache has the columns of all.
+    Raises UserError when a run is not there, they are not of the same rows, or no cache has the columns of all.
     """
     start = time.monotonic()
     if len(set(options.runs)) < max(2, len(options.runs)):

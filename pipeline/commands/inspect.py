@@ -26,10 +26,7 @@ from pipeline.network.taps import TAP_COLUMNS, columns_of
 def inspect(path: Path, asked: FeatureOptions, *, must_verify: bool) -> tuple[str, dict[str, Any]]:
     """Describe a feature file, for people and for programs, and say how its spec differs from what is asked for.
 
-    Raises
-    ------
-    CacheError
-        When the file has a fault and must verify, or is so damaged that nothing can be said of it.
+    Raises CacheError when the file has a fault and must verify, or is so damaged that nothing can be said of it.
     """
     try:
         size = path.stat().st_size if path.is_file() else 0

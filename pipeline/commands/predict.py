@@ -33,11 +33,8 @@ class Prediction(NamedTuple):
 def predict(options: PredictOptions) -> tuple[str, dict[str, Any]]:
     """Classify images; return what is to be printed, and the same for programs.
 
-    Raises
-    ------
-    UserError
-        When the model is refused, its weights cannot be had, not one image can be used, or, under ``strict``, one
-        cannot.
+    Raises UserError when the model is refused, its weights cannot be had, not one image can be used, or, under
+    ``strict``, one cannot.
     """
     paths, skipped = gather(options.images, follow_links=options.follow_links)
     model = persistence.load_model(options.model)

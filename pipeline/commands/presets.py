@@ -30,10 +30,7 @@ class Preset:
     def of(cls, given: object) -> Preset:
         """The preset that the parsed flags name; one without choices where they name none.
 
-        Raises
-        ------
-        UserError
-            When there is none of that name.
+        Raises UserError when there is none of that name.
         """
         (item,) = (item for item in FeatureOptions.declared() if item.name == "preset")
         name = item.check(item.given(given))

@@ -56,11 +56,8 @@ Listed = list[tuple[Asked, list[Near]]]
 def similar(features: FeatureOptions, options: SimilarOptions) -> tuple[str, dict[str, Any]]:
     """Find the nearest rows; return what is to be printed, and the same for programs.
 
-    Raises
-    ------
-    UserError
-        When there is no cache, a row is not in it, its weights cannot be had, not one image can be used, or, under
-        ``strict``, one cannot.
+    Raises UserError when there is no cache, a row is not in it, its weights cannot be had, not one image can be used,
+    or, under ``strict``, one cannot.
     """
     rows = [match for path in options.images if (match := _ROW.fullmatch(str(path))) and not path.exists()]
     named = [path for path in options.images if path.exists() or not _ROW.fullmatch(str(path))]

@@ -44,12 +44,8 @@ def sweep(features: FeatureOptions, options: SweepOptions) -> Result:
 
     The taps of ``features`` do not count: ``options`` has those to choose from.
 
-    Raises
-    ------
-    UserError
-        When there is no cache, it does not verify, or what is asked for cannot be.
-    Interrupted
-        On SIGINT or SIGTERM; finished candidates are recorded then.
+    Raises UserError when there is no cache, it does not verify, or what is asked for cannot be; Interrupted on SIGINT
+    or SIGTERM; finished candidates are recorded then.
     """
     paths, asked = _find(features, options)
     with store.open_all(paths, asked) as cache:

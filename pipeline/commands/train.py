@@ -49,12 +49,8 @@ log = logging.getLogger("pipeline")
 def train(features: FeatureOptions, options: TrainOptions) -> RunFolder:
     """Make sure that the run asked for is there, and return where; its features must be in a cache.
 
-    Raises
-    ------
-    UserError
-        When there is no cache, it does not verify, or the labels do not allow the protocol.
-    KeyboardInterrupt
-        On SIGINT or SIGTERM; nothing has been written then.
+    Raises UserError when there is no cache, it does not verify, or the labels do not allow the protocol;
+    KeyboardInterrupt on SIGINT or SIGTERM; nothing has been written then.
     """
     start = time.monotonic()
     paths, asked = find(features)

@@ -55,10 +55,7 @@ def read(output_dir: Path) -> list[RunResults]:
 def of_dataset(runs: Sequence[RunResults], name: str | None) -> list[RunResults]:
     """The runs of one data set; all without a name.
 
-    Raises
-    ------
-    UserError
-        When there is none of that name.
+    Raises UserError when there is none of that name.
     """
     found = [run for run in runs if name in (None, run.metrics["dataset"]["name"])]
     if name is not None and not found:

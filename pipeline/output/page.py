@@ -329,10 +329,7 @@ class Rebuilt(NamedTuple):
 def rebuild(output_dir: Path, data_dir: Path, *, dataset: str | None = None) -> Rebuilt:
     """Make leaderboard and page anew from the run folders; ``dataset`` is that whose runs alone are to be printed.
 
-    Raises
-    ------
-    UserError
-        When the folder cannot be read or written to, or there is no run on the data set.
+    Raises UserError when the folder cannot be read or written to, or there is no run on the data set.
     """
     with file_errors("write the leaderboard", output_dir):
         atomic.make_folder(output_dir)

@@ -71,12 +71,10 @@ def compare(cache: store.Cache, asked: FeatureSpec, options: SweepOptions, witho
     say_untrained(cache.provenance["weights"])
     grouping = copies.group(cache, sorted({candidate.taps for candidate in candidates}))
     records = TrialRecords(training.output_dir, asked, copies.count(grouping).protocol, without.keyed())
-    runner = _Runner(cache, asked, candidates, without.joined(grouping), records, without)
     log.info("%s candidates on %s rows", f"{len(candidates):,}", f"{cache.rows['train']:,}")
     table: Table = []
     with ExitStack() as stack, file_errors("write the results", training.output_dir, "What was recorded is kept."):
-        if training.cluster is not None:
-            runner.go_to(training.cluster, stack)
+        runner = _Runner(cache, asked, candidates, without.joined(grouping), records, without, training.cluster, stack)
         try:
             remaining = candidates
             for rows, keep in runner.rungs(not options.no_halving):
@@ -127,12 +125,13 @@ class _Runner:
         grouping: copies.Grouping,
         records: TrialRecords,
         without: LeftOut,
+        cluster: str | None,
+        stack: ExitStack,
     ) -> None:
         from pipeline.selection import splits  # late: it loads scikit-learn
 
         self._cache, self._asked, self._candidates, self._records = cache, asked, candidates, records
-        self._grouping, self._without = grouping, without
-        self._workers: Callable[[], Workers] | None = None
+        self._grouping, self._without, self._cluster, self._stack = grouping, without, cluster, stack
         self._kept = without.kept({"train": cache.rows["train"]})
         self._taps = tuple(tap for tap in cache.taps if any(tap in trial.taps for trial in candidates))
         self._asked_for: set[Path] = set()
@@ -200,17 +199,13 @@ class _Runner:
                         progress.update(1)
         return [(tried[name], found[name]) for name in sorted(found, key=lambda name: (found[name].rank, name.stem))]
 
-    def go_to(self, where: str, stack: ExitStack) -> None:
-        """Have all that is to be fitted be fitted on a cluster, which is reached when there is something to fit."""
+    @functools.cached_property
+    def _workers(self) -> Workers:
+        """The cluster, reached when there is something to fit, and left with the stack."""
+        from pipeline.selection import on_workers  # late: it loads Dask
 
-        @functools.cache
-        def workers() -> Workers:
-            from pipeline.selection import on_workers  # late: it loads Dask
-
-            reached = on_workers.workers(where, self._cache, self._asked, self._taps, self._data, self._kept)
-            return stack.enter_context(reached)
-
-        self._workers = workers
+        reached = on_workers.workers(str(self._cluster), self._cache, self._asked, self._taps, self._data, self._kept)
+        return self._stack.enter_context(reached)
 
     def _fit(
         self, groups: Sequence[list[Trial]], rows: int, note: Callable[[str], object]
@@ -218,10 +213,10 @@ class _Runner:
         """Fit groups of trials, here or elsewhere; each comes with what `protocol.fit_together` gives."""
         from pipeline.selection import protocol
 
-        if self._workers is not None and groups:
+        if self._cluster is not None and groups:
             from pipeline.selection import on_workers
 
-            yield from on_workers.fit_groups(self._workers(), groups, rows, note)
+            yield from on_workers.fit_groups(self._workers, groups, rows, note)
             return
         for seed, of_seed in itertools.groupby(groups, lambda together: together[0].seed):
             prepared = protocol.prepare(self._data, seed, self._cache.class_names).first(rows)
