@@ -10,9 +10,11 @@ import io
 import time
 import zipfile
 import zlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.commands.options import EnsembleOptions
 from pipeline.commands.train import Clock, Outcome, Run, make, place_of
@@ -20,21 +22,15 @@ from pipeline.common.errors import UserError, file_errors
 from pipeline.features import arrays, store
 from pipeline.features.find import find_specs
 from pipeline.features.spec import FeatureSpec
-from pipeline.models import persistence
+from pipeline.models import history, persistence, vote
+from pipeline.models.jobs import Fitted
 from pipeline.models.persistence import Model
 from pipeline.network.taps import describe_taps, order_taps
+from pipeline.output.metrics import score
 from pipeline.output.results import RunResults, load_run
 from pipeline.output.run_folder import PROBABILITIES, RunFolder
 from pipeline.selection import copies
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from pipeline.models.jobs import Fitted
-
-    Arrays = Mapping[str, NDArray[Any]]
+from pipeline.selection.protocol import LearningCurve, Selection
 
 
 def ensemble(options: EnsembleOptions) -> RunFolder:
@@ -121,10 +117,6 @@ def _caches(options: EnsembleOptions, asked: FeatureSpec) -> list[Any]:
 
 def _compute(joined: Run, runs: Sequence[RunResults], models: Mapping[str, Model]) -> Outcome:
     """Weigh the runs on validation, then score the mean of their models, fitted on all of train, on test once."""
-    from pipeline.models import history, vote
-    from pipeline.output.metrics import score
-    from pipeline.selection.protocol import LearningCurve, Selection
-
     cache, asked, clock = joined.cache, joined.asked, joined.clock
     # Best first, so that the history says what each adds to those before it.
     order = sorted(runs, key=lambda run: run.metrics["log_loss"]["validation"])
@@ -158,9 +150,6 @@ def _compute(joined: Run, runs: Sequence[RunResults], models: Mapping[str, Model
 
 def _weighed(runs: Sequence[RunResults], labels: NDArray[Any]) -> Fitted:
     """The weight of each run, by what the runs say of validation; its history is over how many of them are joined."""
-    from pipeline.models import history, vote
-    from pipeline.models.jobs import Fitted
-
     kept = [_read(run) for run in runs]
     for run, each in zip(runs, kept, strict=True):
         if any(not np.array_equal(each[rows], kept[0][rows]) for rows in ("fit_rows", "validation_rows")):
@@ -183,7 +172,7 @@ def _weighed(runs: Sequence[RunResults], labels: NDArray[Any]) -> Fitted:
     return Fitted(shares, record, train, validation, None, None, validation[0])
 
 
-def _read(run: RunResults) -> Arrays:
+def _read(run: RunResults) -> dict[str, NDArray[Any]]:
     path = run.folder / PROBABILITIES
     with file_errors("read the run", path):
         content = path.read_bytes()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, bootstrap
 
 from pipeline.common.text import padded, shorten
+from pipeline.models import history
 
 BINS = 15  # of confidence, as Guo et al. 2017 have them
 RESAMPLES = 1000
@@ -160,9 +161,7 @@ def score(
     Accuracy and loss are means over the repeats; all else is of the first. ``folds`` are of the cross-validation that
     the rows were held out in.
     """
-    from sklearn.metrics import classification_report, confusion_matrix
-
-    from pipeline.models import history
+    from sklearn.metrics import classification_report, confusion_matrix  # late: the page does without
 
     predicted, confidences = probabilities[0].argmax(axis=1), probabilities[0].max(axis=1, initial=0)
     right, calibrated = predicted == labels, calibration(confidences, predicted == labels)
