@@ -121,29 +121,24 @@ def _compact(svg: bytes, prefix: str) -> bytes:
     """
     styles: dict[str, str] = {}
     ids: dict[str, str] = {}
-    plain: list[bool] = []  # whether each group that is open has no attribute, and so no effect
+
+    def short(names: dict[str, str], name: str) -> str:
+        return names.setdefault(name, f"{prefix}{len(names)}")
 
     def tag(found: re.Match[str]) -> str:
-        if found[0] == "</g>":
-            return "" if plain.pop() else found[0]
         text = re.sub(r' (?:d|[xy]|width|height|viewBox|transform|style)="[^"]*"', _short, found[0])
         text = re.sub(r' transform="rotate\(-0 [^"]*"|(?<=<g) id="(?!line-)[^"]*"|font-family: [^;"]*(; )?', "", text)
         text = text.replace('id="line-', 'data-line="')
-        style = re.search(r'style="([^"]*?)(?:; )?"', text)
-        if style:
-            text = text.replace(style[0], f'class="{styles.setdefault(style[1], f"{prefix}{len(styles)}")}"')
+        text = re.sub(r'style="([^"]*?)(?:; )?"', lambda style: f'class="{short(styles, style[1])}"', text)
         made = r'(?<=[#"])\w*[0-9a-f]{10}(?=[")])'  # ids that matplotlib makes of digests
-        text = re.sub(made, lambda name: ids.setdefault(name[0], f"{prefix}{len(ids)}"), text)
-        if re.match(r"<g\b", text):
-            if text.endswith("/>"):
-                return ""
-            plain.append(text == "<g>")
-            return "" if plain[-1] else text
-        return text
+        return re.sub(made, lambda name: short(ids, name[0]), text)
 
     cleared = r'<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>|<path d="[^"]*" style="fill: none"/>'
     text = re.sub(cleared, "", svg.decode("utf-8"), flags=re.DOTALL)
     text = re.sub(r"<[^>]+>", tag, re.sub("> <", "><", re.sub(r"\s+", " ", text)))
+    before = ""
+    while text != before:  # groups without attributes have no effect
+        before, text = text, re.sub(r"<g>((?:(?!</?g\b).)*)</g>|<g[^>]*/>", r"\1", text)
     rules = re.sub("([:;]) ", r"\1", "".join(f".{name}{{{style}}}" for style, name in styles.items()))
     return text.replace("*{", f"text{{font-family:'DejaVu Sans',Verdana,sans-serif}}{rules}*{{", 1).strip().encode()
 
