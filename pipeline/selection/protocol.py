@@ -12,12 +12,13 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
+from pipeline.common.bar import Bar
 from pipeline.common.progress import Progress
 from pipeline.common.text import percent, to_csv
 from pipeline.features.rows import FeatureRows, Scale, moments
@@ -31,9 +32,6 @@ from pipeline.selection import splits
 from pipeline.selection.options import DEFAULT_CURVE_SEEDS
 from pipeline.selection.splits import Rows, Split
 from pipeline.selection.trials import Trial, TrialResult
-
-if TYPE_CHECKING:
-    from pipeline.common.bar import Bar
 
 LEARNING_CURVE_SIZES = 5
 FITTED_ROWS = 10_000  # of those fitted on, whose probabilities are kept beside those of validation
