@@ -20,7 +20,13 @@ def _environment() -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=select_autoescape(["html"]), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    own = {"number": text.number, "percent": percent, "share": text.percent, "interval": text.interval}
+    own = {
+        "number": text.number,
+        "percent": percent,
+        "share": text.percent,
+        "interval": text.interval,
+        "printable": text.printable,
+    }
     environment.filters.update(own)
     return environment
 
