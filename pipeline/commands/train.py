@@ -289,8 +289,9 @@ def _contents(run: Run, outcome: Outcome) -> tuple[dict[str, bytes], bytes, dict
     joblib.dump(outcome.model, buffer, compress=3)
     run.clock.lap("evaluate")
     metrics["seconds"] = run.clock.seconds()
+    text, card = report.texts(metrics, scores.text, asked, cache)
     contents = {
-        "report.txt": report.report_text(metrics, scores.text).encode("utf-8"),
+        "report.txt": text.encode("utf-8"),
         "metrics.json": to_json(metrics),
         "history.csv": chosen.history.to_csv(),
         "learning_curve.csv": curve.to_csv(),
@@ -316,7 +317,7 @@ def _contents(run: Run, outcome: Outcome) -> tuple[dict[str, bytes], bytes, dict
         "official": cache.provenance["official"],
         "versions": metrics["versions"],
     }
-    return contents, buffer.getvalue(), description, report.card_text(metrics, asked, cache)
+    return contents, buffer.getvalue(), description, card
 
 
 def _one_or_all(values: Sequence[Any]) -> Any:

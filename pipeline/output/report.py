@@ -108,45 +108,37 @@ def left_out_text(metrics: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def report_text(metrics: Mapping[str, Any], table: str) -> str:
-    """scikit-learn's classification report of the test split, under what it is a report of."""
+def texts(metrics: Mapping[str, Any], table: str, spec: FeatureSpec, cache: store.Cache) -> tuple[str, str]:
+    """The report of a run, with scikit-learn's classification report as ``table``; and the card of its model.
+
+    The card, in Markdown, says what a person must know before using the model. After Mitchell et al., Model Cards for
+    Model Reporting, https://arxiv.org/abs/1810.03993.
+    """
     from pipeline.output import templating  # late: a run that is there is shown as it was written
 
+    found = warnings(metrics)
     notes = caveats(metrics["dataset"]["official"] is True, metrics["features"]["weights"])
     if not metrics["converged"]:
         notes.append(f"did not converge: {metrics['convergence']}")
-    notes += warnings(metrics)
-    return templating.render(
-        "report.txt", m=metrics, table=table, notes=notes, params=classifiers.describe(metrics["classifier"]["params"]),
-        images=images_text(metrics["images"]), left_out=left_out_text(metrics),
+    shared: dict[str, Any] = {
+        "m": metrics,
+        "params": classifiers.describe(metrics["classifier"]["params"]),
+        "images": images_text(metrics["images"]),
+    }
+    report = templating.render(
+        "report.txt", **shared, table=table, notes=[*notes, *found], left_out=left_out_text(metrics),
         seconds=format_seconds(metrics["seconds"]["total"]), sizes=sizes_text(metrics["features"]["image_size"]),
     )  # fmt: skip
-
-
-def card_text(metrics: Mapping[str, Any], spec: FeatureSpec, cache: store.Cache) -> str:
-    """The model card: what a person must know before using a fitted model, in Markdown.
-
-    After Mitchell et al., Model Cards for Model Reporting, https://arxiv.org/abs/1810.03993.
-    """
-    from pipeline.output import templating
-
-    return templating.render(
-        "model_card.md", m=metrics, spec=spec.to_dict(), cache=cache, warnings=warnings(metrics),
-        params=classifiers.describe(metrics["classifier"]["params"]), images=images_text(metrics["images"]),
-    )  # fmt: skip
+    return report, templating.render("model_card.md", **shared, spec=spec.to_dict(), cache=cache, warnings=found)
 
 
 def summary(place: RunFolder) -> str:
-    """A run's report and the paths of its pictures, for the terminal."""
+    """A run's report and the paths of its pictures, for the terminal; of a folder of images, how many were not used."""
     text = (place.folder / "report.txt").read_text(encoding="utf-8")
     pictures = "\n".join(f"  {place.folder / name}" for name in run_folder.PICTURES)
-    return f"{text}\npictures:\n{pictures}\nmodel:\n  {place.model}\n  {place.card}\n{_skipped_lines(place)}"
-
-
-def _skipped_lines(place: RunFolder) -> str:
-    """How many files of a folder of images were not used; stage one lists them."""
-    path = place.folder / "skipped.csv"
-    if not path.is_file():
-        return ""
-    count = sum(1 for _ in csv.reader(io.StringIO(path.read_text(encoding="utf-8")))) - 1
-    return f"not used:\n  {count_of_files(count)}, and why: {path}\n" if count else ""
+    said = f"{text}\npictures:\n{pictures}\nmodel:\n  {place.model}\n  {place.card}\n"
+    skipped = place.folder / "skipped.csv"  # stage one lists them
+    if not skipped.is_file():
+        return said
+    count = sum(1 for _ in csv.reader(io.StringIO(skipped.read_text(encoding="utf-8")))) - 1
+    return f"{said}not used:\n  {count_of_files(count)}, and why: {skipped}\n" if count else said
