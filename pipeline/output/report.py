@@ -66,32 +66,6 @@ def warnings(metrics: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def images_text(images: Mapping[str, Any]) -> str:
-    """How many distinct images each side has, and how many rows are copies."""
-    copied = {split: images["rows"][split] - images["distinct"][split] for split in images["rows"]}
-    if images["validation"] is None:
-        text = f"{images['fit']:,} distinct images, each fitted on and scored, in other folds"
-    else:
-        text = (
-            f"{images['fit']:,} distinct images to fit on, {images['validation']:,} to validate on, "
-            f"{images['distinct']['test']:,} to test on"
-        )
-    if any(copied.values()):
-        text += f"; {copied['train']:,} rows of train and {copied['test']:,} of test are copies of these"
-    groups = images.get("groups")  # runs from before there were any have none
-    if groups and images["validation"] is None:
-        text += f"; none of {groups['train'] + groups['test']:,} groups is in two folds"
-    elif groups:
-        sides = images["groups_of_sides"]
-        text += (
-            f"; of {sides['fit']:,} groups to fit on, {sides['validation']:,} to validate on and {groups['test']:,} to "
-            f"test on, no group on two sides"
-        )
-    if images["shared"] and images["validation"] is not None:
-        text += f"; {images['shared']:,} of the test images are in train, too"
-    return text
-
-
 def left_out_text(metrics: Mapping[str, Any]) -> str:
     """Which rows a run did without, and the accuracy with them; "" where none was to be left out."""
     told = metrics.get("left_out") or {}
@@ -120,11 +94,7 @@ def texts(metrics: Mapping[str, Any], table: str, spec: FeatureSpec, cache: stor
     notes = caveats(metrics["dataset"]["official"] is True, metrics["features"]["weights"])
     if not metrics["converged"]:
         notes.append(f"did not converge: {metrics['convergence']}")
-    shared: dict[str, Any] = {
-        "m": metrics,
-        "params": classifiers.describe(metrics["classifier"]["params"]),
-        "images": images_text(metrics["images"]),
-    }
+    shared: dict[str, Any] = {"m": metrics, "params": classifiers.describe(metrics["classifier"]["params"])}
     report = templating.render(
         "report.txt", **shared, table=table, notes=[*notes, *found], left_out=left_out_text(metrics),
         seconds=format_seconds(metrics["seconds"]["total"]), sizes=sizes_text(metrics["features"]["image_size"]),
