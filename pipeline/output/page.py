@@ -114,34 +114,6 @@ def _confusions(predictions: Columns, names: Sequence[str]) -> list[tuple[str, l
     return table
 
 
-def _settings(run: RunResults) -> list[tuple[str, str]]:
-    m = run.metrics
-    features = m["features"]
-    official = "" if m["dataset"].get("official") is True else " (not the official files)"
-    pairs = [
-        ("data", f"{m['dataset']['name']}{official}, digest {m['dataset']['digest'][:12]}…"),
-        (
-            "features",
-            f"{features['columns']:,} columns at {report.sizes_text(features['image_size'])}, views "
-            f"{features.get('view', 'plain')}, {features['precision']}",
-        ),
-        ("taps", ", ".join(features["taps"])),
-        ("weights", str(features.get("weights", "unknown"))),
-        ("cache", ", ".join(np.atleast_1d(features.get("file", "unknown")))),
-        ("classifier", m["classifier"]["name"]),
-        ("parameters", classifiers.describe(m["classifier"]["params"])),
-        ("seed", str(m["seed"])),
-        ("seconds", ", ".join(f"{name} {value:.1f}" for name, value in m["seconds"].items())),
-        ("versions", ", ".join(f"{name} {number}" for name, number in m.get("versions", {}).items())),
-        ("made", m["created"]),
-    ]
-    if m.get("left_out"):
-        pairs.insert(1, ("left out", report.left_out_text(m)))
-    if features.get("limit"):
-        pairs.insert(1, ("limit", f"the first {features['limit']:,} rows of each split"))
-    return pairs
-
-
 def _view(run: RunResults, same: Sequence[RunResults], rank: int, images: PageImages) -> dict[str, Any]:
     """What the page says of a run; ``same`` are others of the same model."""
     m = run.metrics
@@ -178,7 +150,10 @@ def _view(run: RunResults, same: Sequence[RunResults], rank: int, images: PageIm
         "classes": classes,
         "worst": worst,
         "confusions": _confusions(predictions, classes) if predictions and not many else [],
-        "settings": _settings(run),
+        "sizes": report.sizes_text(m["features"]["image_size"]),
+        "caches": np.atleast_1d(m["features"].get("file", "unknown")).tolist(),
+        "params": classifiers.describe(m["classifier"]["params"]),
+        "left_out": report.left_out_text(m),
         "predictions": predictions,
         "scored": digest_of([predictions[name].tolist() for name in ("index", "label")]) if predictions else "",
         "galleries": _galleries(predictions, images.of(run), images) if predictions else None,
@@ -286,7 +261,9 @@ def _section(
     listed: list[RunResults] = []
     for first, *same in leaderboard.models(runs):
         with leaderboard.skipping(first.folder / "metrics.json"):
-            views.append(_view(first, same, len(views) + 1, images))
+            view = _view(first, same, len(views) + 1, images)
+            view["html"] = Markup(templating.render("run.html", run=view))  # noqa: S704 - every value in it is escaped
+            views.append(view)
             listed += [first, *same]
         done(1 + len(same))
     if not views:

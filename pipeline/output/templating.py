@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateNotFound, UndefinedError, select_autoescape
 
 from pipeline.common import text
 from pipeline.common.errors import UserError
@@ -37,9 +37,11 @@ def percent(value: float | None, digits: int = 2) -> str:
 
 
 def render(name: str, **values: Any) -> str:
-    """Fill a template with values."""
+    """Fill a template with values; raises LookupError when it needs one that is not there."""
     try:
         return _environment().get_template(name).render(values)
+    except UndefinedError as error:
+        raise LookupError(str(error)) from error
     except TemplateNotFound as error:  # an OSError, but none of whatever is being written
         raise UserError(
             f"The template {error.name} is missing from {TEMPLATES}: this program is not installed completely. "
