@@ -41,17 +41,13 @@ class FilePart:
 
     def read(self, start: int, stop: int, ahead: int = 0) -> NDArray[np.float16]:
         """Rows of the array; as many more as ``ahead`` are asked of the disk meanwhile."""
-        result = np.empty((stop - start, self.shape[1]), np.float16)
         width = 2 * self.shape[1]
         if ahead and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.descriptor, self.offset + stop * width, ahead * width, os.POSIX_FADV_WILLNEED)
-        view, position = result.data.cast("B"), self.offset + start * width
-        while view:
-            count = os.preadv(self.descriptor, [view], position)
-            if count == 0:
-                raise OSError("the file of the features became shorter while it was read")
-            view, position = view[count:], position + count
-        return result
+        content = os.pread(self.descriptor, (stop - start) * width, self.offset + start * width)
+        if len(content) < (stop - start) * width:
+            raise OSError("the file of the features became shorter while it was read")
+        return np.frombuffer(content, np.float16).reshape(stop - start, -1)
 
 
 Part = NDArray[Any] | FilePart

@@ -21,7 +21,7 @@ from pipeline.features.checksum import unusable
 from pipeline.features.layout import DIGEST_DTYPE, DIGEST_SIZE, FEATURE_DTYPE, LABEL_DTYPES, SKIPPED, SPLITS
 from pipeline.features.rows import FeatureRows, FilePart
 from pipeline.features.spec import FORMAT_VERSION, FeatureSpec
-from pipeline.network.taps import TAP_COLUMNS, columns_of
+from pipeline.network.taps import TAP_COLUMNS
 
 CacheError = checksum.CacheError
 Unfit = checksum.Unfit
@@ -101,14 +101,9 @@ class Cache:
 
         Raises CacheError also for a tap that is not in the file.
         """
-        self._require(taps)
-        result = np.empty((self.rows[split], columns_of(taps)), np.float32)
-        start = 0
-        for tap in taps:  # cast while it is copied to its place: no second float32 array is ever made
-            end = start + TAP_COLUMNS[tap]
-            result[:, start:end] = self._proven(split, tap)
-            start = end
-        return result
+        rows = self.feature_rows(split, taps)
+        with read_errors(self.path):
+            return rows.read(np.arange(rows.shape[0]))
 
     def feature_rows(self, split: str, taps: Sequence[str]) -> FeatureRows:
         """The same, float16, left in the file: to be read while the cache is open, by many threads.
