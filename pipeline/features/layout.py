@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,10 +140,10 @@ def _lay_out(attributes: Mapping[str, Any], layouts: Iterable[ArrayLayout]) -> t
 
 
 class _SparseMemory(io.RawIOBase):
-    """A file in memory that stores only the pages written to.
+    """A file in memory that stores only the pages written to, and is never read from.
 
     HDF5 lays out a whole file's metadata here without touching the disk and without room for the
-    arrays, whose bytes never pass through it.
+    arrays, whose bytes never pass through it. What it has written it keeps itself until it closes the file.
     """
 
     PAGE = 4096
@@ -161,26 +161,12 @@ class _SparseMemory(io.RawIOBase):
         self.size = self._at if size is None else size
         return self.size
 
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self.size - self._at))
-        for start, page, begin, end in self._spans(count):
-            view[start : start + end - begin] = self.pages.get(page, bytes(self.PAGE))[begin:end]
-        self._at += count
-        return count
-
     def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        for start, page, begin, end in self._spans(len(view)):
-            self.pages.setdefault(page, bytearray(self.PAGE))[begin:end] = view[start : start + end - begin]
-        self._at += len(view)
+        rest = memoryview(data).cast("B")
+        while rest:
+            page, begin = divmod(self._at, self.PAGE)
+            count = min(len(rest), self.PAGE - begin)
+            self.pages.setdefault(page, bytearray(self.PAGE))[begin : begin + count] = rest[:count]
+            rest, self._at = rest[count:], self._at + count
         self.size = max(self.size, self._at)
-        return len(view)
-
-    def _spans(self, count: int) -> Iterator[tuple[int, int, int, int]]:
-        done = 0
-        while done < count:
-            page, begin = divmod(self._at + done, self.PAGE)
-            end = min(self.PAGE, begin + count - done)
-            yield done, page, begin, end
-            done += end - begin
+        return memoryview(data).nbytes

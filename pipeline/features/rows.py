@@ -61,7 +61,8 @@ class FeatureRows:
     """
 
     def __init__(self, parts: Sequence[Part], index: NDArray[np.intp] | None = None) -> None:
-        self._parts, self._index, self._rows = tuple(parts), index, parts[0].shape[0]
+        self._parts: tuple[Any, ...] = tuple(parts)
+        self._index, self._rows = index, parts[0].shape[0]
         self._on_disk = isinstance(parts[0], FilePart)
         self.shape = (self._rows if index is None else len(index), sum(part.shape[1] for part in parts))
 
@@ -87,9 +88,9 @@ class FeatureRows:
     ) -> NDArray[np.float16]:
         """A copy of the rows, in ``out`` if that is given; ``progress`` is told the bytes read."""
         result = np.empty(self.shape, np.float16) if out is None else out
-        for start, stop, get in self._chunks(0, self.shape[0]):
-            for columns, part in zip(self._columns(), get(start, stop), strict=True):
-                result[start:stop, columns] = part
+        for start, stop, pieces in self._chunks(0, self.shape[0]):
+            for columns, piece in zip(self._columns(), pieces, strict=True):
+                result[start:stop, columns] = piece
             progress(2 * (stop - start) * self.shape[1])
         return result
 
@@ -98,7 +99,6 @@ class FeatureRows:
         if self._on_disk:
             held = dict(zip((each.start for each in self._columns()), self._parts, strict=True))
             return FeatureRows([held[each.start] for each in chosen], self._index)
-        array: Any
         (array,) = self._parts
         merged: list[slice] = []
         for each in chosen:  # neighbours are widened in one go
@@ -130,8 +130,7 @@ class FeatureRows:
         for start in range(0, self.shape[0], size):
             rows = slice(start, min(start + size, self.shape[0]))
             block = np.empty((rows.stop - start, self.shape[1]), np.float32)
-            for first, stop, get in self._chunks(start, rows.stop):
-                self._widen(get(first, stop), block[first - start : stop - start])
+            self._fill(block, rows)
             yield rows, block
 
     def reduce(
@@ -150,14 +149,13 @@ class FeatureRows:
         def share(start: int, end: int) -> State:
             state, block = make(), np.empty((size, self.shape[1]), np.float32)
             wide = block if dtype == np.float32 else np.empty_like(block, dtype)
-            for first, stop, get in self._chunks(start, end):
-                for row in range(first, stop, size):
-                    rows = slice(row, min(row + size, stop))
-                    count = rows.stop - row
-                    self._widen(get(row, rows.stop), block[:count])
-                    if wide is not block:
-                        wide[:count] = block[:count]
-                    visit(rows, wide[:count], state)
+            for first in range(start, end, size):
+                rows = slice(first, min(first + size, end))
+                count = rows.stop - first
+                self._fill(block[:count], rows)
+                if wide is not block:
+                    wide[:count] = block[:count]
+                visit(rows, wide[:count], state)
             return state
 
         if threads == 1:
@@ -169,25 +167,30 @@ class FeatureRows:
         ends = np.cumsum([0, *(part.shape[1] for part in self._parts)]).tolist()
         return [slice(*pair) for pair in itertools.pairwise(ends)]
 
-    def _chunks(self, start: int, end: int) -> Iterator[tuple[int, int, Callable[[int, int], list[NDArray[Any]]]]]:
-        """Rows from ``start`` to ``end``: where each chunk begins and ends, and what gets rows of it from each part.
+    def _chunks(self, start: int, end: int) -> Iterator[tuple[int, int, list[NDArray[Any]]]]:
+        """Rows from ``start`` to ``end``: where each chunk begins and ends, and what each part has of it.
 
         Of rows in a file, as many as fit into a chunk are read in one go, those between them included.
         """
-        span = max(1, CHUNK_BYTES // (2 * self.shape[1])) if self._on_disk else self._rows
+        if not self._on_disk:
+            rows: Any = slice(start, end) if self._index is None else self._index[start:end]
+            yield start, end, [part[rows] for part in self._parts]
+            return
+        span = max(1, CHUNK_BYTES // (2 * self.shape[1]))
         while start < end:
-            low, stop = start, min(start + span, end)
+            low, stop, rows = start, min(start + span, end), slice(None)
+            high = stop
             if self._index is not None:
                 low = int(self._index[start])
                 stop = min(int(np.searchsorted(self._index, low + span)), end)
-            high = low + stop - start if self._index is None else int(self._index[stop - 1]) + 1
-            arrays = [
-                part.read(low, high, min(span, self._rows - high)) if isinstance(part, FilePart) else part[low:high]
-                for part in self._parts
-            ]
-            gathered = None if self._index is None or high - low == stop - start else self._index[start:stop] - low
-            yield start, stop, functools.partial(_pick, arrays, start, gathered)
+                high, rows = int(self._index[stop - 1]) + 1, self._index[start:stop] - low
+            yield start, stop, [part.read(low, high, min(span, self._rows - high))[rows] for part in self._parts]
             start = stop
+
+    def _fill(self, out: NDArray[np.float32], rows: slice) -> None:
+        """Write rows into a block."""
+        for first, stop, pieces in self._chunks(rows.start, rows.stop):
+            self._widen(pieces, out[first - rows.start : stop - rows.start])
 
     def _widen(self, pieces: Sequence[Any], out: NDArray[np.float32]) -> None:
         """Write float16 pieces side by side into a float32 block, exactly.
@@ -205,13 +208,6 @@ class FeatureRows:
         np.left_shift(bits, 13, out=bits)
         np.bitwise_and(bits, np.int32(-0x70000001), out=bits)  # sign, exponent and fraction
         np.multiply(out, np.float32(2.0**112), out=out)
-
-
-def _pick(
-    arrays: Sequence[NDArray[Any]], start: int, index: NDArray[np.intp] | None, first: int, stop: int
-) -> list[NDArray[Any]]:
-    rows: Any = slice(first - start, stop - start)
-    return [array[rows if index is None else index[rows]] for array in arrays]
 
 
 @functools.cache
