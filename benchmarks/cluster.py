@@ -25,7 +25,7 @@ import numpy as np
 from pipeline.data.dataset import Dataset, Split
 from pipeline.features import extract, on_workers, store
 from pipeline.features.options import ComputeOptions
-from pipeline.network.taps import TAP_COLUMNS, columns_of
+from pipeline.network.taps import columns_of
 
 WAYS = {"one process, two threads": ["--threads", "2"], "two workers, one thread each": ["--cluster", "local:2"]}
 
@@ -59,8 +59,7 @@ def pretend(setup: on_workers.Setup) -> tuple[object, str]:
 def features_of_nothing(setup: on_workers.Setup, images: np.ndarray) -> on_workers.Computed:
     """Give numbers in place of features, no two parts the same."""
     start = float(images.reshape(-1)[:4].view(np.uint32)[0] % 1000)
-    shapes = {tap: (len(images), TAP_COLUMNS[tap]) for tap in setup.spec.taps}
-    return [None] * len(images), {tap: np.full(shape, start, np.float16) for tap, shape in shapes.items()}
+    return [None] * len(images), np.full((len(images), columns_of(setup.spec.taps)), start, np.float16)
 
 
 def coordinator(rows: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,8 @@ from pipeline.data.options import ImageOptions
 
 Row = tuple[str, int]  # a split and a row of it
 Decoded = tuple[Row, Image | Unusable]
-Features = Mapping[str, NDArray[np.float16]]
+Features = NDArray[np.float16]  # (n, columns): the taps side by side
+Compute = Callable[[Sequence[Image]], Mapping[str, NDArray[np.float16]]]  # for each tap (n, columns)
 
 _CHUNK = 16  # images that a thread decodes at a time: small ones take less time than handing them over does
 
@@ -67,33 +67,27 @@ def _ahead(
 
 
 def compute_rows(
-    source: Iterator[list[Decoded]],
-    compute: Callable[[Sequence[Image]], Features],
-    done: Callable[[int], Any],
+    source: Iterator[list[Decoded]], compute: Compute, done: Callable[[int], Any]
 ) -> Iterator[Features | str]:
     """Push batches, as `batches` gives them, through the network as their rows are asked for.
 
-    Of each row, in order: for each tap float16 (columns,), or why its image cannot be used. ``done`` is told the number
-    of rows of each batch.
+    Of each row, in order: float16 (columns,), or why its image cannot be used. ``done`` is told the number of rows of
+    each batch.
     """
     for batch in source:
-        features = features_of(batch, compute)
+        found = compute_batch(batch, compute)
         done(len(batch))
-        yield from each_row([str(image) if isinstance(image, Unusable) else None for _, image in batch], features)
+        yield from each_row(*found)
 
 
-def features_of(batch: Sequence[Decoded], compute: Callable[[Sequence[Image]], Features]) -> Features:
-    """Features of the images of a batch that can be used."""
+def compute_batch(batch: Sequence[Decoded], compute: Compute) -> tuple[list[str | None], Features]:
+    """Of each image of a batch why it cannot be used, if so; and the features of the others."""
+    faults = [str(image) if isinstance(image, Unusable) else None for _, image in batch]
     usable = [image for _, image in batch if not isinstance(image, Unusable)]
-    return compute(usable) if usable else {}
+    return faults, np.hstack([*compute(usable).values()]) if usable else np.empty((0, 0), np.float16)
 
 
 def each_row(faults: Sequence[str | None], features: Features) -> Iterator[Features | str]:
     """Give, row by row, its features, of those in ``features``, or why its image cannot be used."""
-    places = itertools.count()
-    for fault in faults:
-        if fault is None:
-            place = next(places)
-            yield {tap: values[place] for tap, values in features.items()}
-        else:
-            yield fault
+    rows = iter(features)
+    return (next(rows) if fault is None else fault for fault in faults)

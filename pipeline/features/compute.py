@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from functools import partial
@@ -24,21 +25,19 @@ from pipeline.common.errors import Interrupted, UserError
 from pipeline.common.progress import Progress, format_bytes, format_seconds
 from pipeline.common.text import count_of_files, printable
 from pipeline.data import loader
-from pipeline.data.dataset import Dataset, Image, RowIds, Skipped, Unusable, few_reasons
+from pipeline.data.dataset import Dataset, RowIds, Skipped, Unusable, few_reasons
 from pipeline.features import reuse
 from pipeline.features.options import ComputeOptions
 from pipeline.features.parts import Build, Part, PartContent
+from pipeline.network import by_numpy, device
 from pipeline.network import compile as compiling
-from pipeline.network import device
-from pipeline.network.taps import TAP_COLUMNS, columns_of
+from pipeline.network.taps import columns_of
 from pipeline.network.weights import VGGWeights, load_weights, say_untrained
 
 if TYPE_CHECKING:
     from pipeline.common.bar import Bar
 
 log = logging.getLogger("pipeline")
-
-Extractor = Callable[[Sequence[Image]], loader.Features]
 
 
 def check_images(dataset: Dataset, build: Build, batch_size: int) -> None:
@@ -200,24 +199,21 @@ def _assemble(
     members: Mapping[str, RowIds] | None,
 ) -> PartContent:
     """Put a part together from the rows that another cache has and those that are computed."""
-    made = dict(zip(np.flatnonzero(~known).tolist(), computed, strict=False))  # the next rows of all that are computed
-    dropped = {row: found for row, found in made.items() if isinstance(found, str)}
-    kept = [row for row in range(len(part)) if row not in dropped]
+    made = list(itertools.islice(computed, int(np.sum(~known))))  # the next rows of all that are computed
+    dropped = {
+        row: found for row, found in zip(np.flatnonzero(~known).tolist(), made, strict=True) if isinstance(found, str)
+    }
+    rows = [found for found in made if not isinstance(found, str)]
+    kept = np.array([row not in dropped for row in range(len(part))], bool)
     # Preallocated with an impossible value, then asserted gone: every row was written.
-    features = {tap: np.full((len(kept), TAP_COLUMNS[tap]), np.nan, np.float16) for tap in build.spec.taps}
-    for place, row in enumerate(kept):
-        found = made.get(row)
-        if found is not None and not isinstance(found, str):
-            for tap, values in features.items():
-                values[place] = found[tap]
+    features = np.full((int(kept.sum()), columns_of(build.spec.taps)), np.nan, np.float16)
+    features[~known[kept]] = np.reshape(rows, (-1, features.shape[1]))
     if known.any() and members is not None:
         digests = members[part.split].digests[part.start : part.stop][known]
-        for tap, values in others.read(digests, build.spec.taps).items():
-            features[tap][known[kept]] = values
-    for tap, values in features.items():
-        if np.isnan(values).any():
-            raise AssertionError(f"rows of {tap} were not written")
-    return PartContent(features, dropped, computed=len(made) - len(dropped))
+        features[known[kept]] = others.read(digests, build.spec.taps)
+    if np.isnan(features).any():
+        raise AssertionError(f"rows of {part} were not written")
+    return PartContent(by_numpy.split(features, build.spec.taps), dropped, computed=len(rows))
 
 
 class _Leaks:

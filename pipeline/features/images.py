@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -72,7 +72,7 @@ class ImageFeatures:
         self.spec, self._owner, self._choice = spec, owner, weights or recorded
         self._data_dir, self._batch_size = data_dir, batch_size
         self._few: dict[int, by_numpy.Network] = {}
-        self._extractors: dict[int, tuple[int, Callable[[Any], loader.Features]]] = {}
+        self._extractors: dict[int, tuple[int, loader.Compute]] = {}
 
     def batches(
         self, images: LazyImages | NDArray[np.uint8], title: str
@@ -100,22 +100,21 @@ class ImageFeatures:
                 rows = [row for (_, row), _ in batches[0] if row not in faults]
                 columns = np.empty((len(rows), self.spec.columns), np.float32)
                 if rows:
-                    found = []
+                    found: list[NDArray[Any]] = []
                     for part, batch in zip(parts, batches, strict=True):
                         compute = self._by_numpy(part) if few else self._compiled(part, size)
-                        features = compute([image for (_, row), image in batch if row not in faults])
-                        found += [features[tap] for tap in part.taps]
+                        found += compute([image for (_, row), image in batch if row not in faults]).values()
                     np.concatenate(found, axis=1, out=columns)
                 yield rows, columns, faults
                 progress.update(len(batches[0]))
 
-    def _by_numpy(self, part: FeatureSpec) -> Callable[[Any], loader.Features]:
+    def _by_numpy(self, part: FeatureSpec) -> loader.Compute:
         """The network at the size of a part of the spec, for any number of images."""
         if part.image_size not in self._few:
             self._few[part.image_size] = by_numpy.Network(self.network.layers, **part.network, precision=part.precision)
         return self._few[part.image_size]
 
-    def _compiled(self, part: FeatureSpec, size: int) -> Callable[[Any], loader.Features]:
+    def _compiled(self, part: FeatureSpec, size: int) -> loader.Compute:
         """The network at the size of a part of the spec, for so many images at a time, or for more if that is there."""
         there = self._extractors.get(part.image_size)
         if there is None or there[0] < size:

@@ -6,7 +6,7 @@ What comes back is put together, proved and written by the process that asked, b
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pipeline.common import cluster, cluster_reach
 from pipeline.common.bar import Bar
 from pipeline.common.errors import UserError
 from pipeline.data import loader
-from pipeline.data.dataset import Dataset, Image, Split, Unusable
+from pipeline.data.dataset import Dataset, Split
 from pipeline.data.image_files import ImageArrays, ImageFiles
 from pipeline.features.options import ComputeOptions
 from pipeline.features.parts import Part
@@ -83,10 +83,8 @@ def _travelling(split: Split, rows: NDArray[np.intp]) -> Images:
 
 # --- on a worker ------------------------------------------------------------------------------
 
-Extractor = Callable[[Sequence[Image]], loader.Features]
 
-
-def prepare(setup: Setup) -> tuple[tuple[Setup, Extractor, int], str]:
+def prepare(setup: Setup) -> tuple[tuple[Setup, loader.Compute, int], str]:
     """Compile the network, once for all tasks of a process; and say what computes.
 
     Raises UserError when the weights arrived as others, or this machine cannot compute in the spec's precision.
@@ -101,7 +99,7 @@ def prepare(setup: Setup) -> tuple[tuple[Setup, Extractor, int], str]:
     return (setup, extractor, threads), f"{device.label(threads)}{on_gpu}"
 
 
-def compute(prepared: tuple[Setup, Extractor, int], images: Images) -> Computed:
+def compute(prepared: tuple[Setup, loader.Compute, int], images: Images) -> Computed:
     """Features of some images; raises UserError when one is not here, or is not the one that was meant."""
     setup, extractor, threads = prepared
     if isinstance(images, ImageFiles):
@@ -112,9 +110,10 @@ def compute(prepared: tuple[Setup, Extractor, int], images: Images) -> Computed:
     rows = [("part", row) for row in range(len(images))]
     with loader.batches(splits, rows, setup.spec, batch_size=setup.batch_size, threads=threads) as source:
         for batch in source:
-            faults += [str(image) if isinstance(image, Unusable) else None for _, image in batch]
-            found += [features] if (features := loader.features_of(batch, extractor)) else []
-    return faults, {tap: np.concatenate([each[tap] for each in found]) for tap in setup.spec.taps if found}
+            own, features = loader.compute_batch(batch, extractor)
+            faults += own
+            found += [features] if len(features) else []
+    return faults, np.concatenate(found) if found else np.empty((0, 0), np.float16)
 
 
 def _here(images: ImageFiles, folder: Path | None) -> ImageFiles:

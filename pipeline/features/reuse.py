@@ -17,7 +17,7 @@ from pipeline.common.errors import UserError
 from pipeline.features import layout, store
 from pipeline.features.find import claims
 from pipeline.features.spec import FeatureSpec, name_infix
-from pipeline.network.taps import TAP_COLUMNS
+from pipeline.network.taps import columns_of
 
 log = logging.getLogger("pipeline")
 
@@ -40,9 +40,9 @@ class KnownRows:
         """Which rows are known, bool (n,), by their digests, uint8 (n, 32)."""
         return np.array([digest.tobytes() in self._places for digest in digests], bool)
 
-    def read(self, digests: NDArray[np.uint8], taps: Sequence[str]) -> dict[str, NDArray[np.float16]]:
-        """Features of rows that are known: for each tap float16 (n, columns), in the order of their digests."""
-        result = {tap: np.full((len(digests), TAP_COLUMNS[tap]), np.nan, np.float16) for tap in taps}
+    def read(self, digests: NDArray[np.uint8], taps: Sequence[str]) -> NDArray[np.float16]:
+        """Features of rows that are known, float16 (n, columns of the taps together), in the order of their digests."""
+        result = np.full((len(digests), columns_of(taps)), np.nan, np.float16)
         together: dict[tuple[store.Cache, str], list[tuple[int, int]]] = {}  # the places here, and the rows there
         for place, digest in enumerate(digests):
             cache, split, row = self._places[digest.tobytes()]
@@ -50,8 +50,7 @@ class KnownRows:
         for (cache, split), pairs in together.items():
             here, there = np.array(pairs).T
             rows, order = np.unique(there, return_inverse=True)
-            for tap in taps:
-                result[tap][here] = cache.feature_rows(split, [tap]).take(rows).array()[order]
+            result[here] = cache.feature_rows(split, taps).take(rows).array()[order]
         return result
 
 

@@ -181,8 +181,7 @@ class VGG16Features(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         for spec in specs:
             with reuse.known_rows(options.features_dir, spec, given.ids.digests) as known:
                 if known.has(given.ids.digests).all():
-                    features = known.read(given.ids.digests, spec.taps)
-                    return np.hstack([features[tap] for tap in spec.taps]).astype(np.float32)
+                    return known.read(given.ids.digests, spec.taps).astype(np.float32)
         return None
 
     @staticmethod
