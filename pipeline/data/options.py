@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.options import Options, option
@@ -92,20 +91,10 @@ class FolderOptions(Options):
             raise UserError("The table columns parameter names columns of a table, so it needs --labels FILE.csv.")
         return found
 
-    @classmethod
-    def recorded(cls, reading: Mapping[str, Any]) -> Self:
-        """Rebuild them from `reading`'s result."""
-        known = {item.name: item for item in cls.declared()}
-        return cls(**{
-            name: value if known[name].kind is bool else known[name].read(value) for name, value in reading.items()
-        })  # fmt: skip
-
     @property
     def reading(self) -> dict[str, Any]:
-        """What differs from the defaults, as plain JSON values, whatever else a subclass holds."""
-        items = ((item, getattr(self, item.name)) for item in FolderOptions.declared())
+        """What differs from the defaults, as plain JSON values that make the same again; of a subclass, these fields."""
+        held = {item.name: getattr(self, item.name) for item in FolderOptions.declared()}
         return {
-            item.name: value if item.kind is bool else item.show(value)
-            for item, value in items
-            if value != item.default
+            name: value if value is True else str(value) for name, value in held.items() if value not in (None, False)
         }

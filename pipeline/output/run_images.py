@@ -83,7 +83,7 @@ class PageImages:
         level = log.level
         log.setLevel(logging.ERROR)  # whoever made the run was told about the data then
         try:
-            how = FolderOptions.recorded(reading)
+            how = FolderOptions(**reading)
             dataset = datasets.load_dataset(where, self.data_dir, download=False, how=how)
         except UserError as error:
             log.setLevel(level)
