@@ -93,7 +93,7 @@ class FolderOptions(Options):
 
     @property
     def reading(self) -> dict[str, Any]:
-        """What differs from the defaults, as plain JSON values that make the same again; of a subclass, these fields."""
+        """What differs from the defaults, as plain JSON values that make the same again; not what a subclass adds."""
         held = {item.name: getattr(self, item.name) for item in FolderOptions.declared()}
         return {
             name: value if value is True else str(value) for name, value in held.items() if value not in (None, False)
