@@ -45,7 +45,7 @@ def test_more_interrupts_wait_too() -> None:
         time.sleep(0.5)
         done.append(1)
 
-    before = signal.signal(signal.SIGALRM, lambda number, frame: signal.default_int_handler(number, frame))
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         with pytest.raises(KeyboardInterrupt), BackgroundWorker() as worker:
             worker.submit(work)

@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
+from pipeline.common.quiet import interrupts_later
+
 
 class BackgroundWorker:
     """Does one thing at a time in a thread, in the order in which they are handed over.
@@ -29,23 +31,8 @@ class BackgroundWorker:
             if kind is None:
                 self.result()
         finally:
-            self._end()
-
-    def _end(self) -> None:
-        """Wait for all that was begun, however often that is interrupted: a lock held for it must not be let go before.
-
-        An interrupted `Thread.join` of Python 3.11 takes the thread for ended, so a last work of no effect is awaited.
-        """
-        interrupt, last = None, None
-        while last is None or not last.done():
-            try:
-                last = last or self._pool.submit(int)
-                last.result()
-            except KeyboardInterrupt as again:
-                interrupt = again
-        self._pool.shutdown(wait=False)
-        if interrupt is not None:
-            raise interrupt
+            with interrupts_later():  # a lock held for what was begun must not be let go before
+                self._pool.shutdown()
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> None:
         """Begin some work, once the work before it is done."""

@@ -1,4 +1,4 @@
-"""Loading native code without its greetings, and without an interrupt in its middle."""
+"""Loading native code without its greetings; and without an interrupt what must not end in its middle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from pipeline.common.errors import UserError
 
 @contextmanager
 def interrupts_later() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the end of the block: within TensorFlow's loading they become other errors."""
+    """Hold SIGINT and SIGTERM back until the end of the block, however many come.
+
+    Within TensorFlow's loading they become other errors; an interrupted `Thread.join` takes the thread for ended.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
