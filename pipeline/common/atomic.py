@@ -21,7 +21,6 @@ from pathlib import Path
 
 TEMPORARY_SUFFIX = ".tmp"
 FILE_MODE = 0o666  # what open() itself asks for; the process's umask takes away from it
-READ_SIZE = 1 << 20  # bytes: hashing, not system calls, sets the pace, and the buffer stays in the cache
 
 
 # --- primitives -------------------------------------------------------------------------------

@@ -9,14 +9,10 @@ import unicodedata
 from typing import Any
 
 
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys, no spaces and no NaN: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
 def digest_of(value: Any) -> str:
-    """sha256, in hex, of a value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
+    """sha256, in hex, of a value's canonical JSON, of sorted keys, no spaces and no NaN: equal values, equal text."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def safe_name(name: str) -> str:

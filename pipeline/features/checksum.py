@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.common import atomic
 from pipeline.common.errors import UserError
 from pipeline.features.spec import FORMAT_VERSION
 
@@ -65,12 +64,9 @@ def array_digest(array: NDArray[Any]) -> str:
 
 def file_digest(descriptor: int) -> str:
     """sha256, in hex, of an open file's bytes after the header, read back from the file system."""
-    digest, offset = hashlib.sha256(), HEADER_SIZE
-    buffer = memoryview(bytearray(atomic.READ_SIZE))  # one for all reads: fresh memory costs more than hashing it
-    while count := os.preadv(descriptor, [buffer], offset):
-        digest.update(buffer[:count])
-        offset += count
-    return digest.hexdigest()
+    with open(descriptor, "rb", buffering=0, closefd=False) as stream:
+        stream.seek(HEADER_SIZE)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_bytes(descriptor: int) -> None:
