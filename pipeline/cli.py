@@ -319,17 +319,13 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _interrupt(signal_number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 2 something that the user can correct, 130 interrupted."""
     show_log()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # of names that are not text, or not in its encoding
     device.prefer_avx512()
-    signal.signal(signal.SIGTERM, _interrupt)  # like SIGINT: stop cleanly, and say how to go on
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like SIGINT: stop cleanly, and say how to go on
     messages = MessageOptions()
     try:
         check_variables(item for command in COMMANDS.values() for group in command.groups().values() for item in group)

@@ -48,10 +48,6 @@ class Bar(tqdm):  # type: ignore[type-arg]
             disable=log.level > logging.INFO,
         )
 
-    def update(self, n: float | None = 1) -> None:
-        """Count more units as done."""
-        super().update(n)
-
     def skip(self, count: int) -> None:
         """Count more units as done by an earlier run: they say nothing about the rate."""
         if not self.disable:

@@ -103,10 +103,6 @@ class RowIds:
         groups = tuple(self.groups[row] for row in rows) if self.groups else ()
         return RowIds(tuple(self.names[row] for row in rows), self.digests[rows], groups)
 
-    def without(self, rows: Sequence[int]) -> RowIds:
-        """All but some rows."""
-        return self.take(np.delete(np.arange(len(self.names)), list(rows)))
-
 
 @dataclass(frozen=True)
 class Dataset:

@@ -218,7 +218,7 @@ class Build:
             arrays[f"{split}/labels"] = np.delete(labels, rows)
             if dataset.members is not None:
                 who = dataset.members[split]
-                kept = who.without(rows)
+                kept = who.take(np.delete(np.arange(len(who.names)), rows))
                 arrays[f"{split}/names"] = layout.encode_texts([os.fsencode(name) for name in kept.names])
                 arrays[f"{split}/digests"] = kept.digests
                 if dataset.members["train"].groups:

@@ -185,7 +185,7 @@ def open_all(paths: Sequence[Path], expected: FeatureSpec) -> Cache:
         return replace(first, beside=tuple(others), close=stack.pop_all().close)
 
 
-def verify(path: Path, progress: Callable[[int], None] = lambda count: None) -> Cache:
+def verify(path: Path, progress: Callable[[int], object] = lambda count: None) -> Cache:
     """Verify a feature file completely: every byte, the structure, and each data set's own digest; then close it.
 
     Raises CacheError at the first fault; ``progress`` is told the number of bytes of each array.
