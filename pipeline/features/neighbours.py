@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from pipeline.common.errors import UserError
 from pipeline.common.memory import free_memory
 from pipeline.common.progress import Progress
+from pipeline.common.text import printable
 from pipeline.data.dataset import LazyImages
 from pipeline.features import store
 from pipeline.features.images import ImageFeatures, identified
 from pipeline.features.layout import SPLITS
-from pipeline.features.originals import originals
 from pipeline.features.rows import FeatureRows, Scale, moments
 from pipeline.network.taps import parse_taps
 
@@ -82,7 +82,7 @@ class Neighbours:
         weights: str | None = None,
     ) -> None:
         self.cache = store.open(Path(cache))
-        spec, self._data_dir = self.cache.spec, Path(data_dir)
+        spec = self.cache.spec
         chosen = spec.taps if taps is None else parse_taps(taps)
         sides = [self.cache.feature_rows(split, chosen) for split in SPLITS if self.cache.rows[split]]
         pool = ThreadPoolExecutor(1)
@@ -95,7 +95,7 @@ class Neighbours:
         self._columns = own.columns
         self._images = ImageFeatures(
             own, self.cache.provenance["weights"], f"The feature file {cache}",
-            data_dir=self._data_dir, weights=weights,
+            data_dir=Path(data_dir), weights=weights,
         )  # fmt: skip
 
     def __enter__(self) -> Neighbours:
@@ -137,8 +137,9 @@ class Neighbours:
 
         Path of each row's image inside its data set; where rows are no files, ``train:12`` for row 12 of train.
         """
-        found = originals(self.cache, self._data_dir)
-        return np.array([found.name(split, row) for split in SPLITS for row in range(self.cache.rows[split])], np.str_)
+        if self.cache.has_members:
+            return np.array([printable(name) for split in SPLITS for name in self.cache.members(split).names], np.str_)
+        return np.array([f"{split}:{row}" for split in SPLITS for row in range(self.cache.rows[split])], np.str_)
 
     def kneighbors(self, images: Any, n_neighbors: int = 10) -> Found:
         """The rows that are most like each of some images, the nearest first.
