@@ -38,10 +38,16 @@ def drawn(height: int, width: int, count: int, channels: int, results: int) -> t
 )
 def test_it_is_the_convolution(height: int, width: int, channels: int, results: int) -> None:
     maps, kernel, bias = drawn(height, width, 16, channels, results)
-    found = winograd.Convolution(kernel, bias, winograd.Workers(2))(maps)
+    (found,) = winograd.Convolution(kernel, bias, winograd.Workers(2))(maps)
     assert found.shape == (height, width, 16, results)
     assert found.dtype == np.float32
-    assert relative(found, convolved(maps, kernel, bias)) < 2e-5
+    exact = convolved(maps, kernel, bias)
+    assert relative(found, exact) < 2e-5
+    halves, averages = winograd.Convolution(kernel, bias, winograd.Workers(3), 1, halve=True, average=True)(maps)
+    even = exact[: height // 2 * 2, : width // 2 * 2].reshape(height // 2, 2, width // 2, 2, 16, results)
+    assert halves.shape == (height // 2, width // 2, 16, results)
+    assert not halves.size or relative(halves, even.max(axis=(1, 3))) < 2e-5
+    assert relative(averages, exact.mean(axis=(0, 1))) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -50,12 +56,13 @@ def test_it_is_the_convolution(height: int, width: int, channels: int, results: 
 def test_an_image_is_the_same_anywhere(height: int, width: int, channels: int) -> None:
     """Bit for bit: at any place of a batch of any size, with any number of threads."""
     maps, kernel, bias = drawn(height, width, 64, channels, channels)
-    whole = winograd.Convolution(kernel, bias, winograd.Workers(1))(maps)
+    whole, averages = winograd.Convolution(kernel, bias, winograd.Workers(1), average=True)(maps)
     order = np.random.default_rng(2).permutation(64)
     for threads, count in ((1, 8), (2, 64), (3, 24), (16, 32)):
         some = np.ascontiguousarray(maps[:, :, order[:count]])
-        found = winograd.Convolution(kernel, bias, winograd.Workers(threads))(some)
+        found, means = winograd.Convolution(kernel, bias, winograd.Workers(threads), average=True)(some)
         np.testing.assert_array_equal(found, whole[:, :, order[:count]])
+        np.testing.assert_array_equal(means, averages[order[:count]])
 
 
 def extractor(layers, size, batch_size, taps=ALL_TAPS, view="plain"):  # type: ignore[no-untyped-def]

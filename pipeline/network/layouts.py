@@ -10,7 +10,7 @@ lies outside of an image is not multiplied. `pipeline.network.winograd` is made 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -25,14 +25,35 @@ BATCH_INNERMOST_SIZE = 64
 WINOGRAD_PIXELS = 32 * 64 * 64
 
 
+Pooling = Callable[[tf.Tensor, "Layout"], tf.Tensor]  # maps, and how they lie in memory, to float32 (n, columns)
+
+
 class Layout:
     """The textbook's: maps are (image, height, width, channel), and convolutions are direct."""
 
     direct = True
 
-    def layer(self, maps: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, after: Iterable[tf.Tensor]) -> tf.Tensor:
-        """A convolution, its bias and ReLU; ``after`` is all else that was to be computed from maps before."""
-        return tf.nn.relu(tf.nn.bias_add(self.convolve(maps, kernel), bias))
+    def layer(
+        self,
+        maps: tf.Tensor,
+        kernel: tf.Tensor,
+        bias: tf.Tensor,
+        poolings: Mapping[str, Pooling],
+        *,
+        halve: bool,
+        after: Iterable[tf.Tensor],
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """A convolution, its bias and ReLU, halved if this is asked for; and what poolings make of the whole maps.
+
+        ``after`` is all else that was to be computed from maps before.
+        """
+        return self._kept(tf.nn.relu(tf.nn.bias_add(self.convolve(maps, kernel), bias)), poolings, halve)
+
+    def _kept(
+        self, maps: tf.Tensor, poolings: Mapping[str, Pooling], halve: bool
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        pooled = {how: pool(maps, self) for how, pool in poolings.items()}
+        return self.halve(maps) if halve else maps, pooled
 
     def enter(self, pixels: tf.Tensor) -> tf.Tensor:
         """Images, (image, height, width, channel), in this layout."""
@@ -84,18 +105,36 @@ class _Winograd(_BatchInnermost):
         self._workers = winograd.Workers(tf.config.threading.get_intra_op_parallelism_threads() or cores())
         self._turns = itertools.cycle((0, 1))
 
-    def layer(self, maps: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, after: Iterable[tf.Tensor]) -> tf.Tensor:
+    def layer(
+        self,
+        maps: tf.Tensor,
+        kernel: tf.Tensor,
+        bias: tf.Tensor,
+        poolings: Mapping[str, Pooling],
+        *,
+        halve: bool,
+        after: Iterable[tf.Tensor],
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         _, height, width, images, channels = maps.shape
         if not winograd.suits(height, width, images, channels, kernel.shape[-1]):
-            return super().layer(maps, kernel, bias, after)
-        convolution = winograd.Convolution(kernel.numpy(), bias.numpy(), self._workers, next(self._turns))
+            return super().layer(maps, kernel, bias, poolings, halve=halve, after=after)
+        # Averages and halves are taken of what is in the cache; if there is more to take, the whole maps are kept.
+        alone = set(poolings) <= {"avg"}
+        average, half = alone and bool(poolings), alone and halve
+        convolution = winograd.Convolution(
+            kernel.numpy(), bias.numpy(), self._workers, next(self._turns), halve=half, average=average
+        )
 
-        def compute(maps: winograd.Maps) -> winograd.Maps:
-            return convolution(maps[0])[np.newaxis]
+        def compute(maps: winograd.Maps) -> list[winograd.Maps]:
+            result, *averages = convolution(maps[0])
+            return [result[np.newaxis], *averages]
 
         with tf.control_dependencies(after):  # it may overwrite what those are computed from
-            result = tf.numpy_function(compute, [maps], tf.float32, stateful=False)
-        return tf.ensure_shape(result, (*maps.shape[:-1], kernel.shape[-1]))
+            result, *averages = tf.numpy_function(compute, [maps], [tf.float32] * (1 + average), stateful=False)
+        result = tf.ensure_shape(result, (1, height >> half, width >> half, images, kernel.shape[-1]))
+        if alone:
+            return result, {how: tf.ensure_shape(*averages, (images, kernel.shape[-1])) for how in poolings}
+        return self._kept(result, poolings, halve)
 
 
 def choose_layout(image_size: int, batch_size: int, *, precision: str, device: str, direct: bool = False) -> Layout:

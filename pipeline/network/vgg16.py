@@ -27,7 +27,7 @@ from pipeline.common.errors import UserError
 from pipeline.network import by_numpy
 from pipeline.network.by_numpy import MEAN_RGB, Images
 from pipeline.network.device import Gpu
-from pipeline.network.layouts import Layout, choose_layout
+from pipeline.network.layouts import Layout, Pooling, choose_layout
 from pipeline.network.taps import DIRECTIONS, columns_of, directions
 
 if TYPE_CHECKING:
@@ -299,7 +299,13 @@ def _covariance(maps: tf.Tensor, layout: Layout) -> tf.Tensor:
     return tf.sign(upper) * tf.sqrt(tf.abs(upper))
 
 
-POOLINGS = {"avg": _average, "max": _maximum, "std": _deviation, "avg2x2": _quadrants, "cov": _covariance}
+POOLINGS: dict[str, Pooling] = {
+    "avg": _average,
+    "max": _maximum,
+    "std": _deviation,
+    "avg2x2": _quadrants,
+    "cov": _covariance,
+}
 
 
 def _network(pixels: tf.Tensor, weights: Weights, taps: Sequence[str], layout: Layout) -> tf.Tensor:
@@ -309,16 +315,17 @@ def _network(pixels: tf.Tensor, weights: Weights, taps: Sequence[str], layout: L
     """
     (first, _), *_ = weights.values()
     maps = layout.enter(tf.cast(pixels - tf.constant(MEAN_RGB), first.dtype))
-    pooled = {}
+    pooled: dict[str, tf.Tensor] = {}
 
-    def keep(name: str) -> None:
-        pooled.update({tap: POOLINGS[how](maps, layout) for how in POOLINGS if (tap := f"{name}.{how}") in taps})
+    def wanted(name: str) -> dict[str, Pooling]:
+        return {how: pool for how, pool in POOLINGS.items() if f"{name}.{how}" in taps}
 
     for layer, following in zip(weights, [*list(weights)[1:], ""], strict=True):
         kernel, bias = weights[layer]
-        maps = layout.layer(maps, kernel, bias, list(pooled.values()))
-        keep(layer)
-        if following[:6] != layer[:6]:  # the block ends
-            maps = layout.halve(maps)
-            keep(f"{layer[:6]}_pool")
+        ends = following[:6] != layer[:6]  # the block
+        maps, found = layout.layer(maps, kernel, bias, wanted(layer), halve=ends, after=list(pooled.values()))
+        pooled.update({f"{layer}.{how}": values for how, values in found.items()})
+        if ends:
+            name = f"{layer[:6]}_pool"
+            pooled.update({f"{name}.{how}": pool(maps, layout) for how, pool in wanted(name).items()})
     return tf.concat([pooled[tap] for tap in taps], axis=1)

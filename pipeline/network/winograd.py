@@ -13,9 +13,10 @@ processor's ceiling, and in threads of Python side by side, as it lets go of the
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -101,7 +102,7 @@ class Workers:
             together *= 2
         return together
 
-    def run(self, work: Callable[[int, int], None], items: Sequence[tuple[int, int]]) -> None:
+    def run(self, work: Callable[..., None], items: Iterable[tuple[slice, slice]]) -> None:
         """Do the work of all items; BLAS itself has one thread meanwhile."""
         with self._blas.limit(limits=1, user_api="blas"):
             for done in [self._pool.submit(work, *item) for item in items]:
@@ -131,7 +132,7 @@ class Workers:
 
 
 class Convolution:
-    """A 3 × 3 convolution of float32 maps with zeros around them, its bias and ReLU.
+    """A 3 × 3 convolution of float32 maps with zeros around them, its bias and ReLU, and what is wanted of its maps.
 
     Parameters
     ----------
@@ -141,42 +142,52 @@ class Convolution:
         The threads that compute it.
     turn : {0, 1}
         Which of their two places for results it uses.
+    halve : bool
+        Whether the result is the largest of each 2 × 2 positions, instead of all.
+    average : bool
+        Whether the averages of whole maps are wanted.
     """
 
-    def __init__(self, kernel: Maps, bias: Maps, workers: Workers, turn: int = 0) -> None:
+    def __init__(
+        self, kernel: Maps, bias: Maps, workers: Workers, turn: int = 0, *, halve: bool = False, average: bool = False
+    ) -> None:
         _, _, channels, results = kernel.shape
         both = np.kron(_KERNEL, _KERNEL).astype(np.float32)  # G g Gᵀ of all kernels by one matrix product
         self._kernels = (both @ kernel.reshape(9, -1)).reshape(SPAN, SPAN, channels, results)
         self._bias, self._workers, self._turn = bias, workers, turn
+        self._halve, self._average = halve, average
 
-    def __call__(self, maps: Maps) -> Maps:
+    def __call__(self, maps: Maps) -> list[Maps]:
         """Convolve maps, float32 (height, width, image, channel); the number of images is a multiple of ``LEAST``.
 
-        The result is there until a convolution of the same turn is computed by these workers.
+        The result, and the averages (image, channel) if they are wanted. The result is there until a convolution of the
+        same turn is computed by these workers.
         """
         height, width, images, _ = maps.shape
-        down, across = _tiles(height), _tiles(width)
-        result = self._workers.place(self._turn, height, width, images, self._kernels.shape[-1])
-        together = self._workers.images_together(images, across)
-        lines = max(1, ROWS // (together * across))
+        step, results = 1 + self._halve, self._kernels.shape[-1]
+        result = self._workers.place(self._turn, height // step, width // step, images, results)
+        # Each line of tiles has sums of its own, so that they add up in the same order whatever is computed together.
+        sums = np.empty((_tiles(height) if self._average else 0, images, results), np.float32)
 
-        def work(image: int, line: int) -> None:
-            some = slice(image, image + together)
-            self._convolve(maps[:, :, some], result[:, :, some], line, min(lines, down - line))
+        together = self._workers.images_together(images, _tiles(width))
+        lines = max(1, ROWS // (together * _tiles(width)))
 
-        self._workers.run(work, [(i, line) for i in range(0, images, together) for line in range(0, down, lines)])
-        return result
+        def work(some: slice, lines: slice) -> None:
+            self._convolve(maps[:, :, some], result[:, :, some], sums[:, some], lines)
 
-    def _convolve(self, maps: Maps, result: Maps, line: int, lines: int) -> None:
+        self._workers.run(work, itertools.product(_slices(images, together), _slices(_tiles(height), lines)))
+        return [result, sums.sum(axis=0) / np.float32(height * width)] if self._average else [result]
+
+    def _convolve(self, maps: Maps, result: Maps, sums: Maps, lines: slice) -> None:
         """Compute some lines of tiles. Images and channels are one axis where each is by itself."""
         height, width, images, channels = maps.shape
-        steps = self._workers.steps(lines, width, images, channels, result.shape[3])
+        steps = self._workers.steps(lines.stop - lines.start, width, images, channels, result.shape[3])
         # Bᵀ d, along the height; what is above and below a map is left out.
-        for i in range(lines):
-            top = TILE * (line + i) - 1
+        for tall, line in zip(steps.tall, range(lines.start, lines.stop), strict=True):
+            top = TILE * line - 1
             first, last = max(0, -top), min(SPAN, height - top)
             seen = maps[top + first : top + last].reshape(last - first, width, -1)
-            np.matmul(_INPUT[:, first:last], seen.swapaxes(0, 1), out=steps.tall[i])
+            np.matmul(_INPUT[:, first:last], seen.swapaxes(0, 1), out=tall)
         # One of six lines of places at a time, so that what a step makes is in the cache when the next one takes it.
         for i in range(SPAN):
             np.matmul(_INPUT, steps.tiles[i], out=steps.place)  # (Bᵀ d) B, along the width
@@ -184,11 +195,23 @@ class Convolution:
             if i == _ONES[0]:
                 steps.sums[_ONES[1]] += self._bias
             np.matmul(_OUTPUT, steps.sums_flat, out=steps.wide_flat[i])  # m A, along the width
-        # Aᵀ (m A), along the height, which is put where it belongs, and ReLU.
-        for i in range(lines):
-            np.matmul(_OUTPUT, steps.wide[i], out=steps.made)
-            there = result[TILE * (line + i) :][:TILE]
-            np.maximum(steps.whole[: len(there)], 0, out=there)
+        for wide, line in zip(steps.wide, range(lines.start, lines.stop), strict=True):
+            np.matmul(_OUTPUT, wide, out=steps.made)  # Aᵀ (m A), along the height
+            whole = steps.whole[: height - TILE * line]
+            there = whole if self._halve else result[TILE * line :][:TILE]
+            np.maximum(whole, 0, out=there)
+            if self._average:
+                np.add.reduce(there, axis=(0, 1), out=sums[line])
+            if self._halve:
+                there = result[TILE // 2 * line :][: TILE // 2]
+                end = 2 * len(there)
+                higher = np.maximum(whole[:end:2], whole[1:end:2], out=whole[:end:2])
+                end = width - width % 2
+                np.maximum(higher[:, :end:2], higher[:, 1:end:2], out=there)
+
+
+def _slices(total: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, total)) for start in range(0, total, step)]
 
 
 class _Steps:
