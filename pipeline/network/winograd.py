@@ -53,6 +53,7 @@ ROWS = 512  # of a matrix product: its kernels are read seldom, and what it make
 # What a multiplication of a product takes, and the transforms of a pixel of a channel, in the time of a multiplication
 # of a direct convolution: fitted to the layers of VGG16 at 32 and 64 pixels, on an Intel Xeon with AVX-512.
 PRODUCT, TRANSFORM = 1.2, 165
+COLUMNS = 1 << 14  # of a product with one of these matrices: OpenBLAS packs larger ones, which takes twice as long
 LEAST = 8  # images that go through together: a product of fewer rows may add up in another order
 _ALIGNED = 64  # bytes: TensorFlow takes such memory over without copying it
 
@@ -187,14 +188,14 @@ class Convolution:
             top = TILE * line - 1
             first, last = max(0, -top), min(SPAN, height - top)
             seen = maps[top + first : top + last].reshape(last - first, width, -1)
-            np.matmul(_INPUT[:, first:last], seen.swapaxes(0, 1), out=tall)
+            np.matmul(_INPUT[:, first:last], _columns(seen), out=tall)
         # One of six lines of places at a time, so that what a step makes is in the cache when the next one takes it.
         for i in range(SPAN):
             np.matmul(_INPUT, steps.tiles[i], out=steps.place)  # (Bᵀ d) B, along the width
             np.matmul(steps.pixels, self._kernels[i], out=steps.sums)  # all channels, at each place by itself
             if i == _ONES[0]:
                 steps.sums[_ONES[1]] += self._bias
-            np.matmul(_OUTPUT, steps.sums_flat, out=steps.wide_flat[i])  # m A, along the width
+            np.matmul(_OUTPUT, steps.sum_columns, out=steps.wide_columns[i])  # m A, along the width
         for wide, line in zip(steps.wide, range(lines.start, lines.stop), strict=True):
             np.matmul(_OUTPUT, wide, out=steps.made)  # Aᵀ (m A), along the height
             whole = steps.whole[: height - TILE * line]
@@ -222,20 +223,29 @@ class _Steps:
         rows, together = lines * across * images, images * channels
         tall = memory("tall", SPAN, lines, TILE * across + 2, together)
         tall[:, :, 0] = tall[:, :, width + 1 :] = 0  # what is left and right of a map
-        self.tall = [tall[:, i, 1 : width + 1].swapaxes(0, 1) for i in range(lines)]
-        place, line, pixel, number = tall.strides
-        shape, strides = (SPAN, lines, across, SPAN, together), (place, line, TILE * pixel, pixel, number)
-        self.tiles = as_strided(tall, shape, strides)  # of which neighbours overlap
+        self.tall = [_columns(tall[:, i, 1 : width + 1]) for i in range(lines)]
+        _, line, pixel, number = tall.strides
+        shape, strides = (SPAN, lines, across, together), (pixel, line, TILE * pixel, number)
+        self.tiles = [_columns(as_strided(place, shape, strides)) for place in tall]  # of which neighbours overlap
         self.pixels = memory("pixels", SPAN, rows, channels)
-        self.place = np.moveaxis(self.pixels.reshape(SPAN, lines, across, together), 0, 2)
+        self.place = _columns(self.pixels.reshape(SPAN, lines, across, together))
         self.sums = memory("sums", SPAN, rows, results)
-        self.sums_flat = self.sums.reshape(SPAN, -1)
+        self.sum_columns = _columns(self.sums.reshape(SPAN, -1))
         wide = memory("wide", SPAN, TILE, lines, across, images * results)
-        self.wide_flat = wide.reshape(SPAN, TILE, -1)
-        self.wide = [np.moveaxis(wide[:, :, i], 0, 2) for i in range(lines)]
+        self.wide_columns = [_columns(place.reshape(TILE, -1)) for place in wide]
+        self.wide = [_columns(wide[:, :, i]) for i in range(lines)]
         made = memory("made", TILE, across, TILE, images * results)
-        self.made = made.swapaxes(0, 2)
+        self.made = _columns(made.swapaxes(1, 2))
         self.whole = made.reshape(TILE, TILE * across, images, results)[:, :width]
+
+
+def _columns(values: Maps) -> Maps:
+    """Values (place, ..., number) as matrices (..., piece, place, number of the piece), whose places are multiplied."""
+    place, *middle, numbers = values.shape
+    pieces = 1
+    while numbers // pieces > COLUMNS:
+        pieces *= 2
+    return np.moveaxis(values.reshape(place, *middle, pieces, -1), 0, -2)
 
 
 def _aligned(size: int) -> Maps:
