@@ -5,13 +5,15 @@
 Every contender lives in a process of its own (`contenders.py`) and is checked against float32 before it is timed. Then
 they take turns, round after round, so that a slow minute of the machine falls on all. All get the same images, uint8,
 already at the network's size; enlarging is measured with the whole command. The result goes to docs/benchmark.md and
-docs/images/. Nothing else should run meanwhile.
+docs/images/, where processors that are fast in bfloat16, and those that are not, have a part each: the other one is
+left as it is. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -303,18 +305,23 @@ def draw_scaling(results: dict[int, Run], path: Path) -> None:
 
 
 def verdicts(results: dict[int, list[Contender]]) -> str:
-    """The ratios that matter, of medians, at the first size."""
-    size, found = next(iter(results.items()))
-    rate = {one.name: statistics.median(one.rates) for one in found}
-    lines = [f"At {size} px, medians of the same rounds:", ""]
-    for precision in ("bfloat16", "float32"):
-        top, every = f"ours, top, {precision}", f"ours, all taps, {precision}"
-        if top not in rate:
-            continue
-        others = [name for name in rate if name.endswith(precision) and not name.startswith("ours")]
-        others = list(dict.fromkeys([CLASSIC, *others]))
-        lines += [f"- {top} against {other}: **{rate[top] / rate[other]:.2f} ×**" for other in others]
-        lines.append(f"- all taps take **{rate[top] / rate[every]:.2f} ×** the time of `top` in {precision}")
+    """The ratios that matter, of medians of the same rounds."""
+    lines = [
+        "| size | precision | ours, all taps, to the fastest that convolves directly | to ncnn | to the classic script "
+        "| time of all taps to that of `top` |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for size, found in results.items():
+        rate = {one.name: statistics.median(one.rates) for one in found}
+        for precision in ("bfloat16", "float32"):
+            if (ours := f"ours, all taps, {precision}") not in rate:
+                continue
+            others = [name for name in rate if name.endswith(precision) and not name.startswith(("ours", "ncnn"))]
+            fastest = max(others, key=lambda name: rate[name])
+            ratios = [rate[ours] / rate[other] for other in (fastest, "ncnn, float32", CLASSIC)]
+            ratios.append(rate[f"ours, top, {precision}"] / rate[ours])
+            first, *rest = (f"**{ratio:.2f}**" for ratio in ratios)
+            lines.append(f"| {size} px | {precision} | {first} ({fastest.split(',')[0]}) | {' | '.join(rest)} |")
     return "\n".join(lines)
 
 
@@ -326,16 +333,14 @@ def write(
     ceilings: dict[str, float],
 ) -> None:
     """Write the page and its pictures."""
-    pictures = chosen.output / "images"
+    pictures, kind = chosen.output / "images", "" if device.is_faster_in_bfloat16() else "_float32"
     pictures.mkdir(parents=True, exist_ok=True)
-    draw_rates(results, ceilings, pictures / "benchmark.png")
-    draw_scaling(scaled, pictures / "benchmark_memory.png")
+    draw_rates(results, ceilings, pictures / f"benchmark{kind}.png")
+    draw_scaling(scaled, pictures / f"benchmark_memory{kind}.png")
     machine = device.describe()
     packages = ("tensorflow", "keras", "torch", "openvino", "onnxruntime", "ncnn")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     lines = [
-        "# Benchmark",
-        "",
         f"Written by `make bench` on {time.strftime('%Y-%m-%d')}: {machine['processor']}, {machine['cores']} cores, "
         f"{machine['system']}; {versions}. {chosen.rounds} rounds, in each every contender for {chosen.seconds:g} s in "
         f"turn, each in a process of its own, checked against float32 before. Images are CIFAR-10's, uint8, enlarged "
@@ -347,15 +352,15 @@ def write(
         f"without those on padding, against the faster of them. The picture has that ceiling of direct convolutions, "
         f"and the bound of Winograd's in float32: the multiplications of F(4 × 4, 3 × 3), without its transforms.",
         "",
-        "![Rates of all contenders](images/benchmark.png)",
+        f"![Rates of all contenders](images/benchmark{kind}.png)",
         "",
         verdicts(results),
         "",
     ]
     for size, found in results.items():
-        lines += [f"## {size} px", "", table(size, found, max(ceilings.values())), ""]
+        lines += [f"### {size} px", "", table(size, found, max(ceilings.values())), ""]
     lines += [
-        "## The whole command",
+        "### The whole command",
         "",
         "`features` with all taps, from the start of its process to its end, start-up, enlarging, hashing and fsync "
         "included, against the bare graph (the same images at 32 px, enlarged in the graph) measured before and after.",
@@ -373,18 +378,23 @@ def write(
         )
     lines += [
         "",
-        "## Time and memory against the number of images",
+        "### Time and memory against the number of images",
         "",
         "Stage one at 32 px, all taps, on CIFAR-10 repeated and read from a file as it is needed.",
         "",
-        "![Time and peak memory](images/benchmark_memory.png)",
+        f"![Time and peak memory](images/benchmark_memory{kind}.png)",
         "",
         "| images | seconds | peak memory |",
         "| --- | --- | --- |",
         *(f"| {rows:,} | {run.seconds:.0f} | {run.peak / 1e9:.2f} GB |" for rows, run in scaled.items()),
         "",
     ]
-    (chosen.output / "benchmark.md").write_text("\n".join(lines), encoding="utf-8")
+    page = chosen.output / "benchmark.md"
+    found = page.read_text(encoding="utf-8") if page.exists() else ""
+    parts = dict(re.findall(r"^## (.+)\n\n((?:(?!^## ).*\n)*)", found, re.MULTILINE))
+    parts["Without bfloat16" if kind else "With bfloat16"] = "\n".join(lines)
+    text = "\n".join(f"## {title}\n\n{part}" for title, part in sorted(parts.items()))
+    page.write_text(f"# Benchmark\n\n{text}", encoding="utf-8")
 
 
 def run(chosen: argparse.Namespace) -> None:

@@ -53,7 +53,9 @@ ROWS = 512  # of a matrix product: its kernels are read seldom, and what it make
 # What a multiplication of a product takes, and the transforms of a pixel of a channel, in the time of a multiplication
 # of a direct convolution: fitted to the layers of VGG16 at 32 and 64 pixels, on an Intel Xeon with AVX-512.
 PRODUCT, TRANSFORM = 1.2, 165
-COLUMNS = 1 << 14  # of a product with one of these matrices: OpenBLAS packs larger ones, which takes twice as long
+# Multiplications of a product that OpenBLAS computes from where its factors are. For more it packs them first, which
+# takes longer than to multiply by a matrix of 6 × 6. With fewer rows than 64 it is slow either way.
+UNPACKED, FEW_ROWS = 10**6, 64
 LEAST = 8  # images that go through together: a product of fewer rows may add up in another order
 _ALIGNED = 64  # bytes: TensorFlow takes such memory over without copying it
 
@@ -192,7 +194,8 @@ class Convolution:
         # One of six lines of places at a time, so that what a step makes is in the cache when the next one takes it.
         for i in range(SPAN):
             np.matmul(_INPUT, steps.tiles[i], out=steps.place)  # (Bᵀ d) B, along the width
-            np.matmul(steps.pixels, self._kernels[i], out=steps.sums)  # all channels, at each place by itself
+            # all channels, at each place by itself
+            np.matmul(steps.rows, self._kernels[i, :, np.newaxis], out=steps.products)
             if i == _ONES[0]:
                 steps.sums[_ONES[1]] += self._bias
             np.matmul(_OUTPUT, steps.sum_columns, out=steps.wide_columns[i])  # m A, along the width
@@ -230,6 +233,10 @@ class _Steps:
         self.pixels = memory("pixels", SPAN, rows, channels)
         self.place = _columns(self.pixels.reshape(SPAN, lines, across, together))
         self.sums = memory("sums", SPAN, rows, results)
+        most = UNPACKED // (channels * results)
+        pieces = _pieces(rows, most) if most >= FEW_ROWS else 1
+        self.rows = self.pixels.reshape(SPAN, pieces, -1, channels)
+        self.products = self.sums.reshape(SPAN, pieces, -1, results)
         self.sum_columns = _columns(self.sums.reshape(SPAN, -1))
         wide = memory("wide", SPAN, TILE, lines, across, images * results)
         self.wide_columns = [_columns(place.reshape(TILE, -1)) for place in wide]
@@ -242,10 +249,15 @@ class _Steps:
 def _columns(values: Maps) -> Maps:
     """Values (place, ..., number) as matrices (..., piece, place, number of the piece), whose places are multiplied."""
     place, *middle, numbers = values.shape
+    return np.moveaxis(values.reshape(place, *middle, _pieces(numbers, UNPACKED // SPAN**2), -1), 0, -2)
+
+
+def _pieces(total: int, most: int) -> int:
+    """How many equal pieces, a power of two, have at most so many each, if there are."""
     pieces = 1
-    while numbers // pieces > COLUMNS:
+    while total // pieces > most and total % (2 * pieces) == 0:
         pieces *= 2
-    return np.moveaxis(values.reshape(place, *middle, pieces, -1), 0, -2)
+    return pieces
 
 
 def _aligned(size: int) -> Maps:
