@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline import __version__
+from pipeline.commands import presets
 from pipeline.commands.options import (
     AuditOptions,
     EnsembleOptions,
@@ -32,7 +33,6 @@ from pipeline.commands.options import (
     ReportOptions,
     SimilarOptions,
 )
-from pipeline.commands.presets import Preset
 from pipeline.common.errors import Interrupted, UserError
 from pipeline.common.options import Option, Options, add_flags, check_variables
 from pipeline.common.progress import show_log
@@ -102,7 +102,7 @@ def features(given: argparse.Namespace) -> Answer:
     """Stage one: push all images through VGG16 once."""
     from pipeline.features import extract, store
 
-    made = extract.extract_all(ComputeOptions.of(given, **Preset.of(given).for_features(given)))
+    made = extract.extract_all(ComputeOptions.of(given, **presets.for_features(given)))
     specs = [store.peek_spec(each.path) for each in made]
     found = [
         {"file": str(each.path), "bytes": each.path.stat().st_size, "key": spec.key(), "spec": spec.to_dict()}
@@ -114,8 +114,7 @@ def features(given: argparse.Namespace) -> Answer:
 @_command("--classifier mlp --taps top", FeatureOptions, TrainOptions)
 def train(given: argparse.Namespace) -> Answer:
     """Stage two: train a classifier on the cached features."""
-    preset = Preset.of(given)
-    return _train(FeatureOptions.of(given, **preset.for_features(given)), _training(given, preset))
+    return _train(FeatureOptions.of(given, **presets.for_features(given)), _training(given))
 
 
 @_command("--grid C=1e-4..1,log,9 --taps top --taps all", FeatureOptions, TrainOptions, SweepOptions)
@@ -123,11 +122,11 @@ def sweep(given: argparse.Namespace) -> Answer:
     """Stage two, many times: choose among many candidates, then train the best."""
     from pipeline.commands import sweep
 
-    preset = Preset.of(given)
-    taps = [preset.features["taps"]] if "taps" in preset.features else []
-    chosen = SweepOptions.of(given, training=_training(given, preset), taps=tuple(taps))
+    preset = presets.chosen(given)
+    taps = [preset["taps"]] if "taps" in preset else []
+    chosen = SweepOptions.of(given, training=_training(given), taps=tuple(taps))
     given.taps = "all"  # which the features need follows from the choices
-    asked = FeatureOptions.of(given, **{**preset.features, "taps": "all"})
+    asked = FeatureOptions.of(given, **{**preset, "taps": "all"})
     result = sweep.sweep(asked, chosen)
     text, summary = _finished(asked, chosen.training, result.winner)
     return f"{sweep.summary(result)}\n{text}", {**summary, "candidates": str(result.path)}
@@ -159,9 +158,8 @@ def demo(given: argparse.Namespace) -> Answer:
     from pipeline.features import extract
     from pipeline.network.weights import WeightsUnavailable
 
-    preset = Preset.of(given)
-    asked = ComputeOptions.of(given, **preset.for_features(given), **COMMANDS["demo"].defaults)
-    training = _training(given, preset)
+    asked = ComputeOptions.of(given, **presets.for_features(given), **COMMANDS["demo"].defaults)
+    training = _training(given)
     try:
         extracted = extract.extract_all(asked)
     except WeightsUnavailable as error:
@@ -220,8 +218,8 @@ def inspect(given: argparse.Namespace) -> Answer:
     return wrap(text), summary
 
 
-def _training(given: argparse.Namespace, preset: Preset) -> TrainOptions:
-    return TrainOptions.of(given, **preset.for_training(given))
+def _training(given: argparse.Namespace) -> TrainOptions:
+    return TrainOptions.of(given, **presets.for_training(given))
 
 
 def _train(asked: FeatureOptions, training: TrainOptions) -> Answer:

@@ -15,9 +15,8 @@ from conftest import ROOT, Run, assert_user_error, command
 from PIL import Image
 
 import pipeline
-from pipeline.commands import predict
+from pipeline.commands import predict, presets
 from pipeline.commands.options import PredictOptions
-from pipeline.commands.presets import PRESETS
 from pipeline.common.errors import UserError
 from pipeline.features import store
 from pipeline.features.options import FeatureOptions
@@ -175,20 +174,18 @@ def test_quadrants_of_a_single_pixel_are_refused(tap: str, size: int, works: int
     FeatureOptions(image_size=(works, 128), taps=f"{tap}.avg2x2")
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", list(presets.PRESETS))
 def test_a_preset_is_choices_that_are_allowed(name: str) -> None:
     """At every size that it has, for a classifier that there is; and they are those of the documentation."""
-    preset = PRESETS[name]
-    assert preset.name == name
-    asked = FeatureOptions(**preset.features)
-    many = TrainOptions(classifier=preset.classifier, for_few=preset.for_few)
+    asked = FeatureOptions(**presets.PRESETS[name], preset=name)
+    many = TrainOptions(classifier=presets.CLASSIFIER, for_few=presets.FOR_FEW)
     assert many.for_rows(20_000) is many
-    assert many.for_rows(19_999).classifier == preset.for_few
+    assert many.for_rows(19_999).classifier == presets.FOR_FEW
     chosen = many.of_trial(Trial("svm", RICH_TAPS, classifiers.resolve("svm", {"alpha": 1.0}), 0))
     assert chosen.for_rows(100) is chosen, "a sweep has compared them"
     told = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     sizes = " and ".join(map(str, asked.image_size))
-    assert f"| `{name}` | {sizes} px | {asked.views} | `{asked.taps}` | `{preset.classifier}` |" in told
+    assert f"| `{name}` | {sizes} px | {asked.views} | `{asked.taps}` | `{presets.CLASSIFIER}` |" in told
 
 
 def test_a_flag_wins_over_a_preset_which_is_recorded(call: Run, tmp_path: Path) -> None:

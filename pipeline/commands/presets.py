@@ -7,59 +7,55 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.common.options import Options
 from pipeline.features.options import FeatureOptions
 from pipeline.models import classifiers
 from pipeline.selection.options import TrainOptions
 
 log = logging.getLogger("pipeline")
 
-
-@dataclass(frozen=True)
-class Preset:
-    """Values of settings, by their names, in place of their defaults."""
-
-    name: str | None = None
-    features: Mapping[str, Any] = field(default_factory=dict)  # of `FeatureOptions`
-    classifier: str = "logistic"
-    for_few: str | None = None  # takes its place where fewer than `FEW_ROWS` images are to be fitted on
-
-    @classmethod
-    def of(cls, given: object) -> Preset:
-        """The preset that the parsed flags name; one without choices where they name none.
-
-        Raises UserError when there is none of that name.
-        """
-        (item,) = (item for item in FeatureOptions.declared() if item.name == "preset")
-        name = item.check(item.given(given))
-        return cls() if name is None else PRESETS[name]
-
-    def for_features(self, given: object) -> dict[str, Any]:
-        """Defaults for `FeatureOptions`; what was given instead is said."""
-        for item in FeatureOptions.declared():
-            told = item.given(given)
-            if item.name in self.features and told is not None and told != self.features[item.name]:
-                log.info("%s as given, not the preset's %s", item.flag, item.show(self.features[item.name]))
-        return dict(self.features)
-
-    def for_training(self, given: object) -> dict[str, Any]:
-        """Defaults for `TrainOptions`, with all options of the classifier that were given."""
-        (item,) = (item for item in TrainOptions.declared() if item.name == "classifier")
-        told = {item.name: item.given(given) for item in classifiers.flags()}
-        options = {name: value for name, value in told.items() if value is not None}
-        mine = item.given(given) is None and not options
-        return {
-            "preset": self.name,
-            "classifier": item.given(given) or self.classifier,
-            "for_few": self.for_few if mine else None,
-            "options": options,
-        }
-
-
-PRESETS = {
-    "fast": Preset("fast", {"image_size": (32,), "taps": "rich"}, "mlp", "logistic"),
-    "default": Preset("default", {"taps": "rich"}, "mlp", "logistic"),
-    "best": Preset("best", {"image_size": (32, 64), "views": "mirror", "taps": "rich"}, "mlp", "logistic"),
+# Of each, values of `FeatureOptions` in place of their defaults.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "fast": {"image_size": (32,), "taps": "rich"},
+    "default": {"taps": "rich"},
+    "best": {"image_size": (32, 64), "views": "mirror", "taps": "rich"},
 }
+CLASSIFIER, FOR_FEW = "mlp", "logistic"  # of all; the latter where fewer than `FEW_ROWS` images are to be fitted on
+
+
+def chosen(given: object) -> Mapping[str, Any]:
+    """What the preset that the parsed flags name has of `FeatureOptions`; nothing where they name none.
+
+    Raises UserError when there is none of that name.
+    """
+    return PRESETS.get(_given(FeatureOptions, "preset", given), {})
+
+
+def for_features(given: object) -> Mapping[str, Any]:
+    """The same, as defaults; what was given instead is said."""
+    found = chosen(given)
+    for item in FeatureOptions.declared():
+        told = item.given(given)
+        if item.name in found and told is not None and told != found[item.name]:
+            log.info("%s as given, not the preset's %s", item.flag, item.show(found[item.name]))
+    return found
+
+
+def for_training(given: object) -> dict[str, Any]:
+    """Defaults for `TrainOptions`, with all options of the classifier that were given."""
+    told = {item.name: item.given(given) for item in classifiers.flags()}
+    found: dict[str, Any] = {"options": {name: value for name, value in told.items() if value is not None}}
+    preset = _given(FeatureOptions, "preset", given)
+    if preset is None:
+        return found
+    mine = _given(TrainOptions, "classifier", given) is None and not found["options"]
+    return {**found, "preset": preset, "classifier": CLASSIFIER, "for_few": FOR_FEW if mine else None}
+
+
+def _given(options: type[Options], name: str, given: object) -> Any:
+    """The value of a setting by the parsed flags; None where it was not given."""
+    (item,) = (item for item in options.declared() if item.name == name)
+    value = item.given(given)
+    return None if value is None else item.check(value)
