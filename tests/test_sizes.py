@@ -194,7 +194,7 @@ def test_a_flag_wins_over_a_preset_which_is_recorded(call: Run, tmp_path: Path) 
     done = call("features", "--preset", "fast", "--image-size", "40", *features)
     assert done.returncode == 0, done.stderr
     assert "--image-size as given, not the preset's 32" in done.stderr
-    asked = ["--preset", "fast", "--image-size", "40", "--weights", "random", "--no-learning-curve", *places]
+    asked = ["--preset", "fast", "--image-size", "40", "--weights", "random", *places]
     done = call("train", *asked)
     assert done.returncode == 0, done.stderr
     assert "logistic, as the preset fast has it for fewer than 20,000 images" in done.stderr
@@ -205,7 +205,7 @@ def test_a_flag_wins_over_a_preset_which_is_recorded(call: Run, tmp_path: Path) 
     assert (told["image_size"], told["view"], tuple(told["taps"])) == (40, "plain", RICH_TAPS)
     assert metrics["classifier"]["name"] == "logistic"  # type: ignore[index]
     assert "is there already" in call("train", *asked).stderr
-    plain = ["--image-size", "40", "--taps", "rich", "--weights", "random", "--no-learning-curve", *places]
+    plain = ["--image-size", "40", "--taps", "rich", "--weights", "random", "--curve-seeds", "1", *places]
     assert "is there already" in call("train", *plain).stderr, "the preset is no part of the run's key"
     assert "mlp" in call("train", *asked, "--C", "1").stderr, "an option is one of the preset's classifier"
     assert_user_error(call("train", "--preset", "fats"), "one of fast, default, best", "Did you mean fast?")

@@ -23,6 +23,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "best": {"image_size": (32, 64), "views": "mirror", "taps": "rich"},
 }
 CLASSIFIER, FOR_FEW = "mlp", "logistic"  # of all; the latter where fewer than `FEW_ROWS` images are to be fitted on
+CURVE_SEEDS = 1  # of all: the fits of three learning curves take longer than all else where columns are so many
 
 
 def chosen(given: object) -> Mapping[str, Any]:
@@ -51,7 +52,8 @@ def for_training(given: object) -> dict[str, Any]:
     if preset is None:
         return found
     mine = _given(TrainOptions, "classifier", given) is None and not found["options"]
-    return {**found, "preset": preset, "classifier": CLASSIFIER, "for_few": FOR_FEW if mine else None}
+    of_all = {"classifier": CLASSIFIER, "for_few": FOR_FEW if mine else None, "curve_seeds": CURVE_SEEDS}
+    return {**found, "preset": preset, **of_all}
 
 
 def _given(options: type[Options], name: str, given: object) -> Any:
