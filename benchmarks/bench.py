@@ -332,11 +332,10 @@ def write(
     scaled: dict[int, Run],
     ceilings: dict[str, float],
 ) -> None:
-    """Write the page and its pictures."""
+    """Write the page and its pictures, of what there is so far."""
     pictures, kind = chosen.output / "images", "" if device.is_faster_in_bfloat16() else "_float32"
     pictures.mkdir(parents=True, exist_ok=True)
     draw_rates(results, ceilings, pictures / f"benchmark{kind}.png")
-    draw_scaling(scaled, pictures / f"benchmark_memory{kind}.png")
     machine = device.describe()
     packages = ("tensorflow", "keras", "torch", "openvino", "onnxruntime", "ncnn")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
@@ -359,16 +358,18 @@ def write(
     ]
     for size, found in results.items():
         lines += [f"### {size} px", "", table(size, found, max(ceilings.values())), ""]
-    lines += [
-        "### The whole command",
-        "",
-        "`features` with all taps, from the start of its process to its end, start-up, enlarging, hashing and fsync "
-        "included, against the bare graph (the same images at 32 px, enlarged in the graph) measured before and after.",
-        "",
-        "| size | images | seconds | images/s | times the classic script | share of the ceiling | bare graph "
-        "| share of the bare graph | peak memory | called again (median of 7) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    if commands:
+        lines += [
+            "### The whole command",
+            "",
+            "`features` with all taps, from the start of its process to its end, start-up, enlarging, hashing and "
+            "fsync included, against the bare graph (the same images at 32 px, enlarged in the graph) measured before "
+            "and after.",
+            "",
+            "| size | images | seconds | images/s | times the classic script | share of the ceiling | bare graph "
+            "| share of the bare graph | peak memory | called again (median of 7) |",
+            "| --- " * 10 + "|",
+        ]
     for size, (rows, run, bare, again) in commands.items():
         rate, classic = rows / run.seconds, classic_rate(results[size])
         lines.append(
@@ -376,19 +377,21 @@ def write(
             f"{rate * operations(size) / max(ceilings.values()):.0%} | {bare:,.0f} | {rate / bare:.1%} | "
             f"{run.peak / 1e9:.2f} GB | {statistics.median(again):.2f} s |"
         )
-    lines += [
-        "",
-        "### Time and memory against the number of images",
-        "",
-        "Stage one at 32 px, all taps, on CIFAR-10 repeated and read from a file as it is needed.",
-        "",
-        f"![Time and peak memory](images/benchmark_memory{kind}.png)",
-        "",
-        "| images | seconds | peak memory |",
-        "| --- | --- | --- |",
-        *(f"| {rows:,} | {run.seconds:.0f} | {run.peak / 1e9:.2f} GB |" for rows, run in scaled.items()),
-        "",
-    ]
+    if scaled:
+        draw_scaling(scaled, pictures / f"benchmark_memory{kind}.png")
+        lines += [
+            "",
+            "### Time and memory against the number of images",
+            "",
+            "Stage one at 32 px, all taps, on CIFAR-10 repeated and read from a file as it is needed.",
+            "",
+            f"![Time and peak memory](images/benchmark_memory{kind}.png)",
+            "",
+            "| images | seconds | peak memory |",
+            "| --- | --- | --- |",
+            *(f"| {rows:,} | {run.seconds:.0f} | {run.peak / 1e9:.2f} GB |" for rows, run in scaled.items()),
+        ]
+    lines.append("")
     page = chosen.output / "benchmark.md"
     found = page.read_text(encoding="utf-8") if page.exists() else ""
     parts = dict(re.findall(r"^## (.+)\n\n((?:(?!^## ).*\n)*)", found, re.MULTILINE))
@@ -404,9 +407,10 @@ def run(chosen: argparse.Namespace) -> None:
         files = {size: images_at(size, chosen.data_dir, folder) for size in SIZES}
         ceilings = start("ceiling").ask()
         results = {size: compare(size, path, chosen) for size, path in files.items()}
+        write(chosen, results, {}, {}, ceilings)  # what was measured in half an hour is not lost by a later fault
         commands = whole_command(chosen, folder)
-        scaled = scale(chosen, folder)
-    write(chosen, results, commands, scaled, ceilings)
+        write(chosen, results, commands, {}, ceilings)
+        write(chosen, results, commands, scale(chosen, folder), ceilings)
     say(f"written: {chosen.output / 'benchmark.md'}")
 
 
@@ -430,7 +434,7 @@ def main() -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted. Nothing was written.\n")
+        sys.stderr.write("Interrupted.\n")
         sys.exit(130)
 
 
