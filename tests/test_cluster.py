@@ -23,7 +23,7 @@ import pictures
 import pytest
 from conftest import ROOT, Run, assert_user_error
 
-pytest.importorskip("distributed")
+distributed = pytest.importorskip("distributed")
 
 import clusters
 from clusters import Cluster, kept, until
@@ -208,6 +208,8 @@ def test_who_cannot_be_trusted_is_refused_and_named(
     liars = ("version", "bit", "weights", f"images={other}", f"images={absent}")
     for fault in liars:
         cluster.start_worker(fault)
+    with distributed.Client(cluster.address) as client:  # if a liar came first, there would be nobody else
+        client.wait_for_workers(len(cluster.workers))
 
     def open_gate() -> None:
         until(lambda: caplog.text.count("is refused, and others do its work") == len(liars))
