@@ -26,9 +26,9 @@ AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}  # what Ope
 # https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications.
 BFLOAT16_CAPABILITY = (8, 0)
 
-# Pixels that go through together on a processor: 256 images at 32 px, 128 at 64, 64 at 96, 32 at 128. Found by
-# measuring; above it little is gained, and memory grows.
-BATCH_PIXELS = 128 * 72 * 72
+# Pixels that go through together on a processor: 256 images at 32 px, 128 at 64, 64 at 96, 32 at 128, 16 at 224.
+# Found by measuring; above it little is gained, and memory grows.
+BATCH_PIXELS = 128 * 80 * 80
 MAX_BATCH = 256
 MAX_GPU_BATCH = 1024
 # Less free memory than this, in bytes, and a GPU is left alone: weights, the libraries' own and a few images need it.
