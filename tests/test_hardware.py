@@ -60,7 +60,7 @@ def test_bfloat16_that_nothing_has_is_refused_and_float32_offered(gpus: tuple[Gp
 
 
 def test_batches_fit_the_device() -> None:
-    assert [plan(image_size=size).batch_size for size in (32, 64, 128, 224, 1024)] == [256, 128, 32, 8, 1]
+    assert [plan(image_size=size).batch_size for size in (32, 64, 128, 224, 1024)] == [256, 128, 32, 16, 1]
     assert plan(batch_size=7).batch_size == 7
     assert plan(memory=GB // 10).batch_size == 32, "what is chosen goes with the memory that is free"
     sizes = [plan(gpus=(Gpu("any", (9, 0), free),)).batch_size for free in (GB // 100, GB, 8 * GB, 80 * GB)]
