@@ -393,8 +393,8 @@ def write(
         ]
     lines.append("")
     page = chosen.output / "benchmark.md"
-    found = page.read_text(encoding="utf-8") if page.exists() else ""
-    parts = dict(re.findall(r"^## (.+)\n\n((?:(?!^## ).*\n)*)", found, re.MULTILINE))
+    before = page.read_text(encoding="utf-8") if page.exists() else ""
+    parts = dict(re.findall(r"^## (.+)\n\n((?:(?!^## ).*\n)*)", before, re.MULTILINE))
     parts["Without bfloat16" if kind else "With bfloat16"] = "\n".join(lines)
     text = "\n".join(f"## {title}\n\n{part}" for title, part in sorted(parts.items()))
     page.write_text(f"# Benchmark\n\n{text}", encoding="utf-8")

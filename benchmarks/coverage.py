@@ -31,6 +31,7 @@ from pipeline.models.history import Samples
 from pipeline.network.taps import TOP_TAPS, columns_of
 from pipeline.output import metrics
 from pipeline.selection.crossval import CrossValidation
+from pipeline.selection.options import TrainOptions
 from pipeline.selection.trials import Trial
 
 
@@ -63,7 +64,7 @@ def measure(
     candidates = [Trial("logistic", TOP_TAPS, each, 0) for each in params]
     with Progress(f"set {seed}", 0, "fits") as progress:
         validation = CrossValidation(
-            candidates, data, TOP_TAPS, names, folds=folds, repeats=repeats, seed=0, progress=progress
+            candidates, data, TOP_TAPS, names, TrainOptions(cv=folds, repeats=repeats), progress
         )
         scored, probabilities = validation.score()
         model = validation.fit(validation.choose(data)[0][0], data)[2]

@@ -92,7 +92,7 @@ def main() -> None:
             write_images(chosen.data_dir, chosen.rows, path)
         dataset = repeated(chosen.rows, path)
         datasets.load_dataset = lambda *arguments, **options: dataset
-        options = ComputeOptions(data_dir=chosen.data_dir, features_dir=Path(folder) / "f", image_size=32)
+        options = ComputeOptions(data_dir=chosen.data_dir, features_dir=Path(folder) / "f", image_size=(32,))
         extract.extract(options)
 
 

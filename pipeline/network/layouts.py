@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -26,6 +27,16 @@ WINOGRAD_PIXELS = 32 * 64 * 64
 
 
 Pooling = Callable[[tf.Tensor, "Layout"], tf.Tensor]  # maps, and how they lie in memory, to float32 (n, columns)
+Kept = tuple[tf.Tensor, dict[str, tf.Tensor]]  # maps that the next layer takes, and what was pooled of the whole ones
+
+
+class ConvLayer(NamedTuple):
+    """A convolution with its bias and ReLU, and what is wanted of its maps."""
+
+    kernel: tf.Tensor
+    bias: tf.Tensor
+    poolings: Mapping[str, Pooling]  # by their names
+    halve: bool  # the next layer takes the largest of each 2 × 2 positions
 
 
 class Layout:
@@ -33,27 +44,13 @@ class Layout:
 
     direct = True
 
-    def layer(
-        self,
-        maps: tf.Tensor,
-        kernel: tf.Tensor,
-        bias: tf.Tensor,
-        poolings: Mapping[str, Pooling],
-        *,
-        halve: bool,
-        after: Iterable[tf.Tensor],
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """A convolution, its bias and ReLU, halved if this is asked for; and what poolings make of the whole maps.
+    def compute(self, layer: ConvLayer, maps: tf.Tensor, after: Iterable[tf.Tensor]) -> Kept:
+        """Compute a layer of maps; ``after`` is all else that was to be computed from maps before."""
+        return self._kept(layer, tf.nn.relu(tf.nn.bias_add(self.convolve(maps, layer.kernel), layer.bias)))
 
-        ``after`` is all else that was to be computed from maps before.
-        """
-        return self._kept(tf.nn.relu(tf.nn.bias_add(self.convolve(maps, kernel), bias)), poolings, halve)
-
-    def _kept(
-        self, maps: tf.Tensor, poolings: Mapping[str, Pooling], halve: bool
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        pooled = {how: pool(maps, self) for how, pool in poolings.items()}
-        return self.halve(maps) if halve else maps, pooled
+    def _kept(self, layer: ConvLayer, whole: tf.Tensor) -> Kept:
+        pooled = {how: pool(whole, self) for how, pool in layer.poolings.items()}
+        return self.halve(whole) if layer.halve else whole, pooled
 
     def enter(self, pixels: tf.Tensor) -> tf.Tensor:
         """Images, (image, height, width, channel), in this layout."""
@@ -105,36 +102,27 @@ class _Winograd(_BatchInnermost):
         self._workers = winograd.Workers(tf.config.threading.get_intra_op_parallelism_threads() or cores())
         self._turns = itertools.cycle((0, 1))
 
-    def layer(
-        self,
-        maps: tf.Tensor,
-        kernel: tf.Tensor,
-        bias: tf.Tensor,
-        poolings: Mapping[str, Pooling],
-        *,
-        halve: bool,
-        after: Iterable[tf.Tensor],
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    def compute(self, layer: ConvLayer, maps: tf.Tensor, after: Iterable[tf.Tensor]) -> Kept:
         _, height, width, images, channels = maps.shape
-        if not winograd.suits(height, width, images, channels, kernel.shape[-1]):
-            return super().layer(maps, kernel, bias, poolings, halve=halve, after=after)
+        kernel, bias = layer.kernel.numpy(), layer.bias.numpy()
+        results = len(bias)
+        if not winograd.suits(height, width, images, channels, results):
+            return super().compute(layer, maps, after)
         # Averages and halves are taken of what is in the cache; if there is more to take, the whole maps are kept.
-        alone = set(poolings) <= {"avg"}
-        average, half = alone and bool(poolings), alone and halve
-        convolution = winograd.Convolution(
-            kernel.numpy(), bias.numpy(), self._workers, next(self._turns), halve=half, average=average
-        )
+        alone = set(layer.poolings) <= {"avg"}
+        average, halve = alone and bool(layer.poolings), alone and layer.halve
+        convolution = winograd.Convolution(kernel, bias, self._workers, next(self._turns), halve=halve, average=average)
 
-        def compute(maps: winograd.Maps) -> list[winograd.Maps]:
+        def convolve(maps: winograd.Maps) -> list[winograd.Maps]:
             result, *averages = convolution(maps[0])
             return [result[np.newaxis], *averages]
 
         with tf.control_dependencies(after):  # it may overwrite what those are computed from
-            result, *averages = tf.numpy_function(compute, [maps], [tf.float32] * (1 + average), stateful=False)
-        result = tf.ensure_shape(result, (1, height >> half, width >> half, images, kernel.shape[-1]))
+            result, *averages = tf.numpy_function(convolve, [maps], [tf.float32] * (1 + average), stateful=False)
+        result = tf.ensure_shape(result, (1, height >> halve, width >> halve, images, results))
         if alone:
-            return result, {how: tf.ensure_shape(*averages, (images, kernel.shape[-1])) for how in poolings}
-        return self._kept(result, poolings, halve)
+            return result, {how: tf.ensure_shape(*averages, (images, results)) for how in layer.poolings}
+        return self._kept(layer, result)
 
 
 def choose_layout(image_size: int, batch_size: int, *, precision: str, device: str, direct: bool = False) -> Layout:

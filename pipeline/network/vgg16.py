@@ -27,7 +27,7 @@ from pipeline.common.errors import UserError
 from pipeline.network import by_numpy
 from pipeline.network.by_numpy import MEAN_RGB, Images
 from pipeline.network.device import Gpu
-from pipeline.network.layouts import Layout, Pooling, choose_layout
+from pipeline.network.layouts import ConvLayer, Layout, Pooling, choose_layout
 from pipeline.network.taps import DIRECTIONS, columns_of, directions
 
 if TYPE_CHECKING:
@@ -321,9 +321,8 @@ def _network(pixels: tf.Tensor, weights: Weights, taps: Sequence[str], layout: L
         return {how: pool for how, pool in POOLINGS.items() if f"{name}.{how}" in taps}
 
     for layer, following in zip(weights, [*list(weights)[1:], ""], strict=True):
-        kernel, bias = weights[layer]
         ends = following[:6] != layer[:6]  # the block
-        maps, found = layout.layer(maps, kernel, bias, wanted(layer), halve=ends, after=list(pooled.values()))
+        maps, found = layout.compute(ConvLayer(*weights[layer], wanted(layer), ends), maps, list(pooled.values()))
         pooled.update({f"{layer}.{how}": values for how, values in found.items()})
         if ends:
             name = f"{layer[:6]}_pool"
