@@ -106,24 +106,30 @@ class FeatureRows:
             merged.append(slice(merged.pop().start, each.stop) if joins else each)
         return FeatureRows([array[:, each] for each in merged], self._index)
 
-    def read(self, index: NDArray[Any], scale: Scale | None = None) -> NDArray[np.float32]:
-        """A copy of some rows, by their numbers in any order, standardised if it is told by what."""
+    def read(
+        self, index: NDArray[Any], scale: Scale | None = None, out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """A copy of some rows, by their numbers in any order, standardised if it is told by what.
+
+        It is the first rows of ``out``, if that is given.
+        """
         order = np.argsort(index)
-        result = np.empty((len(index), self.shape[1]), np.float32)
-        for rows, block in self.take(index[order]).blocks(256):
+        result = np.empty((len(index), self.shape[1]), np.float32) if out is None else out[: len(index)]
+        for rows, block in self.take(index[order]).blocks(self._block_rows()):
             result[order[rows]] = block if scale is None else scale.standardise(block)
         return result
 
     def shuffled(self, generator: np.random.RandomState, size: int) -> list[NDArray[np.intp]]:
         """Numbers of all rows in random order, parted into pieces of about ``size``.
 
-        Rows in a file stay together in runs, so that it is not read again and again.
+        Rows in a file stay together in runs, so that it is not read again and again; within a piece they are mixed.
         """
         run = RUN if self._on_disk else 1
         starts = generator.permutation(-(-self.shape[0] // run)) * run
         numbers = (starts[:, None] + np.arange(run)).ravel()
         numbers = numbers[numbers < self.shape[0]]
-        return np.array_split(numbers, -(-self.shape[0] // size))
+        pieces = np.array_split(numbers, -(-self.shape[0] // size))
+        return [generator.permutation(piece) for piece in pieces] if self._on_disk else pieces
 
     def blocks(self, size: int) -> Iterator[tuple[slice, NDArray[np.float32]]]:
         """All rows in order, ``size`` at a time, as float32 arrays of their own."""
@@ -142,7 +148,7 @@ class FeatureRows:
         which are overwritten afterwards, and the state. The states returned are in the order of the rows, so that
         equal inputs give equal bits on as many cores.
         """
-        size = max(8, BLOCK_BYTES // (4 * self.shape[1]) // 8 * 8)
+        size = self._block_rows()
         threads = max(1, min(cores(), self.shape[0] // (4 * size)))
         bounds = np.linspace(0, self.shape[0], threads + 1).astype(int)
 
@@ -162,6 +168,11 @@ class FeatureRows:
             return [share(0, self.shape[0])]
         with _libraries().limit(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
             return list(pool.map(share, bounds[:-1].tolist(), bounds[1:].tolist()))
+
+    def _block_rows(self) -> int:
+        """How many rows are widened together."""
+        columns: int = self.shape[1]
+        return max(8, BLOCK_BYTES // (4 * columns) // 8 * 8)
 
     def _columns(self) -> list[slice]:
         ends = np.cumsum([0, *(part.shape[1] for part in self._parts)]).tolist()
@@ -237,9 +248,14 @@ class Scale:
 
     def standardise(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """Standardise rows, float32 (b, columns), in place, and return them."""
-        block -= self.mean.astype(np.float32)
-        block *= self.gain.astype(np.float32)
+        mean, gain = self._of_blocks
+        block -= mean
+        block *= gain
         return block
+
+    @functools.cached_property
+    def _of_blocks(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return self.mean.astype(np.float32), self.gain.astype(np.float32)
 
 
 def moments(rows: FeatureRows, progress: Callable[[int], object] = lambda count: None) -> Scale:

@@ -79,6 +79,7 @@ def _mlp(params: Mapping[str, Any], seed: int, shape: tuple[int, int]) -> Any:
         # An update of three million weights takes as long as the products of a hundred rows; but to learn from few rows
         # takes some dozens of updates in each epoch.
         batch_size=min(256 if columns <= FEW_COLUMNS else max(256, min(1024, rows // 40)), rows),
+        shuffle=False,  # the rows come shuffled: to do it again would copy them
         # A generator, not a number: each partial_fit would shuffle alike from the same number.
         random_state=np.random.RandomState(seed),
     )

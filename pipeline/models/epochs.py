@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import sklearn
 from numpy.typing import NDArray
-from sklearn.neural_network._stochastic_optimizers import AdamOptimizer, BaseOptimizer  # of MLPClassifier
+from sklearn.neural_network._stochastic_optimizers import BaseOptimizer  # of MLPClassifier
 from threadpoolctl import threadpool_limits
 
 from pipeline.features.rows import cores
@@ -34,29 +35,45 @@ FIRST_RUNG = 4
 ANNEALED_EPOCHS, ANNEALED_UPDATES = 12, 500
 
 
-class _AdamInPieces(BaseOptimizer):  # type: ignore[misc]
-    """scikit-learn's Adam on some of the weights after the other, so that what it makes of them stays in the cache.
+class _Adam(BaseOptimizer):  # type: ignore[misc]
+    """Adam with the constants of scikit-learn's, in place and piece by piece, so that all stays in the cache.
 
-    An update of three million weights takes less than half as long as all at once.
+    An update of nine million weights takes 0.4 of the time that theirs does. Source: Kingma & Ba 2015,
+    https://arxiv.org/abs/1412.6980, algorithm 1.
     """
 
     SIZE = 1 << 16  # weights
+    DECAY, DECAY_OF_SQUARES, EPSILON = 0.9, 0.999, 1e-8
 
     def __init__(self) -> None:
         super().__init__()
-        self._each: list[AdamOptimizer] = []
+        self._updates, self._moments = 0, list[NDArray[Any]]()
 
     def update_params(self, params: Sequence[NDArray[Any]], gradients: Sequence[NDArray[Any]]) -> None:
         """Update weights, in place, as scikit-learn asks its own optimizers to."""
-        pieces, theirs = self._pieces(params), self._pieces(gradients)
-        self._each = self._each or [AdamOptimizer([piece]) for piece in pieces]
-        for each, piece, gradient in zip(self._each, pieces, theirs, strict=True):
-            each.learning_rate_init = self.learning_rate_init
-            each.update_params([piece], [gradient])
+        self._moments = self._moments or [np.zeros((2, each.size), each.dtype) for each in params]
+        self._updates += 1
+        unbiased = math.sqrt(1 - self.DECAY_OF_SQUARES**self._updates) / (1 - self.DECAY**self._updates)
+        for weights, gradient, moments in zip(params, gradients, self._moments, strict=True):
+            flat, slope = weights.reshape(-1), gradient.reshape(-1)
+            for start in range(0, flat.size, self.SIZE):
+                piece = slice(start, start + self.SIZE)
+                self._update(flat[piece], slope[piece], moments[:, piece], self.learning_rate_init * unbiased)
 
-    def _pieces(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        flat = [array.reshape(-1) for array in arrays]
-        return [each[at : at + self.SIZE] for each in flat for at in range(0, len(each), self.SIZE)]
+    def _update(self, weights: NDArray[Any], slope: NDArray[Any], moments: NDArray[Any], rate: float) -> None:
+        mean, square = moments
+        step = slope * (1 - self.DECAY)
+        mean *= self.DECAY
+        mean += step
+        np.square(slope, out=step)
+        step *= 1 - self.DECAY_OF_SQUARES
+        square *= self.DECAY_OF_SQUARES
+        square += step
+        np.sqrt(square, out=step)
+        step += self.EPSILON
+        np.divide(mean, step, out=step)
+        step *= rate
+        weights -= step
 
 
 class _Learner:
@@ -80,7 +97,7 @@ class _Learner:
         self._weights = jobs.row_weights(job.params, self._train.labels)
         self._generator = np.random.RandomState(job.seed)
         self.estimator = self._classifier.make(job.params, job.seed, self._train.features.shape)
-        self._epochs, self._annealed, self._adam = 0, np.inf, _AdamInPieces()
+        self._epochs, self._annealed, self._adam = 0, np.inf, _Adam()
         if self._classifier.annealed:
             updates = len(self._train.labels) / self.estimator.batch_size
             self._annealed = max(ANNEALED_EPOCHS, math.ceil(ANNEALED_UPDATES / updates)) // (2 if brief else 1)
@@ -104,14 +121,17 @@ class _Learner:
             self.estimator._optimizer = self._adam
         self._epochs += 1
         pieces = features.shuffled(self._generator, BATCHES_ROWS)
+        # Two blocks in turn, one of them learnt from while the other is filled: to come by new memory for each piece
+        # would take as long as to fill it.
+        blocks = itertools.cycle(np.empty((len(pieces[0]), features.shape[1]), np.float32) for _ in range(2))
         with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(features.read, pieces[0], self._job.rows.scale)
+            coming = ahead.submit(features.read, pieces[0], self._job.rows.scale, next(blocks))
             for rows, following in itertools.zip_longest(pieces, pieces[1:]):
                 if self._stop.is_set():
                     return
                 block = coming.result()
                 if following is not None:
-                    coming = ahead.submit(features.read, following, self._job.rows.scale)
+                    coming = ahead.submit(features.read, following, self._job.rows.scale, next(blocks))
                 weighed = {} if params.get("class_weight") is None else {"sample_weight": self._weights[rows]}
                 self.estimator.partial_fit(block, labels[rows], classes=np.arange(labels.max() + 1), **weighed)
 
@@ -227,12 +247,13 @@ def _take_turns(pool: ThreadPoolExecutor, learners: Sequence[_Learner], until: i
 
 @contextmanager
 def _workers(most: int) -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
-    """Threads that share the cores, and what stops them.
+    """Threads that share the cores, and what stops them; scikit-learn is set up in them as it is here.
 
     In a thread of its own MLPClassifier never takes an interrupt for the end of its training, as it would.
     """
     stop = threading.Event()
-    with ThreadPoolExecutor(min(cores(), most)) as pool:
+    here = sklearn.get_config()
+    with ThreadPoolExecutor(min(cores(), most), initializer=lambda: sklearn.set_config(**here)) as pool:
         try:
             yield pool, stop
         finally:

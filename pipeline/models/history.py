@@ -97,9 +97,11 @@ class History:
 
 def predict(estimator: Any, features: FeatureRows, scale: Scale | None = None) -> NDArray[Any]:
     """Probabilities (n, classes) by an estimator of features, or of standardised ones if it is told by what."""
-    blocks = (block for _, block in features.blocks(SCORED_TOGETHER))
-    found = [estimator.predict_proba(block if scale is None else scale.standardise(block)) for block in blocks]
-    return np.vstack(found) if found else np.zeros((0, len(estimator.classes_)))
+    if not features.shape[0]:
+        return np.zeros((0, len(estimator.classes_)))
+    pieces = np.array_split(np.arange(features.shape[0]), -(-features.shape[0] // SCORED_TOGETHER))
+    block = np.empty((len(pieces[0]), features.shape[1]), np.float32)
+    return np.vstack([estimator.predict_proba(features.read(piece, scale, block)) for piece in pieces])
 
 
 def scores(estimator: Any, data: Samples, scale: Scale) -> Scores:
