@@ -32,14 +32,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # Files of a minute or so: begun first, so that at the end no core is left with one of them while the others are idle.
 LONG = [f"test_{name}" for name in ("faults", "cluster", "end_to_end", "vgg16", "examples", "cluster_fits", "cli")]
-if "PYTEST_XDIST_WORKER" in os.environ:  # there are more of them than cores, and numpy has not been loaded yet
+if "PYTEST_XDIST_WORKER" in os.environ:  # there are as many of them as cores, and numpy has not been loaded yet
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: some always wait for processes that start, sleep, or are to give up."""
-    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

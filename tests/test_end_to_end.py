@@ -66,11 +66,10 @@ def test_cifar10_interrupted_resumed_and_trained(run: Run, tmp_path: Path) -> No
     other = store.verify(tmp_path / "undisturbed" / path.name)
     assert faults.same(*(faults.arrays_in(cache.path) for cache in (resumed, other))), "bit for bit"
 
-    for taps, more, columns, accuracy in (("all", ["--C", "0.003"], 6016, 0.65), ("top", [], 512, 0.54)):
-        places_of = [*places(tmp_path / taps), "--features-dir", tmp_path / "features", "--curve-seeds", "1"]
-        done = run("train", *flags, "--taps", taps, *more, *places_of)
-        assert done.returncode == 0, done.stderr
-        (metrics,) = metrics_in(tmp_path / taps / "output")
-        assert metrics["features"]["columns"] == columns
-        assert metrics["accuracy"]["test"] > accuracy
-        assert "official" in metrics["dataset"]
+    where = [*places(tmp_path), "--curve-seeds", "1"]
+    done = run("train", *flags, "--C", "0.003", *where)
+    assert done.returncode == 0, done.stderr
+    (metrics,) = metrics_in(tmp_path / "output")
+    assert metrics["features"]["columns"] == 6016
+    assert metrics["accuracy"]["test"] > 0.65
+    assert "official" in metrics["dataset"]
