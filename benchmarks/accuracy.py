@@ -32,7 +32,7 @@ GRID = """## The grid
 Best on validation first; test is scored once for each row and nothing is chosen by it. *First* and *second* are what
 the two stages took of the processor, in minutes of one core: on two cores that do nothing else, half as long by the
 clock. Features of one size and view are computed once, with all taps that any row wants. Memory is the larger peak.
-What is blank was made before its cost was kept.
+A cost that is not known is blank.
 
 ![Validation accuracy against processor time, with the frontier](images/accuracy.png)
 """
