@@ -396,7 +396,7 @@ def write(
     before = page.read_text(encoding="utf-8") if page.exists() else ""
     parts = dict(re.findall(r"^## (.+)\n\n((?:(?!^## ).*\n)*)", before, re.MULTILINE))
     parts["Without bfloat16" if kind else "With bfloat16"] = "\n".join(lines)
-    text = "\n".join(f"## {title}\n\n{part}" for title, part in sorted(parts.items()))
+    text = "\n".join(f"## {title}\n\n{part.strip()}\n" for title, part in sorted(parts.items()))
     page.write_text(f"# Benchmark\n\n{text}", encoding="utf-8")
 
 

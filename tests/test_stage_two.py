@@ -139,6 +139,7 @@ def test_updates_are_scikit_learns_and_leave_no_trace() -> None:
     for estimator in (chosen.fitted.model, kept[-1]):
         assert type(estimator).__module__.startswith("sklearn.")
         assert not hasattr(estimator, "_optimizer"), "what is saved is scikit-learn's alone"
+    assert kept[-1].shuffle, "whoever fits it again need not shuffle"
 
 
 def test_what_does_not_converge_says_so() -> None:

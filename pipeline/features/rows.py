@@ -248,13 +248,13 @@ class Scale:
 
     def standardise(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """Standardise rows, float32 (b, columns), in place, and return them."""
-        mean, gain = self._of_blocks
+        mean, gain = self._in_float32
         block -= mean
         block *= gain
         return block
 
     @functools.cached_property
-    def _of_blocks(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _in_float32(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         return self.mean.astype(np.float32), self.gain.astype(np.float32)
 
 
