@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import WEIGHTS_FILE
+from conftest import ROOT, WEIGHTS_FILE
 
 from pipeline.common.errors import UserError
 from pipeline.network import by_numpy, weights
@@ -121,7 +123,7 @@ def test_one_tap_is_the_same_as_of_all() -> None:
 @pytest.mark.parametrize("size", [32, 128])
 def test_layers_above_the_highest_tap_are_not_computed(tap: str, convolutions: int, size: int) -> None:
     network = extractor(weights.random_weights().layers, size, "float32", tuple({"block1_conv1.avg", tap}))
-    operations = network._network.get_concrete_function().graph.get_operations()
+    operations = network._network.graph.get_operations()
     assert sum(operation.type in ("Conv2D", "Conv3D") for operation in operations) == convolutions
 
 
@@ -258,3 +260,16 @@ def test_gpus_that_tensorflow_sees(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(vgg16.device_lib, "list_local_devices", fail)
     assert [gpu.free for gpu in vgg16.gpus()] == [0, 0]
+
+
+def test_keras_is_not_loaded_and_can_be_later() -> None:
+    """TensorFlow loads it by itself, which takes seconds."""
+    code = (
+        "import sys; from pipeline.network import compile, device, weights; layers = weights.random_weights().layers;"
+        "plan = device.Plan('CPU:0', 'the processor', 'float32', 4);"
+        "compile.make_extractor(layers, plan=plan, taps=['block1_conv1.avg'], image_size=32, view='plain');"
+        "assert not {'keras', 'sklearn'} & set(sys.modules);"
+        "import tensorflow as tf; from tensorflow.keras import layers, optimizers;"
+        "tf.keras.Sequential([layers.Input((3,)), layers.Dense(2)]).compile(optimizers.Adam(), 'mse')"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +23,23 @@ if TYPE_CHECKING:
 log = logging.getLogger("pipeline")
 
 
+@contextmanager
+def _loading_tensorflow() -> Iterator[None]:
+    """Let no interrupt come while TensorFlow is loaded in the block, and spare it Keras.
+
+    It would load Keras's optimizers, in case a saved model has one, and with them all of Keras and scikit-learn: nearly
+    half of the time, for nothing that is used here. Without them it goes on; who wants Keras later still gets it.
+    """
+    spared = "keras.src.optimizers"
+    sys.modules.setdefault(spared, None)  # type: ignore[arg-type]
+    try:
+        with interrupts_later():
+            yield
+    finally:
+        if sys.modules[spared] is None:
+            del sys.modules[spared]
+
+
 def make_plan(precision: str, *, image_size: int, batch_size: int | None, elsewhere: str | None = None) -> Plan:
     """Decide how to compute on this machine, see `device.choose_device`; TensorFlow is loaded only for a GPU.
 
@@ -33,7 +52,8 @@ def make_plan(precision: str, *, image_size: int, batch_size: int | None, elsewh
     gpus: list[device.Gpu] = []
     if device.may_have_gpu():
         with quiet_stderr():
-            from pipeline.network import vgg16  # late: it loads TensorFlow
+            with _loading_tensorflow():
+                from pipeline.network import vgg16
 
             gpus = vgg16.gpus()
     plan = device.choose_device(
@@ -58,7 +78,7 @@ def make_extractor(layers: Mapping[str, Layer], *, plan: Plan, threads: int | No
     """
     log.info("loading TensorFlow")
     with quiet_stderr():
-        with interrupts_later():
+        with _loading_tensorflow():
             from pipeline.network import vgg16  # late: only a run that computes needs it
 
         if threads is not None:

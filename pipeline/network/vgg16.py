@@ -117,13 +117,13 @@ class Extractor:
         self._direct = layout.direct
         with tf.device(self._device):
             weights = _weights(self._layers, self._taps, tf.dtypes.as_dtype(self._precision))
-        # The shapes are given, so each is compiled once. Weights are captured, not constants of the graph: to fold
-        # those takes longer than it saves.
+        # Weights are captured, not constants of the graph: to fold those takes longer than it saves. Traced at once, it
+        # captures only those that are convolved directly, and the others are let go.
         self._network = tf.function(
             lambda pixels: _network(pixels, weights, self._taps, layout),
             input_signature=[tf.TensorSpec((self.batch_size, self._size, self._size, 3), tf.float32)],
             autograph=False,
-        )
+        ).get_concrete_function()
 
     def _resized(self, images: tf.Tensor) -> tf.Tensor:
         size = (self._size, self._size)
