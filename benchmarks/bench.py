@@ -49,6 +49,7 @@ CLASSIC = "keras predict, float32"
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}  # relative L2 difference from float32; ours are rounded to float16
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of CIFAR-10's 60,000 images
 ROWS = 60_000
+BARE_ROUNDS = 15  # how often the seconds of a round: the command takes minutes, in which a machine's speed may change
 
 
 @dataclass
@@ -150,14 +151,15 @@ def operations(size: int, fewest: bool = False) -> float:
     """Floating-point operations for an image up to block5_pool, without those on padding.
 
     A 3 × 3 convolution of an h × h map touches (3 h - 2)² pairs of pixels, two operations for each pair of channels.
-    The ``fewest`` are those of Winograd's F(4 × 4, 3 × 3), 36 pairs for each tile, where they are fewer, without its
-    transforms.
+    The ``fewest`` are those of Winograd's F(4 × 4, 3 × 3) or F(6 × 6, 3 × 3), 36 or 64 pairs for each tile, where they
+    are fewer, without the transforms.
     """
     total, channels = 0.0, 3
     for layer, out in CONV_LAYERS.items():
         side = size >> (int(layer[5]) - 1)
         pairs = (3 * side - 2) ** 2
-        total += 2 * (min(pairs, 36 * (-(-side // 4)) ** 2) if fewest else pairs) * channels * out
+        tiles = [(tile + 2) ** 2 * (-(-side // tile)) ** 2 for tile in (4, 6)]
+        total += 2 * (min(pairs, *tiles) if fewest else pairs) * channels * out
         channels = out
     return total
 
@@ -197,12 +199,11 @@ def whole_command(chosen: argparse.Namespace, folder: Path) -> dict[int, tuple[i
                 run = timed(command)
             graph = start(contenders.FROM_32, *bare)
             graph.ask()
-            for _ in range(3):
-                answer = graph.ask(str(chosen.seconds))
-                rates.append(answer["images"] / answer["seconds"])
+            answer = graph.ask(str(BARE_ROUNDS * chosen.seconds))
+            rates.append(answer["images"] / answer["seconds"])
             graph.end()
         again = [timed(command).seconds for _ in range(7)]
-        results[size] = (rows, run, statistics.median(rates), again)
+        results[size] = (rows, run, statistics.mean(rates), again)
     return results
 
 
@@ -349,7 +350,8 @@ def write(
         f"{ceilings['bfloat16'] / 1e12:.2f} TFLOP/s "
         f"(in float32 {ceilings['float32'] / 1e12:.2f}); the share counts VGG16's multiplications and additions, "
         f"without those on padding, against the faster of them. The picture has that ceiling of direct convolutions, "
-        f"and the bound of Winograd's in float32: the multiplications of F(4 × 4, 3 × 3), without its transforms.",
+        f"and the bound of Winograd's in float32: the fewest multiplications of F(4 × 4, 3 × 3) or F(6 × 6, 3 × 3), "
+        f"without the transforms.",
         "",
         f"![Rates of all contenders](images/benchmark{kind}.png)",
         "",
@@ -363,8 +365,8 @@ def write(
             "### The whole command",
             "",
             "`features` with all taps, from the start of its process to its end, start-up, enlarging, hashing and "
-            "fsync included, against the bare graph (the same images at 32 px, enlarged in the graph) measured before "
-            "and after.",
+            "fsync included, against the bare graph (the same images at 32 px, enlarged in the graph), measured for "
+            f"{BARE_ROUNDS * chosen.seconds:g} s before and as long after.",
             "",
             "| size | images | seconds | images/s | times the classic script | share of the ceiling | bare graph "
             "| share of the bare graph | peak memory | called again (median of 7) |",

@@ -106,12 +106,15 @@ class _Winograd(_BatchInnermost):
         _, height, width, images, channels = maps.shape
         kernel, bias = layer.kernel.numpy(), layer.bias.numpy()
         results = len(bias)
-        if not winograd.suits(height, width, images, channels, results):
+        filtering = winograd.choose(height, width, images, channels, results)
+        if filtering is None:
             return super().compute(layer, maps, after)
         # Averages and halves are taken of what is in the cache; if there is more to take, the whole maps are kept.
         alone = set(layer.poolings) <= {"avg"}
         average, halve = alone and bool(layer.poolings), alone and layer.halve
-        convolution = winograd.Convolution(kernel, bias, self._workers, next(self._turns), halve=halve, average=average)
+        convolution = winograd.Convolution(
+            filtering, kernel, bias, self._workers, next(self._turns), halve=halve, average=average
+        )
 
         def convolve(maps: winograd.Maps) -> list[winograd.Maps]:
             result, *averages = convolution(maps[0])

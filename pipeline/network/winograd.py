@@ -1,13 +1,13 @@
-"""3 × 3 convolutions with a quarter of the multiplications: Winograd's minimal filtering F(4 × 4, 3 × 3).
+"""3 × 3 convolutions with a quarter of the multiplications: Winograd's minimal filtering F(4 × 4, 3 × 3), and F(6 × 6).
 
-A map is cut into tiles of 4 × 4 that are to be computed, each from 6 × 6 pixels. Those and the kernels are transformed,
-their channels multiplied at each of the 36 places by itself, and the sums transformed back:
+A map is cut into tiles that are to be computed, each from a tile that is two pixels larger. Those and the kernels are
+transformed, their channels multiplied at each place of the larger tile by itself, and the sums transformed back:
 
     Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A
 
-36 multiplications for each tile and pair of channels, where the convolution has 144. From Lavin & Gray 2015, "Fast
-algorithms for convolutional neural networks", https://arxiv.org/abs/1509.09308, section 4.1 and 4.3, whose matrices
-these are. What remains are matrix products: of rows as many as tiles and images, which numpy's BLAS computes at the
+36 multiplications for each 4 × 4 pixels and pair of channels, where the convolution has 144; 64 for 6 × 6, where it has
+324. From Lavin & Gray 2015, "Fast algorithms for convolutional neural networks", https://arxiv.org/abs/1509.09308,
+section 4. What remains are matrix products: of rows as many as tiles and images, which numpy's BLAS computes at the
 processor's ceiling, and in threads of Python side by side, as it lets go of the interpreter meanwhile.
 """
 
@@ -18,6 +18,8 @@ import math
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -28,36 +30,67 @@ from pipeline.network import device
 
 Maps = NDArray[np.float32]
 
-TILE, SPAN = 4, 6  # pixels of a tile that is computed, and of what it is computed from, on a side
-_INPUT = np.array(  # Bᵀ
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ],
-    np.float32,
-)
-_KERNEL = np.array(  # G
-    [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]],
-) / np.array([[24.0]])  # fmt: skip
-_OUTPUT = np.array(  # Aᵀ
-    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], np.float32
-)
-# Aᵀ of a matrix that is 1 here and 0 elsewhere is 1 at all of the tile: what a bias is added to.
-_ONES = (1, 1)
-
 ROWS = 512  # of a matrix product: its kernels are read seldom, and what it makes stays in the cache
 # What a multiplication of a product takes, and the transforms of a pixel of a channel, in the time of a multiplication
-# of a direct convolution: fitted to the layers of VGG16 at 32 and 64 pixels, on an Intel Xeon with AVX-512.
+# of a direct convolution: fitted to the layers of VGG16 at 32 and 64 pixels, on an Intel Xeon with AVX-512, for tiles
+# of 4 × 4. They foretell where those of 6 × 6 are faster, too, by some percent at 128 and 224 pixels, by a fifth at 96.
 PRODUCT, TRANSFORM = 1.2, 165
 # Multiplications of a product that OpenBLAS computes from where its factors are. For more it packs them first, which
 # takes longer than to multiply by a matrix of 6 × 6. With fewer rows than 64 it is slow either way.
 UNPACKED, FEW_ROWS = 10**6, 64
 LEAST = 8  # images that go through together: a product of fewer rows may add up in another order
 _ALIGNED = 64  # bytes: TensorFlow takes such memory over without copying it
+
+
+@dataclass(frozen=True, eq=False)
+class Filtering:
+    """One algorithm of the family: F(tile × tile, 3 × 3)."""
+
+    tile: int  # pixels of a tile, on a side
+    input: Maps  # Bᵀ (span, span), where span is tile + 2: the pixels that a tile is computed from, on a side
+    kernel: NDArray[np.float64]  # G (span, 3)
+    output: Maps  # Aᵀ (tile, span)
+
+    @property
+    def span(self) -> int:
+        """Pixels that a tile is computed from, on a side."""
+        return len(self.input)
+
+    def tiles(self, side: int) -> int:
+        """Tiles that cover a side of a map; the last may overhang."""
+        return -(-side // self.tile)
+
+    def cost(self, height: int, width: int, channels: int, results: int) -> float:
+        """What a convolution of maps takes, in the time of a multiplication of a direct one, for each image."""
+        tile = PRODUCT * self.span**2 * channels * results + TRANSFORM * self.tile**2 * (channels + results)
+        return tile * self.tiles(height) * self.tiles(width)
+
+    def columns(self, values: Maps) -> Maps:
+        """Values (place, ..., number) as matrices (..., piece, place, number of the piece), to multiply the places."""
+        place, *middle, numbers = values.shape
+        pieces = _pieces(numbers, UNPACKED // self.span**2)
+        return np.moveaxis(values.reshape(place, *middle, pieces, -1), 0, -2)
+
+
+def _filtering(*points: float) -> Filtering:
+    """Make the algorithm that evaluates polynomials at some points and at infinity, by Toom and Cook, transposed.
+
+    The second point is 1, see ``_ONES``. Rows of Bᵀ and G are scaled so that those of Bᵀ are simple fractions.
+    """
+    span, finite = len(points) + 1, np.array(points)
+
+    def powers(count: int) -> NDArray[np.float64]:
+        return np.vstack([np.vander(finite, count, increasing=True), np.eye(count)[-1:]])
+
+    differences = finite[:, np.newaxis] - finite + np.eye(len(points))
+    scale = np.append(differences.prod(axis=1), 1)[:, np.newaxis]
+    inputs = (np.linalg.inv(powers(span)).T * scale).round(9)
+    return Filtering(span - 2, inputs.astype(np.float32), powers(3) / scale, powers(span - 2).T.astype(np.float32))
+
+
+FILTERINGS = _filtering(0, 1, -1, 2, -2), _filtering(0, 1, -1, 2, -2, 1 / 2, -1 / 2)
+# Aᵀ of a matrix that is 1 here and 0 elsewhere is 1 at all of the tile: what a bias is added to.
+_ONES = (1, 1)
 
 
 def is_of_use() -> bool:
@@ -72,19 +105,15 @@ def is_of_use() -> bool:
     return not flags >= device.AVX512 or bool(kinds & {"SkylakeX", "Cooperlake", "SapphireRapids"})
 
 
-def suits(height: int, width: int, images: int, channels: int, results: int) -> bool:
-    """Whether a convolution of so many channels, to so many, takes less time so than directly.
+def choose(height: int, width: int, images: int, channels: int, results: int) -> Filtering | None:
+    """The algorithm by which a convolution of so many channels, to so many, takes least time; None for the direct one.
 
     Counted in multiplications of the direct one, which has none for what lies outside of a map; tiles have, and need
     not be full either.
     """
     direct = (3 * height - 2) * (3 * width - 2) * channels * results
-    tile = PRODUCT * SPAN**2 * channels * results + TRANSFORM * TILE**2 * (channels + results)
-    return images % LEAST == 0 and direct > tile * _tiles(height) * _tiles(width)
-
-
-def _tiles(side: int) -> int:
-    return -(-side // TILE)
+    costs = [filtering.cost(height, width, channels, results) for filtering in FILTERINGS]
+    return FILTERINGS[costs.index(min(costs))] if images % LEAST == 0 and min(costs) < direct else None
 
 
 class Workers:
@@ -118,7 +147,7 @@ class Workers:
             self._places[turn] = _aligned(size)
         return self._places[turn][:size].reshape(shape)
 
-    def steps(self, *shape: int) -> _Steps:
+    def steps(self, *shape: Any) -> _Steps:
         """Memory of this thread for the steps of a convolution, with whatever it was left with."""
         mine = self._local.__dict__
         if mine.get("shape") != shape:  # most often it is that of the last item
@@ -139,6 +168,8 @@ class Convolution:
 
     Parameters
     ----------
+    filtering : Filtering
+        The algorithm.
     kernel : ndarray, float32 (3, 3, channels, channels of the result)
     bias : ndarray, float32 (channels of the result,)
     workers : Workers
@@ -152,12 +183,14 @@ class Convolution:
     """
 
     def __init__(
-        self, kernel: Maps, bias: Maps, workers: Workers, turn: int = 0, *, halve: bool = False, average: bool = False
-    ) -> None:
+        self, filtering: Filtering, kernel: Maps, bias: Maps, workers: Workers, turn: int = 0, *, halve: bool = False,
+        average: bool = False,
+    ) -> None:  # fmt: skip
         _, _, channels, results = kernel.shape
-        both = np.kron(_KERNEL, _KERNEL).astype(np.float32)  # G g Gᵀ of all kernels by one matrix product
-        self._kernels = (both @ kernel.reshape(9, -1)).reshape(SPAN, SPAN, channels, results)
-        self._bias, self._workers, self._turn = bias, workers, turn
+        # G g Gᵀ of all kernels by one matrix product
+        both = np.kron(filtering.kernel, filtering.kernel).astype(np.float32)
+        self._kernels = (both @ kernel.reshape(9, -1)).reshape(filtering.span, filtering.span, channels, results)
+        self._filtering, self._bias, self._workers, self._turn = filtering, bias, workers, turn
         self._halve, self._average = halve, average
 
     def __call__(self, maps: Maps) -> list[Maps]:
@@ -168,46 +201,49 @@ class Convolution:
         """
         height, width, images, _ = maps.shape
         step, results = 1 + self._halve, self._kernels.shape[-1]
+        down, across = self._filtering.tiles(height), self._filtering.tiles(width)
         result = self._workers.place(self._turn, height // step, width // step, images, results)
         # Each line of tiles has sums of its own, so that they add up in the same order whatever is computed together.
-        sums = np.empty((_tiles(height) if self._average else 0, images, results), np.float32)
+        sums = np.empty((down if self._average else 0, images, results), np.float32)
 
-        together = self._workers.images_together(images, _tiles(width))
-        lines = max(1, ROWS // (together * _tiles(width)))
+        together = self._workers.images_together(images, across)
+        lines = max(1, ROWS // (together * across))
 
         def work(some: slice, lines: slice) -> None:
             self._convolve(maps[:, :, some], result[:, :, some], sums[:, some], lines)
 
-        self._workers.run(work, itertools.product(_slices(images, together), _slices(_tiles(height), lines)))
+        self._workers.run(work, itertools.product(_slices(images, together), _slices(down, lines)))
         return [result, sums.sum(axis=0) / np.float32(height * width)] if self._average else [result]
 
     def _convolve(self, maps: Maps, result: Maps, sums: Maps, lines: slice) -> None:
         """Compute some lines of tiles. Images and channels are one axis where each is by itself."""
         height, width, images, channels = maps.shape
-        steps = self._workers.steps(lines.stop - lines.start, width, images, channels, result.shape[3])
+        filtering = self._filtering
+        tile, span, columns = filtering.tile, filtering.span, filtering.columns
+        steps = self._workers.steps(filtering, lines.stop - lines.start, width, images, channels, result.shape[3])
         # Bᵀ d, along the height; what is above and below a map is left out.
         for tall, line in zip(steps.tall, range(lines.start, lines.stop), strict=True):
-            top = TILE * line - 1
-            first, last = max(0, -top), min(SPAN, height - top)
+            top = tile * line - 1
+            first, last = max(0, -top), min(span, height - top)
             seen = maps[top + first : top + last].reshape(last - first, width, -1)
-            np.matmul(_INPUT[:, first:last], _columns(seen), out=tall)
-        # One of six lines of places at a time, so that what a step makes is in the cache when the next one takes it.
-        for i in range(SPAN):
-            np.matmul(_INPUT, steps.tiles[i], out=steps.place)  # (Bᵀ d) B, along the width
+            np.matmul(filtering.input[:, first:last], columns(seen), out=tall)
+        # One line of places at a time, so that what a step makes is in the cache when the next one takes it.
+        for i in range(span):
+            np.matmul(filtering.input, steps.tiles[i], out=steps.place)  # (Bᵀ d) B, along the width
             # all channels, at each place by itself
             np.matmul(steps.rows, self._kernels[i, :, np.newaxis], out=steps.products)
             if i == _ONES[0]:
                 steps.sums[_ONES[1]] += self._bias
-            np.matmul(_OUTPUT, steps.sum_columns, out=steps.wide_columns[i])  # m A, along the width
+            np.matmul(filtering.output, steps.sum_columns, out=steps.wide_columns[i])  # m A, along the width
         for wide, line in zip(steps.wide, range(lines.start, lines.stop), strict=True):
-            np.matmul(_OUTPUT, wide, out=steps.made)  # Aᵀ (m A), along the height
-            whole = steps.whole[: height - TILE * line]
-            there = whole if self._halve else result[TILE * line :][:TILE]
+            np.matmul(filtering.output, wide, out=steps.made)  # Aᵀ (m A), along the height
+            whole = steps.whole[: height - tile * line]
+            there = whole if self._halve else result[tile * line :][:tile]
             np.maximum(whole, 0, out=there)
             if self._average:
                 np.add.reduce(there, axis=(0, 1), out=sums[line])
             if self._halve:
-                there = result[TILE // 2 * line :][: TILE // 2]
+                there = result[tile // 2 * line :][: tile // 2]
                 end = 2 * len(there)
                 higher = np.maximum(whole[:end:2], whole[1:end:2], out=whole[:end:2])
                 end = width - width % 2
@@ -221,35 +257,33 @@ def _slices(total: int, step: int) -> list[slice]:
 class _Steps:
     """Memory of a thread for what the steps make of some lines of tiles, as each step has it or takes it."""
 
-    def __init__(self, memory: Callable[..., Maps], lines: int, width: int, images: int, channels: int, results: int):
-        across = _tiles(width)
+    def __init__(
+        self, memory: Callable[..., Maps], filtering: Filtering, lines: int, width: int, images: int, channels: int,
+        results: int,
+    ) -> None:  # fmt: skip
+        tile, span, columns = filtering.tile, filtering.span, filtering.columns
+        across = filtering.tiles(width)
         rows, together = lines * across * images, images * channels
-        tall = memory("tall", SPAN, lines, TILE * across + 2, together)
+        tall = memory("tall", span, lines, tile * across + 2, together)
         tall[:, :, 0] = tall[:, :, width + 1 :] = 0  # what is left and right of a map
-        self.tall = [_columns(tall[:, i, 1 : width + 1]) for i in range(lines)]
+        self.tall = [columns(tall[:, i, 1 : width + 1]) for i in range(lines)]
         _, line, pixel, number = tall.strides
-        shape, strides = (SPAN, lines, across, together), (pixel, line, TILE * pixel, number)
-        self.tiles = [_columns(as_strided(place, shape, strides)) for place in tall]  # of which neighbours overlap
-        self.pixels = memory("pixels", SPAN, rows, channels)
-        self.place = _columns(self.pixels.reshape(SPAN, lines, across, together))
-        self.sums = memory("sums", SPAN, rows, results)
+        shape, strides = (span, lines, across, together), (pixel, line, tile * pixel, number)
+        self.tiles = [columns(as_strided(place, shape, strides)) for place in tall]  # of which neighbours overlap
+        self.pixels = memory("pixels", span, rows, channels)
+        self.place = columns(self.pixels.reshape(span, lines, across, together))
+        self.sums = memory("sums", span, rows, results)
         most = UNPACKED // (channels * results)
         pieces = _pieces(rows, most) if most >= FEW_ROWS else 1
-        self.rows = self.pixels.reshape(SPAN, pieces, -1, channels)
-        self.products = self.sums.reshape(SPAN, pieces, -1, results)
-        self.sum_columns = _columns(self.sums.reshape(SPAN, -1))
-        wide = memory("wide", SPAN, TILE, lines, across, images * results)
-        self.wide_columns = [_columns(place.reshape(TILE, -1)) for place in wide]
-        self.wide = [_columns(wide[:, :, i]) for i in range(lines)]
-        made = memory("made", TILE, across, TILE, images * results)
-        self.made = _columns(made.swapaxes(1, 2))
-        self.whole = made.reshape(TILE, TILE * across, images, results)[:, :width]
-
-
-def _columns(values: Maps) -> Maps:
-    """Values (place, ..., number) as matrices (..., piece, place, number of the piece), whose places are multiplied."""
-    place, *middle, numbers = values.shape
-    return np.moveaxis(values.reshape(place, *middle, _pieces(numbers, UNPACKED // SPAN**2), -1), 0, -2)
+        self.rows = self.pixels.reshape(span, pieces, -1, channels)
+        self.products = self.sums.reshape(span, pieces, -1, results)
+        self.sum_columns = columns(self.sums.reshape(span, -1))
+        wide = memory("wide", span, tile, lines, across, images * results)
+        self.wide_columns = [columns(place.reshape(tile, -1)) for place in wide]
+        self.wide = [columns(wide[:, :, i]) for i in range(lines)]
+        made = memory("made", tile, across, tile, images * results)
+        self.made = columns(made.swapaxes(1, 2))
+        self.whole = made.reshape(tile, tile * across, images, results)[:, :width]
 
 
 def _pieces(total: int, most: int) -> int:
