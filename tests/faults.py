@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ import pictures
 
 from pipeline import cli
 from pipeline.common import atomic, bar
+from pipeline.data import digits
 from pipeline.features import extract, layout, parts, store
 from pipeline.network import compile as compiling
 from pipeline.network import weights
@@ -131,7 +132,9 @@ class Points:
         return wrapped
 
 
+# Loaded once, for all children.
 random_weights = cache(weights.random_weights)
+_digits = cache(partial(digits.load_digits, Path(), download=False))
 
 
 def cheap_network(taps: tuple[str, ...]) -> Callable[[list[np.ndarray]], dict[str, np.ndarray]]:
@@ -155,8 +158,8 @@ def install(act: Act, delay: Callable[[], None] = lambda: None) -> Points:
         delay()
         return cheap_network(taps)
 
-    random = random_weights()
-    weights.random_weights = lambda: random
+    weights.random_weights = random_weights
+    digits.load_digits = lambda *_, **__: _digits()
     compiling.make_extractor = make
     parts.PART_ROWS = PART_ROWS
     return points
@@ -188,7 +191,8 @@ def work_of(
     images: Path | None = None,
 ) -> Callable[[], int]:
     """Stage one as a work for a child process, with something happening at its points."""
-    random_weights()  # once, for all children
+    random_weights()
+    _digits()
 
     def work() -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
