@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import faults
 import pytest
 from conftest import DATA_DIR, ROOT, Run
 
@@ -58,13 +57,7 @@ def test_cifar10_interrupted_resumed_and_trained(run: Run, tmp_path: Path) -> No
     assert "going on where an earlier run stopped" in done.stderr
     assert "images/s" in done.stdout
     (path,) = (tmp_path / "features").iterdir()
-    resumed = store.verify(path)
-    assert resumed.rows == {"train": 1250, "test": 1250}
-
-    whole = run("features", *flags, "--features-dir", tmp_path / "undisturbed")
-    assert whole.returncode == 0, whole.stderr
-    other = store.verify(tmp_path / "undisturbed" / path.name)
-    assert faults.same(*(faults.arrays_in(cache.path) for cache in (resumed, other))), "bit for bit"
+    assert store.verify(path).rows == {"train": 1250, "test": 1250}
 
     where = [*places(tmp_path), "--curve-seeds", "1"]
     done = run("train", *flags, "--C", "0.003", *where)
