@@ -359,7 +359,7 @@ def test_train(few: Path, tmp_path: Path, classifier: str, call: Run) -> None:
         assert all((folder / name).read_bytes().startswith(b"%PDF") for name in run_folder.PRINTS)
         assert "nothing to compute" in call(*flags, "--figures", "pdf").stderr
         before = (folder / "metrics.json").read_bytes()
-        assert call(*flags, "--force", "--alpha", "2").returncode == 0
+        assert call(*flags, "--alpha", "2", *QUICK).returncode == 0
         assert len(list((tmp_path / "output").glob("*/metrics.json"))) == 2, "another option is another run"
         assert (folder / "metrics.json").read_bytes() == before
 
