@@ -34,7 +34,7 @@ import scaling
 
 from pipeline.common.errors import UserError
 from pipeline.data import datasets
-from pipeline.network import device
+from pipeline.network import device, winograd
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -49,7 +49,7 @@ CLASSIC = "keras predict, float32"
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}  # relative L2 difference from float32; ours are rounded to float16
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of CIFAR-10's 60,000 images
 ROWS = 60_000
-BARE_ROUNDS = 15  # how often the seconds of a round: the command takes minutes, in which a machine's speed may change
+BARE_ROUNDS = 15  # for as many rounds' seconds: the command takes minutes, in which a machine's speed may change
 
 
 @dataclass
@@ -158,7 +158,7 @@ def operations(size: int, fewest: bool = False) -> float:
     for layer, out in CONV_LAYERS.items():
         side = size >> (int(layer[5]) - 1)
         pairs = (3 * side - 2) ** 2
-        tiles = [(tile + 2) ** 2 * (-(-side // tile)) ** 2 for tile in (4, 6)]
+        tiles = [(each.span * each.tiles(side)) ** 2 for each in winograd.FILTERINGS]
         total += 2 * (min(pairs, *tiles) if fewest else pairs) * channels * out
         channels = out
     return total

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import faults
 import pytest
 from conftest import DATA_DIR, ROOT, Run
 
@@ -40,7 +41,7 @@ def test_demo(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.weights
 @pytest.mark.data
-def test_cifar10_interrupted_resumed_and_trained(run: Run, tmp_path: Path) -> None:
+def test_cifar10_interrupted_resumed_and_trained(run: Run, call: Run, tmp_path: Path) -> None:
     """The first 1,250 rows of each split at 32 px, stopped once on the way."""
     flags = ["--data-dir", str(DATA_DIR), "--image-size", "32", "--limit", "1250"]
     command = [sys.executable, "-m", "pipeline", "features", *flags, "--features-dir", str(tmp_path / "features")]
@@ -57,7 +58,13 @@ def test_cifar10_interrupted_resumed_and_trained(run: Run, tmp_path: Path) -> No
     assert "going on where an earlier run stopped" in done.stderr
     assert "images/s" in done.stdout
     (path,) = (tmp_path / "features").iterdir()
-    assert store.verify(path).rows == {"train": 1250, "test": 1250}
+    resumed = store.verify(path)
+    assert resumed.rows == {"train": 1250, "test": 1250}
+
+    whole = call("features", *flags, "--features-dir", tmp_path / "undisturbed")
+    assert whole.returncode == 0, whole.stderr
+    other = store.verify(tmp_path / "undisturbed" / path.name)
+    assert faults.same(*(faults.arrays_in(cache.path) for cache in (resumed, other))), "bit for bit"
 
     where = [*places(tmp_path), "--curve-seeds", "1"]
     done = run("train", *flags, "--C", "0.003", *where)

@@ -263,11 +263,13 @@ def test_gpus_that_tensorflow_sees(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_keras_is_not_loaded_and_can_be_later() -> None:
-    """TensorFlow loads it by itself, which takes seconds."""
+    """TensorFlow loads it by itself, which takes seconds; also where two threads begin at the same time."""
     code = (
-        "import sys; from pipeline.network import compile, device, weights; layers = weights.random_weights().layers;"
+        "import sys; from multiprocessing.pool import ThreadPool;"
+        "from pipeline.network import compile, device, weights; layers = weights.random_weights().layers;"
         "plan = device.Plan('CPU:0', 'the processor', 'float32', 4);"
-        "compile.make_extractor(layers, plan=plan, taps=['block1_conv1.avg'], image_size=32, view='plain');"
+        "wanted = dict(plan=plan, taps=['block1_conv1.avg'], image_size=32, view='plain');"
+        "ThreadPool(2).map(lambda _: compile.make_extractor(layers, **wanted), range(2));"
         "assert not {'keras', 'sklearn'} & set(sys.modules);"
         "import tensorflow as tf; from tensorflow.keras import layers, optimizers;"
         "tf.keras.Sequential([layers.Input((3,)), layers.Dense(2)]).compile(optimizers.Adam(), 'mse')"

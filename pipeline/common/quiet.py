@@ -33,15 +33,19 @@ def interrupts_later() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+_one_at_a_time = threading.RLock()
+
+
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
     """Hold back what native code writes to stderr in the block; show it only if the block fails.
 
-    TensorFlow's C++ side greets before any of its log levels apply.
+    TensorFlow's C++ side greets before any of its log levels apply. There is one stderr for all threads, so another
+    that comes to such a block waits.
     """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as spool:
+    with _one_at_a_time, tempfile.TemporaryFile() as spool:
+        sys.stderr.flush()
+        kept = os.dup(2)
         os.dup2(spool.fileno(), 2)
         try:
             yield

@@ -31,12 +31,13 @@ def _loading_tensorflow() -> Iterator[None]:
     half of the time, for nothing that is used here. Without them it goes on; who wants Keras later still gets it.
     """
     spared = "keras.src.optimizers"
-    sys.modules.setdefault(spared, None)  # type: ignore[arg-type]
+    if "tensorflow" not in sys.modules:
+        sys.modules.setdefault(spared, None)  # type: ignore[arg-type]
     try:
         with interrupts_later():
             yield
     finally:
-        if sys.modules[spared] is None:
+        if sys.modules.get(spared, spared) is None:
             del sys.modules[spared]
 
 

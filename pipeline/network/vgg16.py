@@ -111,19 +111,20 @@ class Extractor:
 
     def _compile(self, direct: bool = False) -> None:
         """Set the graph up, with direct convolutions or with whatever is fastest."""
-        layout = choose_layout(
-            self._size, self.batch_size, precision=self._precision, device=self._device, direct=direct
-        )
+        with self._memory_errors():  # kernels of Winograd's convolutions take some hundred megabytes
+            layout = choose_layout(
+                self._size, self.batch_size, precision=self._precision, device=self._device, direct=direct
+            )
+            with tf.device(self._device):
+                weights = _weights(self._layers, self._taps, tf.dtypes.as_dtype(self._precision))
+            # Weights are captured, not constants of the graph: to fold those takes longer than it saves. Traced at
+            # once, it captures only those that are convolved directly, and the others are let go.
+            self._network = tf.function(
+                lambda pixels: _network(pixels, weights, self._taps, layout),
+                input_signature=[tf.TensorSpec((self.batch_size, self._size, self._size, 3), tf.float32)],
+                autograph=False,
+            ).get_concrete_function()
         self._direct = layout.direct
-        with tf.device(self._device):
-            weights = _weights(self._layers, self._taps, tf.dtypes.as_dtype(self._precision))
-        # Weights are captured, not constants of the graph: to fold those takes longer than it saves. Traced at once, it
-        # captures only those that are convolved directly, and the others are let go.
-        self._network = tf.function(
-            lambda pixels: _network(pixels, weights, self._taps, layout),
-            input_signature=[tf.TensorSpec((self.batch_size, self._size, self._size, 3), tf.float32)],
-            autograph=False,
-        ).get_concrete_function()
 
     def _resized(self, images: tf.Tensor) -> tf.Tensor:
         size = (self._size, self._size)

@@ -47,14 +47,10 @@ class Filtering:
     """One algorithm of the family: F(tile × tile, 3 × 3)."""
 
     tile: int  # pixels of a tile, on a side
-    input: Maps  # Bᵀ (span, span), where span is tile + 2: the pixels that a tile is computed from, on a side
+    span: int  # and of what it is computed from: two more
+    input: Maps  # Bᵀ (span, span)
     kernel: NDArray[np.float64]  # G (span, 3)
     output: Maps  # Aᵀ (tile, span)
-
-    @property
-    def span(self) -> int:
-        """Pixels that a tile is computed from, on a side."""
-        return len(self.input)
 
     def tiles(self, side: int) -> int:
         """Tiles that cover a side of a map; the last may overhang."""
@@ -84,8 +80,8 @@ def _filtering(*points: float) -> Filtering:
 
     differences = finite[:, np.newaxis] - finite + np.eye(len(points))
     scale = np.append(differences.prod(axis=1), 1)[:, np.newaxis]
-    inputs = (np.linalg.inv(powers(span)).T * scale).round(9)
-    return Filtering(span - 2, inputs.astype(np.float32), powers(3) / scale, powers(span - 2).T.astype(np.float32))
+    inputs, outputs = (np.linalg.inv(powers(span)).T * scale).round(9), powers(span - 2).T
+    return Filtering(span - 2, span, inputs.astype(np.float32), powers(3) / scale, outputs.astype(np.float32))
 
 
 FILTERINGS = _filtering(0, 1, -1, 2, -2), _filtering(0, 1, -1, 2, -2, 1 / 2, -1 / 2)
